@@ -1,0 +1,1 @@
+"""safetensors in and out. Knows nothing of Qwen3."""

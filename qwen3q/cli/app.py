@@ -1,0 +1,88 @@
+"""The ``qwen3q`` command: a table of verbs, each imported when it is called."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from qwen3q import __version__
+from qwen3q.errors import Qwen3qError
+
+VERBS = {
+    "models": "The Qwen3 releases: sizes, shapes and names.",
+    "inspect": "What a model, folder or file holds.",
+    "download": "Fetch a model from the Hub.",
+    "quantize": "Turn a model into smaller formats.",
+    "eval": "Measure what a quantization cost.",
+    "chat": "Talk with a model in the terminal.",
+    "doctor": "What works on this machine, and how to get what does not.",
+    "demo": "The whole path on the embedded demo model.",
+}
+"""Verb and summary; the code is ``qwen3q.cli.<verb>.register(app)``."""
+
+INTERRUPTED = 130
+
+
+def build_app(arguments: Sequence[str]) -> typer.Typer:
+    """The command line for ``arguments``.
+
+    Only the verb they call is imported, so ``--help`` stays fast; shell completion gets them all.
+    """
+    app = typer.Typer(
+        name="qwen3q",
+        help="Run Qwen3 on the hardware you own.",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_options)
+    called = next((word for word in arguments if not word.startswith("-")), None)
+    completing = any(name.startswith("_QWEN3Q_COMPLETE") for name in os.environ)
+    for verb, summary in VERBS.items():
+        if verb == called or completing:
+            importlib.import_module(f"qwen3q.cli.{verb}").register(app)
+        else:
+            app.command(verb, help=summary)(_other_verb)
+    return app
+
+
+def main() -> None:
+    """Entry point: runs the command line and turns failures into a sentence and an exit code."""
+    try:
+        build_app(sys.argv[1:])()
+    except Qwen3qError as error:
+        _explain(error)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        sys.exit(0)
+
+
+def _explain(error: Qwen3qError) -> None:
+    sys.stderr.write(f"qwen3q: {error.message}\n")
+    if error.hint:
+        sys.stderr.write(f"{error.hint}\n")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"qwen3q {__version__}")
+        raise typer.Exit
+
+
+def _options(
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Print the version."
+    ),
+) -> None:
+    pass
+
+
+def _other_verb() -> None:
+    """Stands in for a verb that this call does not run."""

@@ -1,0 +1,54 @@
+"""Every failure a user can cause: one sentence, the next step, an exit code.
+
+The command line prints ``message`` and ``hint`` and exits with ``exit_code``;
+nothing below it prints or exits.
+"""
+
+from __future__ import annotations
+
+
+class Qwen3qError(Exception):
+    """A failure with a sentence for the user.
+
+    Attributes:
+        message: what is wrong, with the offending name and value.
+        hint: the next step, or an empty string.
+        exit_code: what the command line exits with.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(Qwen3qError):
+    """An argument that can't be used."""
+
+    exit_code = 2
+
+
+class SourceError(Qwen3qError):
+    """A model that can't be found or downloaded."""
+
+
+class ModelError(Qwen3qError):
+    """A config or tensor list that is no Qwen3."""
+
+
+class CheckpointError(Qwen3qError):
+    """A weights file that is broken, unsafe or not finite."""
+
+
+class DiskError(Qwen3qError):
+    """Too little room, or a target that can't be written."""
+
+
+class LlamaError(Qwen3qError):
+    """llama.cpp refused; the message carries its own reason."""
+
+
+class MissingPackageError(Qwen3qError):
+    """An optional package that this verb needs is not installed."""

@@ -1,0 +1,1 @@
+"""What a quantization cost, measured."""

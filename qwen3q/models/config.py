@@ -1,0 +1,223 @@
+"""A Qwen3's ``config.json``, in the 4.x and 5.x spellings of transformers, dense and MoE."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qwen3q.errors import ModelError
+
+MODEL_TYPES = ("qwen3", "qwen3_moe")
+
+
+@dataclass(frozen=True, slots=True)
+class Yarn:
+    """YaRN context extension (Peng et al., 2023, arXiv 2309.00071)."""
+
+    factor: float
+    original_max_position_embeddings: int
+
+
+@dataclass(frozen=True, slots=True)
+class Qwen3Config:
+    """The shape of one Qwen3, dense when ``num_experts`` is 0.
+
+    ``head_dim * num_attention_heads`` need not equal ``hidden_size``; in most Qwen3 it does not.
+    """
+
+    model_type: str
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    intermediate_size: int
+    vocab_size: int
+    tie_word_embeddings: bool
+    max_position_embeddings: int
+    rope_theta: float
+    rms_norm_eps: float
+    num_experts: int = 0
+    num_experts_per_tok: int = 0
+    moe_intermediate_size: int = 0
+    norm_topk_prob: bool = True
+    decoder_sparse_step: int = 1
+    mlp_only_layers: tuple[int, ...] = ()
+    yarn: Yarn | None = None
+    bos_token_id: int | None = None
+    eos_token_ids: tuple[int, ...] = ()
+    dtype: str = "bfloat16"
+
+    @property
+    def is_moe(self) -> bool:
+        return self.num_experts > 0
+
+    @property
+    def q_size(self) -> int:
+        """Output features of q_proj, input features of o_proj."""
+        return self.num_attention_heads * self.head_dim
+
+    @property
+    def kv_size(self) -> int:
+        """Output features of k_proj and of v_proj."""
+        return self.num_key_value_heads * self.head_dim
+
+    def is_moe_layer(self, layer: int) -> bool:
+        """Whether decoder layer ``layer`` routes to experts (transformers' Qwen3MoeDecoderLayer)."""
+        return (
+            self.is_moe
+            and layer not in self.mlp_only_layers
+            and (layer + 1) % self.decoder_sparse_step == 0
+        )
+
+
+def read_config(folder: Path) -> Qwen3Config:
+    """Reads ``folder/config.json``.
+
+    Raises:
+        ModelError: no such file, not JSON, or not a Qwen3 that this toolkit knows.
+    """
+    return parse_config(read_config_json(folder), where=str(folder / "config.json"))
+
+
+def read_config_json(folder: Path) -> dict[str, Any]:
+    """The raw ``config.json`` of a model folder."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ModelError(
+            f"{folder} has no config.json, so it is no model folder.",
+            "Give a folder that holds config.json, tokenizer.json and *.safetensors.",
+        )
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ModelError(f"{path} is not valid JSON: {error}.", "Download it again.") from None
+    if not isinstance(raw, dict):
+        raise ModelError(f"{path} holds a {type(raw).__name__}, not an object.")
+    return raw
+
+
+def parse_config(raw: Mapping[str, Any], where: str = "config.json") -> Qwen3Config:
+    """Builds a config from the JSON object of ``config.json``.
+
+    Raises:
+        ModelError: names the first key that is missing, has the wrong type, or does not fit.
+    """
+    model_type = raw.get("model_type")
+    if model_type not in MODEL_TYPES:
+        raise ModelError(
+            f"{where} has model_type {model_type!r}, which is not Qwen3.",
+            f"qwen3q reads model_type {' and '.join(MODEL_TYPES)} (text models).",
+        )
+    fields = _Fields(raw, where)
+    moe = model_type == "qwen3_moe"
+    hidden_size = fields.positive("hidden_size")
+    heads = fields.positive("num_attention_heads")
+    rope = _rope_parameters(raw)
+    config = Qwen3Config(
+        model_type=model_type,
+        hidden_size=hidden_size,
+        num_hidden_layers=fields.positive("num_hidden_layers"),
+        num_attention_heads=heads,
+        num_key_value_heads=fields.positive("num_key_value_heads", default=heads),
+        head_dim=fields.positive("head_dim", default=128),
+        intermediate_size=fields.positive("intermediate_size"),
+        vocab_size=fields.positive("vocab_size"),
+        tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
+        max_position_embeddings=fields.positive("max_position_embeddings", default=32768),
+        rope_theta=fields.number("rope_theta", rope.get("rope_theta", raw.get("rope_theta", 1e6))),
+        rms_norm_eps=fields.number("rms_norm_eps", raw.get("rms_norm_eps", 1e-6)),
+        num_experts=fields.positive("num_experts", "num_local_experts") if moe else 0,
+        num_experts_per_tok=fields.positive("num_experts_per_tok") if moe else 0,
+        moe_intermediate_size=fields.positive("moe_intermediate_size") if moe else 0,
+        norm_topk_prob=bool(raw.get("norm_topk_prob", False)) if moe else True,
+        decoder_sparse_step=fields.positive("decoder_sparse_step", default=1),
+        mlp_only_layers=tuple(raw.get("mlp_only_layers") or ()),
+        yarn=_yarn(rope, fields),
+        bos_token_id=raw.get("bos_token_id"),
+        eos_token_ids=token_ids(raw.get("eos_token_id")),
+        dtype=str(raw.get("dtype") or raw.get("torch_dtype") or "bfloat16"),
+    )
+    _check(config, raw, where)
+    return config
+
+
+def token_ids(value: int | list[int] | None) -> tuple[int, ...]:
+    """An ``eos_token_id``, which is one id, a list of ids or absent, as a tuple."""
+    if value is None:
+        return ()
+    return tuple(value) if isinstance(value, list) else (value,)
+
+
+@dataclass(frozen=True, slots=True)
+class _Fields:
+    raw: Mapping[str, Any]
+    where: str
+
+    def positive(self, *names: str, default: int | None = None) -> int:
+        """The first of ``names`` that is present, a positive int."""
+        for name in names:
+            value = self.raw.get(name)
+            if value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+                raise ModelError(f"{self.where}: {name} is {value!r}, not a positive whole number.")
+            return value
+        if default is None:
+            raise ModelError(f"{self.where} has no {names[0]}.")
+        return default
+
+    def number(self, name: str, value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+            raise ModelError(f"{self.where}: {name} is {value!r}, not a positive number.")
+        return float(value)
+
+
+def _rope_parameters(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    """5.x nests everything in ``rope_parameters``; 4.x has ``rope_scaling`` and a flat theta."""
+    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    return rope if isinstance(rope, Mapping) else {}
+
+
+def _yarn(rope: Mapping[str, Any], fields: _Fields) -> Yarn | None:
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind == "default":
+        return None
+    if kind != "yarn":
+        raise ModelError(
+            f"{fields.where}: RoPE type {kind!r} is not one Qwen3 uses.", "Known: default, yarn."
+        )
+    return Yarn(
+        factor=fields.number("rope factor", rope.get("factor")),
+        original_max_position_embeddings=int(
+            rope.get("original_max_position_embeddings")
+            or fields.positive("max_position_embeddings", default=32768)
+        ),
+    )
+
+
+def _check(config: Qwen3Config, raw: Mapping[str, Any], where: str) -> None:
+    if config.num_attention_heads % config.num_key_value_heads:
+        raise ModelError(
+            f"{where}: num_attention_heads {config.num_attention_heads} is no multiple of "
+            f"num_key_value_heads {config.num_key_value_heads}."
+        )
+    if config.head_dim % 2:
+        raise ModelError(f"{where}: head_dim {config.head_dim} is odd, so RoPE can't pair it.")
+    if config.num_experts_per_tok > config.num_experts:
+        raise ModelError(
+            f"{where}: num_experts_per_tok {config.num_experts_per_tok} is more than "
+            f"num_experts {config.num_experts}."
+        )
+    if raw.get("attention_bias"):
+        raise ModelError(f"{where}: attention_bias is true; no Qwen3 release has attention biases.")
+    if raw.get("use_sliding_window"):
+        raise ModelError(f"{where}: use_sliding_window is true; no Qwen3 release uses it.")
+    if raw.get("hidden_act", "silu") != "silu":
+        raise ModelError(f"{where}: hidden_act is {raw['hidden_act']!r}; Qwen3 uses silu.")
+    bad = [i for i in config.mlp_only_layers if not isinstance(i, int) or i < 0]
+    if bad:
+        raise ModelError(f"{where}: mlp_only_layers holds {bad[0]!r}, not a layer index.")

@@ -1,0 +1,1 @@
+"""What a quantization will write, tensor by tensor, before a weight is read."""

@@ -1,0 +1,1 @@
+"""Plans executed: algorithms and the streams that feed them."""
