@@ -66,7 +66,7 @@ class Qwen3Config:
         return self.num_key_value_heads * self.head_dim
 
     def is_moe_layer(self, layer: int) -> bool:
-        """Whether decoder layer ``layer`` routes to experts (transformers' Qwen3MoeDecoderLayer)."""
+        """Whether decoder layer ``layer`` routes to experts, as transformers decides it."""
         return (
             self.is_moe
             and layer not in self.mlp_only_layers

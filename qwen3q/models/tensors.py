@@ -50,16 +50,14 @@ class TensorSpec:
 
     @property
     def is_linear(self) -> bool:
-        """A decoder linear: what weight quantization is for. Never the router, norms or embeddings."""
+        """A decoder linear, what quantization is for: never router, norms or embeddings."""
         return self.role in LINEAR_ROLES
 
 
 def model_tensors(config: Qwen3Config) -> list[TensorSpec]:
     """All tensors of a checkpoint with this config, in forward order."""
     out = [
-        TensorSpec(
-            "model.embed_tokens.weight", (config.vocab_size, config.hidden_size), Role.EMBED
-        )
+        TensorSpec("model.embed_tokens.weight", (config.vocab_size, config.hidden_size), Role.EMBED)
     ]
     for layer in range(config.num_hidden_layers):
         out.extend(layer_tensors(config, layer))

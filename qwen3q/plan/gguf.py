@@ -76,7 +76,9 @@ def plan_gguf(
         chosen = choose_type(context, spec.role, spec.layer, shape[-1], len(shape) == 3)
         rows = sum(s.numel for s in specs) // shape[-1]
         tensors.append(
-            PlannedTensor(name, chosen.name, shape, rows * chosen.row_bytes(shape[-1]), tuple(specs))
+            PlannedTensor(
+                name, chosen.name, shape, rows * chosen.row_bytes(shape[-1]), tuple(specs)
+            )
         )
         if not has_imatrix and requires_imatrix(context, spec.role, chosen):
             waiting.append(name)

@@ -14,7 +14,8 @@ from qwen3q.plan.gguf_types import GGML_TYPES, FileType, GgmlType
 
 _IQ1_IQ2 = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M")
 _EIGHT_EXPERTS_Q5_OUTPUT = frozenset(
-    "Q2_K IQ3_XS IQ3_XXS Q3_K_S Q3_K_M IQ4_NL Q4_K_S Q4_K_M IQ3_S IQ3_M IQ4_XS".split()
+    {"Q2_K", "Q3_K_S", "Q3_K_M", "Q4_K_S", "Q4_K_M", "IQ3_XS", "IQ3_XXS", "IQ3_S", "IQ3_M"}
+    | {"IQ4_NL", "IQ4_XS"}
 )
 _FALLBACK = {
     **dict.fromkeys(
@@ -79,9 +80,7 @@ def _fallback(chosen: GgmlType, columns: int) -> GgmlType:
     return smaller if columns % smaller.block_size == 0 else GGML_TYPES["F16"]
 
 
-def _mixed(
-    context: MixContext, role: Role, layer: int, columns: int, merged_experts: bool
-) -> str:
+def _mixed(context: MixContext, role: Role, layer: int, columns: int, merged_experts: bool) -> str:
     ftype = context.file_type.name
     default = context.file_type.default
     if role is Role.LM_HEAD or (role is Role.EMBED and context.tied):
