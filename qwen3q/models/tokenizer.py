@@ -1,0 +1,123 @@
+"""A model folder's tokenizer files: vocabulary, merges, special tokens, chat template."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qwen3q.errors import ModelError
+
+QWEN2_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""How Qwen2 and Qwen3 split text before BPE."""
+
+
+@dataclass(frozen=True, slots=True)
+class AddedToken:
+    """A token beside the BPE vocabulary, such as ``<think>``."""
+
+    id: int
+    content: str
+    special: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerFiles:
+    """What the folder says about its tokenizer.
+
+    Attributes:
+        vocab: byte-level BPE tokens and their ids.
+        merges: pairs in order of priority, ``"left right"``.
+        added: tokens that are matched as a whole.
+        config: ``tokenizer_config.json``.
+        chat_template: Jinja source, or None.
+    """
+
+    vocab: dict[str, int]
+    merges: tuple[str, ...]
+    added: tuple[AddedToken, ...]
+    config: dict[str, Any]
+    chat_template: str | None
+
+    def token_id(self, content: str) -> int | None:
+        """The id of a token given as text."""
+        for token in self.added:
+            if token.content == content:
+                return token.id
+        return self.vocab.get(content)
+
+    def named_id(self, name: str) -> int | None:
+        """The id of ``tokenizer_config.json``'s ``name``, such as ``eos_token``."""
+        token = self.config.get(name)
+        if isinstance(token, dict):
+            token = token.get("content")
+        return self.token_id(token) if isinstance(token, str) else None
+
+
+def read_tokenizer(folder: Path) -> TokenizerFiles:
+    """Reads ``tokenizer.json``, ``tokenizer_config.json`` and the chat template of a folder.
+
+    Raises:
+        ModelError: a file is missing or broken, or the tokenizer is not Qwen's byte-level BPE.
+    """
+    path = folder / "tokenizer.json"
+    raw = _read_json(path)
+    try:
+        model = raw["model"]
+        vocab: dict[str, int] = model["vocab"]
+        merges = tuple(m if isinstance(m, str) else " ".join(m) for m in model["merges"])
+        added = tuple(
+            AddedToken(token["id"], token["content"], bool(token.get("special")))
+            for token in raw.get("added_tokens", ())
+        )
+    except (KeyError, TypeError):
+        raise ModelError(f"{path} is no byte-level BPE tokenizer.") from None
+    pattern = split_pattern(raw)
+    if pattern != QWEN2_PATTERN:
+        raise ModelError(
+            f"{path} splits text by {pattern!r}, which is not Qwen's pattern.",
+            "qwen3q handles Qwen3's own tokenizer; this model brings another one.",
+        )
+    config_path = folder / "tokenizer_config.json"
+    config = _read_json(config_path) if config_path.is_file() else {}
+    return TokenizerFiles(vocab, merges, added, config, read_chat_template(folder, config))
+
+
+def split_pattern(raw: dict[str, Any]) -> str | None:
+    """The regular expression of a ``tokenizer.json``'s pre-tokenizer, if it has one."""
+    pre = raw.get("pre_tokenizer") or {}
+    for step in pre.get("pretokenizers", [pre]):
+        if step.get("type") == "Split":
+            pattern = step.get("pattern", {}).get("Regex")
+            return pattern if isinstance(pattern, str) else None
+    return None
+
+
+def read_chat_template(folder: Path, tokenizer_config: dict[str, Any]) -> str | None:
+    """The Jinja chat template: ``chat_template.jinja`` (5.x) before ``tokenizer_config.json``."""
+    jinja = folder / "chat_template.jinja"
+    if jinja.is_file():
+        return jinja.read_text(encoding="utf-8")
+    template = tokenizer_config.get("chat_template")
+    if isinstance(template, list):
+        named = {entry.get("name"): entry.get("template") for entry in template}
+        template = named.get("default")
+    return template if isinstance(template, str) else None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(
+            f"{path} is missing.", "The download may be incomplete; fetch the model again."
+        ) from None
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ModelError(f"{path} is not valid JSON: {error}.") from None
+    if not isinstance(raw, dict):
+        raise ModelError(f"{path} holds no JSON object.")
+    return raw
