@@ -1,0 +1,239 @@
+"""The plan of a safetensors folder: every tensor's name, dtype, shape and bytes, from a config."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from math import prod
+
+from qwen3q.checkpoint.shards import (
+    DTYPES,
+    MAX_SHARD_BYTES,
+    lay_out_shards,
+    layout_overhead_bytes,
+)
+from qwen3q.models.config import Qwen3Config
+from qwen3q.models.tensors import Role, TensorSpec, model_tensors
+from qwen3q.plan.plan import Plan, PlannedTensor
+from qwen3q.plan.schemes import (
+    FP8_BLOCK,
+    NF4_BLOCK,
+    NVFP4_GROUP,
+    PER_CHANNEL,
+    Layout,
+    Scheme,
+    check_scheme,
+)
+
+_CAST = {"bf16": "bfloat16", "fp16": "float16"}
+
+
+def plan_folder(
+    model: str,
+    config: Qwen3Config,
+    scheme: Scheme,
+    *,
+    dtypes: Mapping[str, str] | None = None,
+    other_files_bytes: int | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> Plan:
+    """Plans a folder of ``config`` in ``scheme``, in forward order.
+
+    Args:
+        model: the model's name, for people.
+        dtypes: dtype of each checkpoint tensor by name; the config's dtype where absent.
+        other_files_bytes: bytes of tokenizer, config and the rest where they are at hand;
+            estimated from the vocabulary if None.
+
+    Raises:
+        UsageError: a linear of this model does not fit the scheme.
+    """
+    check_scheme(scheme, config)
+    specs = model_tensors(config)
+    tensors = tuple(
+        tensor for spec in specs for tensor in planned_tensors(scheme, spec, config.dtype, dtypes)
+    )
+    shards = lay_out_shards(tensors, max_shard_bytes)
+    others = _typical_files(config) if other_files_bytes is None else other_files_bytes
+    return Plan(
+        model=model,
+        format=scheme.name,
+        tensors=tensors,
+        parameters=sum(spec.numel for spec in specs),
+        overhead_bytes=layout_overhead_bytes(shards) + others,
+        overhead_exact=other_files_bytes is not None,
+    )
+
+
+def planned_tensors(
+    scheme: Scheme,
+    spec: TensorSpec,
+    default_dtype: str = "bfloat16",
+    dtypes: Mapping[str, str] | None = None,
+) -> list[PlannedTensor]:
+    """What one checkpoint tensor becomes: itself, or a linear's codes, scales and zeros."""
+    dtype = (dtypes or {}).get(spec.name, default_dtype)
+    chosen = scheme.at(spec.name) if spec.is_linear else None
+    if chosen is None:
+        dtype = _CAST.get(scheme.name, dtype)
+        return [_tensor(spec.name, dtype, spec.shape, spec)]
+    module = spec.name.removesuffix(".weight")
+    return [
+        _tensor(f"{module}.{suffix}", kind, shape, spec)
+        for suffix, kind, shape in _parts(chosen, spec.shape, dtype)
+    ]
+
+
+def nf4_state_json(shape: tuple[int, ...], dtype: str) -> bytes:
+    """The JSON that bitsandbytes packs into ``.quant_state.bitsandbytes__nf4``.
+
+    Source: ``QuantState.as_dict(packed=True)`` and ``pack_dict_to_tensor`` in bitsandbytes.
+    """
+    state = {"quant_type": "nf4", "blocksize": NF4_BLOCK, "dtype": dtype, "shape": list(shape)}
+    return json.dumps(state).encode()
+
+
+def _tensor(name: str, dtype: str, shape: tuple[int, ...], spec: TensorSpec) -> PlannedTensor:
+    return PlannedTensor(name, dtype, shape, prod(shape) * DTYPES[dtype][1], (spec,))
+
+
+def _parts(
+    scheme: Scheme, shape: tuple[int, ...], dtype: str
+) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+    """Suffix, dtype and shape of each tensor that a quantized linear ``[out, in]`` is stored as."""
+    out, columns = shape
+    bits = scheme.bits
+    groups = columns // scheme.group_of(columns)
+    match scheme.layout:
+        case Layout.GPTQ:
+            yield "qweight", "int32", (columns * bits // 32, out)
+            yield "qzeros", "int32", (groups, out * bits // 32)
+            yield "scales", "float16", (groups, out)
+            yield "g_idx", "int32", (columns,)
+        case Layout.AWQ:
+            yield "qweight", "int32", (columns, out * bits // 32)
+            yield "qzeros", "int32", (groups, out * bits // 32)
+            yield "scales", "float16", (groups, out)
+        case Layout.PACK_QUANTIZED:
+            yield "weight_packed", "int32", (out, columns * bits // 32)
+            yield "weight_scale", "bfloat16", (out, groups)
+            yield "weight_shape", "int64", (2,)
+            if not scheme.symmetric:
+                yield "weight_zero_point", "int32", (out * bits // 32, groups)
+        case Layout.INT_QUANTIZED:
+            yield "weight", "int8", shape
+            yield "weight_scale", "bfloat16", (out, 1)
+        case Layout.BNB_NF4:
+            state = len(nf4_state_json(shape, dtype))
+            yield "weight", "uint8", (out * columns // 2, 1)
+            yield "weight.absmax", "float32", (out * columns // NF4_BLOCK,)
+            yield "weight.quant_map", "float32", (16,)
+            yield "weight.quant_state.bitsandbytes__nf4", "uint8", (state,)
+        case Layout.BNB_INT8:
+            yield "weight", "int8", shape
+            yield "SCB", "float32", (out,)
+            yield "weight_format", "uint8", ()
+        case Layout.FP8:
+            blocks = (-(-out // FP8_BLOCK), -(-columns // FP8_BLOCK))
+            yield "weight", "float8_e4m3fn", shape
+            yield "weight_scale_inv", "bfloat16", blocks
+        case Layout.NVFP4:
+            yield "weight_packed", "uint8", (out, columns // 2)
+            yield "weight_scale", "float8_e4m3fn", (out, columns // NVFP4_GROUP)
+            yield "weight_global_scale", "float32", (1,)
+            yield "input_global_scale", "float32", (1,)
+
+
+def _typical_files(config: Qwen3Config) -> int:
+    """Bytes beside the shards: tokenizer.json is 11.42 MB at 151,936 entries, vocab.json and
+    merges.txt 4.45 MB, the rest under 20 kB."""
+    return round(config.vocab_size * 104.5) + 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class TensorParallel:
+    """Whether engines can split a scheme over ``size`` GPUs.
+
+    Attributes:
+        reason: why not, naming the first linear; empty if they can.
+    """
+
+    size: int
+    reason: str
+
+    @property
+    def is_legal(self) -> bool:
+        return not self.reason
+
+
+def tensor_parallel_legality(
+    config: Qwen3Config, scheme: Scheme, sizes: tuple[int, ...] = (1, 2, 4, 8)
+) -> list[TensorParallel]:
+    """Which tensor-parallel sizes this scheme allows.
+
+    o_proj and down_proj are cut along their inputs, so each part must hold whole groups; q, k, v,
+    gate and up along their outputs, so each part must hold whole packed words (vLLM's
+    ``RowParallelLinear`` and ``ColumnParallelLinear``; k and v are copied when heads run out).
+    """
+    return [TensorParallel(size, _split_misfit(config, scheme, size)) for size in sizes]
+
+
+def suggest_group_size(config: Qwen3Config, scheme: Scheme, size: int) -> int | None:
+    """The largest group size that ``size`` GPUs can split, or None if no group size helps."""
+    for group in (128, 64, 32, PER_CHANNEL):
+        candidate = replace(scheme, group_size=group)
+        if scheme.is_uniform and not _split_misfit(config, candidate, size):
+            return group
+    return None
+
+
+def _split_misfit(config: Qwen3Config, scheme: Scheme, size: int) -> str:
+    if config.num_attention_heads % size:
+        return f"{config.num_attention_heads} attention heads do not divide by {size}"
+    seen: set[tuple[Role, tuple[int, ...], Scheme]] = set()
+    for spec in model_tensors(config):
+        chosen = scheme.at(spec.name) if spec.is_linear else None
+        if chosen is None or (spec.role, spec.shape, chosen) in seen:
+            continue
+        seen.add((spec.role, spec.shape, chosen))
+        reason = _linear_split_misfit(config, chosen, spec, size)
+        if reason:
+            return f"{spec.name}: {reason}"
+    return ""
+
+
+def _linear_split_misfit(config: Qwen3Config, scheme: Scheme, spec: TensorSpec, size: int) -> str:
+    out, columns = spec.shape
+    if spec.role in (Role.O, Role.DOWN):
+        if columns % size:
+            return f"{columns} inputs do not divide by {size}"
+        unit = _input_unit(scheme)
+        part = columns // size
+        if part % unit:
+            return f"{part} of {columns} inputs per GPU do not divide by {unit}"
+        return ""
+    if spec.role in (Role.K, Role.V):
+        size = min(size, config.num_key_value_heads)
+    unit = _output_unit(scheme)
+    if out % size or out // size % unit:
+        return f"{out} outputs over {size} GPUs do not divide by {unit}"
+    return ""
+
+
+def _input_unit(scheme: Scheme) -> int:
+    if scheme.layout is Layout.FP8:
+        return FP8_BLOCK
+    if scheme.group_size != PER_CHANNEL and scheme.layout is not Layout.BNB_NF4:
+        return scheme.group_size
+    return 32 // scheme.bits if scheme.bits != 3 else 32
+
+
+def _output_unit(scheme: Scheme) -> int:
+    match scheme.layout:
+        case Layout.GPTQ | Layout.AWQ:
+            return 32 // scheme.bits if scheme.bits != 3 else 32
+        case Layout.FP8:
+            return FP8_BLOCK
+        case _:
+            return 1
