@@ -1,0 +1,1 @@
+"""Calibration text, its rendering, and the statistics one pass collects."""
