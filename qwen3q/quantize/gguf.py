@@ -1,0 +1,309 @@
+"""Writes GGUF files straight from safetensors: every tensor is read once, for all file types.
+
+Rows go in slabs through a pool of threads: widened to float32, quantized by ggml to each wanted
+type, and written at their final place. Nothing full-size lies between source and target.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qwen3q.checkpoint.reader import Checkpoint, check_finite
+from qwen3q.errors import CheckpointError, DiskError, LlamaError, UsageError
+from qwen3q.files import partial_path, require_free_space, reserve
+from qwen3q.formats.gguf_file import Value, encode_header, encode_metadata
+from qwen3q.formats.gguf_metadata import (
+    Provenance,
+    check_runs_in_llama,
+    gguf_metadata,
+    read_generation_config,
+)
+from qwen3q.llama.ggml import bf16_to_f32_rows, f16_to_f32_rows, is_valid, quantize_rows
+from qwen3q.models.config import Qwen3Config
+from qwen3q.models.tensors import TensorSpec, parameter_count
+from qwen3q.models.tokenizer import read_tokenizer
+from qwen3q.plan.gguf import padded, plan_gguf, tensor_type
+from qwen3q.plan.gguf_types import GGML_TYPES, FileType, GgmlType
+from qwen3q.plan.plan import Plan
+from qwen3q.progress import ProgressFn, silent
+
+SLAB_WEIGHTS = 1 << 19
+"""Weights a thread takes at a time: 2 MiB as float32, about one core's second-level cache."""
+TENSORS_AHEAD = 2
+
+Importance = Mapping[str, NDArray[np.float32]]
+"""Mean squared input per channel, float32 ``[in]``, by checkpoint tensor name."""
+
+
+@dataclass(frozen=True, slots=True)
+class GgufJob:
+    """One file to write: its plan, its metadata and where it goes."""
+
+    plan: Plan
+    metadata: Mapping[str, Value]
+    target: Path
+
+
+@dataclass(frozen=True, slots=True)
+class _Output:
+    """One tensor's place in one open file."""
+
+    file: int
+    type: GgmlType
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Slab:
+    """Rows ``[first, last)`` of one checkpoint tensor, and where they go."""
+
+    source: TensorSpec
+    first: int
+    last: int
+    outputs: tuple[_Output, ...]
+
+
+def gguf_jobs(
+    folder: Path,
+    config: Qwen3Config,
+    provenance: Provenance,
+    file_types: Sequence[FileType],
+    out: Path,
+    *,
+    has_imatrix: bool = False,
+) -> list[GgufJob]:
+    """Plans one file per type, ``out/TITLE-TYPE.gguf``, exact to the byte; reads no weight.
+
+    Args:
+        folder: the model folder, for its tokenizer and generation config.
+        config: the folder's config, or that with YaRN added.
+
+    Raises:
+        ModelError: a broken tokenizer, or a config that llama.cpp can't run.
+    """
+    check_runs_in_llama(config)
+    tokenizer, generation = read_tokenizer(folder), read_generation_config(folder)
+    jobs = []
+    for file_type in file_types:
+        metadata = gguf_metadata(
+            config,
+            tokenizer,
+            provenance,
+            generation,
+            parameters=parameter_count(config),
+            file_type=file_type.id,
+        )
+        plan = plan_gguf(
+            provenance.title,
+            config,
+            file_type,
+            has_imatrix=has_imatrix,
+            metadata_bytes=len(encode_metadata(metadata)),
+        )
+        jobs.append(GgufJob(plan, metadata, out / f"{provenance.title}-{file_type.name}.gguf"))
+    return jobs
+
+
+def write_gguf(
+    checkpoint: Checkpoint,
+    jobs: Sequence[GgufJob],
+    *,
+    threads: int,
+    importance: Importance | None = None,
+    progress: ProgressFn = silent,
+) -> float:
+    """Writes all ``jobs``, which are plans of the checkpoint's model, in one pass over it.
+
+    Each file is written beside its target and renamed when all are complete; on any failure
+    nothing is left.
+
+    Returns:
+        Seconds it took.
+
+    Raises:
+        UsageError: a plan needs an importance matrix that was not given.
+        CheckpointError: a weight is NaN or Inf.
+        DiskError: too little room, or a target that can't be written.
+    """
+    started = time.perf_counter()
+    for job in jobs:
+        _require_importance(job.plan, importance)
+    require_free_space(jobs[0].target.parent, sum(job.plan.file_bytes for job in jobs))
+    with ExitStack() as stack:
+        files = [stack.enter_context(_open_target(job)) for job in jobs]
+        _quantize_all(checkpoint, _outputs(jobs, files), threads, importance or {}, progress)
+        for file in files:
+            os.fsync(file)
+    for job in jobs:
+        os.replace(partial_path(job.target), job.target)
+    return time.perf_counter() - started
+
+
+def _require_importance(plan: Plan, importance: Importance | None) -> None:
+    if plan.needs_imatrix and importance is None:
+        raise UsageError(
+            f"{plan.format} needs an importance matrix: {len(plan.needs_imatrix)} tensors such as "
+            f"{plan.needs_imatrix[0]} come out broken without one.",
+            "Give one with --imatrix FILE, or choose a type that needs none, such as gguf:Q3_K_S.",
+        )
+
+
+@contextmanager
+def _open_target(job: GgufJob) -> Iterator[int]:
+    """The file beside the target with its header and full size; removed if the body fails."""
+    path = partial_path(job.target)
+    try:
+        with path.open("w+b") as file:
+            metadata = encode_metadata(job.metadata)
+            offset, entries = 0, []
+            for tensor in job.plan.tensors:
+                entries.append((tensor.name, tensor_type(tensor), tensor.shape, offset))
+                offset += padded(tensor.nbytes)
+            header = encode_header(metadata, len(job.metadata), entries)
+            reserve(file, len(header) + offset)
+            file.write(header)
+            file.flush()
+            yield file.fileno()
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise DiskError(f"Can't write {path}: {error.strerror}.") from None
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def _outputs(
+    jobs: Sequence[GgufJob], files: Sequence[int]
+) -> Iterator[tuple[TensorSpec, tuple[_Output, ...]]]:
+    """Every checkpoint tensor in file order, with the place of its first row in each file."""
+    positions = [
+        job.plan.file_bytes - sum(padded(t.nbytes) for t in job.plan.tensors) for job in jobs
+    ]
+    for tensors in zip(*(job.plan.tensors for job in jobs), strict=True):
+        for i, source in enumerate(tensors[0].sources):
+            yield (
+                source,
+                tuple(
+                    _Output(file, GGML_TYPES[t.type], position + i * t.nbytes // len(t.sources))
+                    for file, t, position in zip(files, tensors, positions, strict=True)
+                ),
+            )
+        positions = [
+            position + padded(t.nbytes) for t, position in zip(tensors, positions, strict=True)
+        ]
+
+
+def _quantize_all(
+    checkpoint: Checkpoint,
+    work: Iterator[tuple[TensorSpec, tuple[_Output, ...]]],
+    threads: int,
+    importance: Importance,
+    progress: ProgressFn,
+) -> None:
+    """Feeds slabs to the pool, a few tensors ahead, and gives finished tensors' memory back."""
+    total = sum(info.nbytes for info in checkpoint.tensors.values())
+    done = 0
+    buffers = threading.local()
+    pending: deque[tuple[str, list[Future[None]]]] = deque()
+
+    def finish_oldest() -> None:
+        nonlocal done
+        name, futures = pending.popleft()
+        for future in futures:
+            future.result()
+        checkpoint.release(name)
+        done += checkpoint.tensors[name].nbytes
+        progress(done, total, "quantize")
+
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for source, outputs in work:
+                futures = [
+                    pool.submit(_quantize_slab, checkpoint, slab, importance, buffers)
+                    for slab in _slabs(source, outputs)
+                ]
+                pending.append((source.name, futures))
+                if len(pending) > TENSORS_AHEAD:
+                    finish_oldest()
+            while pending:
+                finish_oldest()
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+def _slabs(source: TensorSpec, outputs: tuple[_Output, ...]) -> Iterator[_Slab]:
+    columns = source.shape[-1]
+    rows = source.numel // columns
+    step = max(1, SLAB_WEIGHTS // columns)
+    for first in range(0, rows, step):
+        yield _Slab(source, first, min(first + step, rows), outputs)
+
+
+def _quantize_slab(
+    checkpoint: Checkpoint, slab: _Slab, importance: Importance, buffers: threading.local
+) -> None:
+    name, columns = slab.source.name, slab.source.shape[-1]
+    weights = checkpoint.array(name).reshape(-1, columns)[slab.first : slab.last]
+    wide = _float32(name, weights, checkpoint.tensors[name].dtype, buffers)
+    for output in slab.outputs:
+        row_bytes = output.type.row_bytes(columns)
+        out = _buffer(buffers, "out", len(wide) * row_bytes, np.uint8).reshape(len(wide), row_bytes)
+        imatrix = importance.get(name) if output.type.is_quantized else None
+        quantize_rows(wide, output.type, imatrix=imatrix, out=out)
+        if output.type.is_quantized and not is_valid(out, output.type):
+            raise LlamaError(
+                f"{name} has weights too large for {output.type.name}: a block's scale overflows."
+            )
+        _write(output.file, out, output.offset + slab.first * row_bytes)
+
+
+def _float32(
+    name: str, weights: NDArray[Any], dtype: str, buffers: threading.local
+) -> NDArray[np.float32]:
+    """The weights as float32, in the thread's buffer unless they are float32; NaN refused."""
+    if dtype == "F32":
+        wide: NDArray[np.float32] = weights
+    else:
+        wide = _buffer(buffers, "wide", weights.size, np.float32).reshape(weights.shape)
+        if dtype == "BF16":
+            bf16_to_f32_rows(weights, out=wide)
+        elif dtype == "F16":
+            f16_to_f32_rows(weights, out=wide)
+        else:
+            raise CheckpointError(
+                f"{name} is stored as {dtype}; GGUF is written from BF16, F16 or F32 weights.",
+                "Start from the unquantized release of this model.",
+            )
+    if not math.isfinite(wide.sum()):
+        check_finite(name, wide, "F32")
+    return wide
+
+
+def _buffer(buffers: threading.local, key: str, size: int, dtype: Any) -> NDArray[Any]:
+    """A flat array of the calling thread that grows as needed and is reused."""
+    held = getattr(buffers, key, None)
+    if held is None or held.size < size:
+        held = np.empty(size, dtype)
+        setattr(buffers, key, held)
+    return held[:size]
+
+
+def _write(file: int, data: NDArray[np.uint8], offset: int) -> None:
+    view = data.data.cast("B")
+    while view:
+        written = os.pwrite(file, view, offset)
+        view, offset = view[written:], offset + written
