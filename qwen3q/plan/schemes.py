@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import re
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from fnmatch import fnmatchcase
 
 from qwen3q.errors import UsageError
 from qwen3q.models.config import Qwen3Config
@@ -43,7 +43,7 @@ class Override:
     """What some linears get instead of the scheme's own numbers.
 
     Attributes:
-        pattern: shell pattern on the module name, such as ``model.layers.0.mlp.down_proj``.
+        pattern: module name, where ``*`` stands for any text: ``model.layers.0.mlp.*``.
         keep_float: leave the linear as it is.
         bits, group_size, symmetric: replace the scheme's where not None.
     """
@@ -53,6 +53,15 @@ class Override:
     bits: int | None = None
     group_size: int | None = None
     symmetric: bool | None = None
+
+    def matches(self, module: str) -> bool:
+        """Whether this exception is about ``module``."""
+        return re.fullmatch(self.regex, module) is not None
+
+    @property
+    def regex(self) -> str:
+        """The pattern as a regular expression, for formats whose configs hold those."""
+        return re.escape(self.pattern).replace(r"\*", ".*").replace(r"\?", ".") + "$"
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,9 +127,17 @@ class Scheme:
             return None
         module = name.removesuffix(".weight")
         for override in self.overrides:
-            if fnmatchcase(module, override.pattern):
-                return None if override.keep_float else _apply(self, override)
+            if override.matches(module):
+                return None if override.keep_float else self.with_override(override)
         return self
+
+    def with_override(self, override: Override) -> Scheme:
+        """This scheme with an override's numbers, without further overrides.
+
+        Raises:
+            UsageError: the layout has no such numbers.
+        """
+        return replace(_apply(self, override), overrides=())
 
     def describe(self) -> str:
         """``4 bits, groups of 128, symmetric``, for people."""

@@ -1,0 +1,131 @@
+"""bitsandbytes: NF4 and row-wise INT8, quantized tensor by tensor with its functional API.
+
+The state dict is written directly: ``save_pretrained`` of a model that has run can hold weights
+that were repacked for the CPU. NF4: Dettmers et al., 2023, arXiv 2305.14314; INT8: 2208.07339.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from qwen3q.checkpoint.torch_io import dtype_name
+from qwen3q.errors import CheckpointError, MissingPackageError
+from qwen3q.plan.folder import nf4_state_json
+from qwen3q.plan.schemes import NF4_BLOCK, Layout, Scheme
+
+FP4_TYPES = ("nf4", "fp4")
+INT8_THRESHOLD = 6.0
+"""Inputs above it stay in 16 bits at inference (arXiv 2208.07339, section 3.2)."""
+
+
+def pack_nf4(weight: torch.Tensor) -> dict[str, torch.Tensor]:
+    """A linear ``[out, in]`` (bf16, fp16 or fp32) as NF4 in blocks of 64, by suffix.
+
+    Raises:
+        MissingPackageError: bitsandbytes is not installed.
+    """
+    packed, state = _functional().quantize_4bit(
+        weight.contiguous(), blocksize=NF4_BLOCK, quant_type="nf4", compress_statistics=False
+    )
+    shape = tuple(weight.shape)
+    text = nf4_state_json(shape, dtype_name(weight))
+    return {
+        "weight": packed,
+        "weight.absmax": state.absmax,
+        "weight.quant_map": state.code,
+        "weight.quant_state.bitsandbytes__nf4": torch.tensor(list(text), dtype=torch.uint8),
+    }
+
+
+def dequantize_4bit(tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """The weights of an NF4 or FP4 linear, float32 ``[out, in]``; reads double quantization too.
+
+    Raises:
+        CheckpointError: the state does not describe the packed weights.
+    """
+    key = next(k for k in tensors if k.startswith("weight.quant_state.bitsandbytes__"))
+    try:
+        state = json.loads(bytes(tensors[key].tolist()))
+        out, columns = state["shape"]
+        block = state["blocksize"]
+    except (ValueError, KeyError, TypeError):
+        raise CheckpointError(f"{key} holds no bitsandbytes state.") from None
+    packed = tensors["weight"].flatten()
+    if packed.numel() * 2 != out * columns or out * columns % block:
+        raise CheckpointError(
+            f"{key} describes {out} x {columns} weights, which is not what is stored."
+        )
+    absmax = tensors["weight.absmax"]
+    if absmax.dtype == torch.uint8:
+        absmax = _nested_absmax(tensors, state)
+    codes = torch.stack((packed >> 4, packed & 15), dim=-1).flatten().long()
+    values = tensors["weight.quant_map"].float()[codes].view(-1, block)
+    return (values * absmax.float().view(-1, 1)).view(out, columns)
+
+
+def pack_int8(weight: torch.Tensor) -> dict[str, torch.Tensor]:
+    """A linear ``[out, in]`` as INT8 with one scale per output, by suffix.
+
+    bitsandbytes rounds weights to fp16 first, as its own ``Int8Params`` does.
+
+    Raises:
+        MissingPackageError: bitsandbytes is not installed.
+    """
+    codes, absmax, _ = _functional().int8_vectorwise_quant(weight.to(torch.float16))
+    return {
+        "weight": codes,
+        "SCB": absmax.view(-1),
+        "weight_format": torch.tensor(0, dtype=torch.uint8),
+    }
+
+
+def dequantize_int8(tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """The weights of an INT8 linear, float32 ``[out, in]``: ``q * SCB / 127``."""
+    return tensors["weight"].float() * (tensors["SCB"].float().view(-1, 1) / 127.0)
+
+
+def quantization_config(scheme: Scheme, kept_float: list[str], dtype: str) -> dict[str, Any]:
+    """What ``config.json`` says.
+
+    Args:
+        kept_float: modules left in float, by full name, ``lm_head`` included.
+        dtype: compute dtype at inference: the model's own.
+    """
+    four = scheme.layout is Layout.BNB_NF4
+    return {
+        "quant_method": "bitsandbytes",
+        "load_in_4bit": four,
+        "load_in_8bit": not four,
+        "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_use_double_quant": False,
+        "bnb_4bit_compute_dtype": dtype,
+        "bnb_4bit_quant_storage": "uint8",
+        "llm_int8_threshold": INT8_THRESHOLD,
+        "llm_int8_skip_modules": kept_float,
+        "llm_int8_enable_fp32_cpu_offload": False,
+        "llm_int8_has_fp16_weight": False,
+    }
+
+
+def _nested_absmax(tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> torch.Tensor:
+    """Double quantization: block maxima as 8-bit codes with maxima and an offset of their own."""
+    codes = tensors["weight.absmax"].long()
+    values = tensors["weight.nested_quant_map"].float()[codes]
+    outer = tensors["weight.nested_absmax"].float()
+    scales = outer.repeat_interleave(int(state["nested_blocksize"]))[: values.numel()]
+    return values * scales + float(state["nested_offset"])
+
+
+def _functional() -> Any:
+    try:
+        import bitsandbytes.functional as functional
+    except ImportError:
+        raise MissingPackageError(
+            "bitsandbytes is not installed, which bnb formats are quantized with.",
+            "pip install 'qwen3q[bnb]'",
+        ) from None
+    return functional

@@ -1,0 +1,65 @@
+"""bitsandbytes and FP8 against bitsandbytes' own dequantization and properties of the format."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from qwen3q.formats import bitsandbytes, fp8
+
+functional = pytest.importorskip("bitsandbytes.functional", reason="needs the bnb extra")
+
+
+@pytest.fixture
+def weight() -> torch.Tensor:
+    generator = torch.Generator().manual_seed(5)
+    return (torch.randn(64, 192, generator=generator) * 0.05).bfloat16()
+
+
+def test_nf4_equals_bitsandbytes(weight: torch.Tensor) -> None:
+    stored = bitsandbytes.pack_nf4(weight)
+    packed, state = functional.quantize_4bit(weight, blocksize=64, quant_type="nf4")
+    assert torch.equal(stored["weight"], packed)
+    own = state.as_dict(packed=True)
+    assert {f"weight.{name}" for name in own} | {"weight"} == stored.keys()
+    for name, value in own.items():
+        assert torch.equal(stored[f"weight.{name}"], value), name
+    theirs = functional.dequantize_4bit(packed, state).float()
+    ours = bitsandbytes.dequantize_4bit(stored)
+    assert torch.allclose(ours, theirs, rtol=2**-8, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["nf4", "fp4"])
+def test_reads_double_quantization(weight: torch.Tensor, kind: str) -> None:
+    packed, state = functional.quantize_4bit(
+        weight.float(), blocksize=64, quant_type=kind, compress_statistics=True
+    )
+    stored = {f"weight.{name}": value for name, value in state.as_dict(packed=True).items()}
+    assert stored["weight.absmax"].dtype == torch.uint8
+    ours = bitsandbytes.dequantize_4bit({**stored, "weight": packed})
+    theirs = functional.dequantize_4bit(packed, state)
+    assert torch.allclose(ours, theirs, rtol=1e-5, atol=1e-7)
+
+
+def test_int8_equals_bitsandbytes(weight: torch.Tensor) -> None:
+    stored = bitsandbytes.pack_int8(weight)
+    codes, scales, _ = functional.int8_vectorwise_quant(weight.half())
+    assert torch.equal(stored["weight"], codes)
+    assert torch.equal(stored["SCB"], scales)
+    theirs = functional.int8_vectorwise_dequant(codes, scales)
+    assert torch.allclose(bitsandbytes.dequantize_int8(stored), theirs.float(), rtol=1e-3)
+    error = (bitsandbytes.dequantize_int8(stored) - weight.float()).abs()
+    assert (error <= weight.float().abs().amax(1, keepdim=True) / 127 * 0.51).all()
+
+
+@pytest.mark.parametrize("shape", [(256, 384), (200, 130)])
+def test_fp8_error_is_within_half_a_step(shape: tuple[int, int]) -> None:
+    weight = torch.randn(*shape, generator=torch.Generator().manual_seed(2)).bfloat16()
+    stored = fp8.pack(weight)
+    assert stored["weight"].shape == shape
+    assert stored["weight_scale_inv"].shape == (-(-shape[0] // 128), -(-shape[1] // 128))
+    error = (fp8.dequantize(stored) - weight.float()).abs()
+    scale = stored["weight_scale_inv"].float().repeat_interleave(128, 0)[: shape[0]]
+    scale = scale.repeat_interleave(128, 1)[:, : shape[1]]
+    # e4m3: 3 bits of mantissa, and steps of 2**-9 below 2**-6
+    assert (error <= torch.maximum(weight.float().abs() * 2**-4, scale * 2**-10)).all()
