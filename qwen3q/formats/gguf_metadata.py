@@ -98,7 +98,7 @@ def gguf_metadata(
     """
     return {
         **_general(config, provenance, generation, parameters, file_type),
-        **_architecture(config),
+        **architecture_metadata(config),
         **_tokenizer(config, tokenizer, generation),
     }
 
@@ -147,7 +147,8 @@ def _general(
     return values
 
 
-def _architecture(config: Qwen3Config) -> dict[str, Value]:
+def architecture_metadata(config: Qwen3Config) -> dict[str, Value]:
+    """The keys that give the model its shape."""
     values = {
         "block_count": _u32(config.num_hidden_layers),
         "context_length": _u32(config.max_position_embeddings),

@@ -22,7 +22,7 @@ from qwen3q.plan.gguf_types import GgmlType
 
 _T = TypeVar("_T", bound=np.generic)
 
-_NOT_QUANTIZABLE = frozenset({"Q8_1", "Q8_K", "I8", "I16", "I32", "I64", "F64"})
+_NOT_QUANTIZABLE = frozenset({"I8", "I16", "I32", "I64", "F64"})
 
 
 def library_folder() -> Path:
