@@ -1,0 +1,197 @@
+"""Where a model comes from: a folder, a Hub id, an alias of a release, or the embedded demo."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qwen3q.errors import SourceError, UsageError
+from qwen3q.models.catalog import Release, find_release, release_repo, suggest_releases
+from qwen3q.models.config import Qwen3Config, read_config
+from qwen3q.progress import ProgressFn, silent
+
+if TYPE_CHECKING:
+    from qwen3q.models.hub import HubSite
+
+DEMO = "demo"
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_KINDS = (
+    "A model is a folder, a Hub id (org/name), an alias (`qwen3q models` lists them) or `demo`."
+)
+
+
+class SourceKind(StrEnum):
+    """What a model's name turned out to be."""
+
+    FOLDER = "folder"
+    HUB = "hub"
+    ALIAS = "alias"
+    DEMO = "demo"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """A model that was found.
+
+    Attributes:
+        title: its name for people.
+        kind: what the name was.
+        config: its shape.
+        folder: where its files are, or None when they were not fetched.
+        release: the catalog's entry, when it is one.
+        repo: Hub id, unless it is a folder or the demo.
+        revision: the commit of its files on the Hub; before a download, the revision asked for.
+    """
+
+    title: str
+    kind: SourceKind
+    config: Qwen3Config
+    folder: Path | None = None
+    release: Release | None = None
+    repo: str | None = None
+    revision: str | None = None
+
+
+def describe(
+    name: str, *, revision: str | None = None, offline: bool = False, site: HubSite | None = None
+) -> ModelSource:
+    """What ``name`` is and its config, for plans and estimates; fetches no weights.
+
+    A release comes from the catalog without a network. Of an unknown Hub model only
+    ``config.json`` is fetched.
+
+    Args:
+        revision: branch, tag or commit on the Hub.
+        offline: use only what is downloaded.
+        site: which Hub and cache; by default those of the environment.
+
+    Raises:
+        SourceError: no such model, or the Hub does not give it.
+        ModelError: its config is no Qwen3's.
+        UsageError: a revision for a model that has none.
+    """
+    found = _find_local(name, revision)
+    if found is not None:
+        return found
+    release, repo, kind = _find_repo(name)
+    if release is not None:
+        config = release.config
+    else:
+        from qwen3q.models import hub
+
+        download = hub.fetch_config(repo, revision, site or hub.default_site(offline=offline))
+        config, revision = read_config(download.folder), download.commit
+    return ModelSource(_title(repo), kind, config, release=release, repo=repo, revision=revision)
+
+
+def resolve(
+    name: str,
+    *,
+    revision: str | None = None,
+    offline: bool = False,
+    progress: ProgressFn = silent,
+    site: HubSite | None = None,
+) -> ModelSource:
+    """Finds the model ``name`` and fetches what is not on disk; ``folder`` is then never None.
+
+    Args:
+        revision: branch, tag or commit on the Hub.
+        offline: use only what is downloaded.
+        progress: told bytes on disk and bytes in all.
+        site: which Hub and cache; by default those of the environment.
+
+    Raises:
+        SourceError: no such model, or the Hub does not give it.
+        ModelError: its config is no Qwen3's.
+        DiskError: not enough room.
+        UsageError: a revision for a model that has none.
+    """
+    found = _find_local(name, revision)
+    if found is not None:
+        return found
+    from qwen3q.models import hub
+
+    release, repo, kind = _find_repo(name)
+    download = hub.plan_download(repo, revision, site or hub.default_site(offline=offline))
+    folder = hub.execute(download, progress=progress)
+    config = read_config(folder)
+    return ModelSource(_title(repo), kind, config, folder, release, repo, download.commit)
+
+
+def hub_repo(name: str) -> str:
+    """The Hub id that ``name`` stands for.
+
+    Raises:
+        SourceError: nothing by that name, or a model that is on disk already.
+    """
+    found = _find_local(name, None)
+    if found is not None:
+        raise SourceError(
+            f"{name} is on this machine already: {found.folder}.", "There is nothing to download."
+        )
+    return _find_repo(name)[1]
+
+
+def unknown_model(name: str) -> SourceError:
+    """The error for a name that nothing has, with the names that look like it."""
+    near = suggest_releases(name)
+    hint = f"Did you mean {' or '.join(near)}? {_KINDS}" if near else _KINDS
+    return SourceError(f"There is no model {name!r}.", hint)
+
+
+def _find_local(name: str, revision: str | None) -> ModelSource | None:
+    """The demo, or the folder ``name``; None where the name is one for the Hub.
+
+    A folder with a config goes before an alias or Hub id of the same name.
+    """
+    path = Path(name).expanduser()
+    is_release = find_release(name) is not None
+    if name == DEMO:
+        found = _demo()
+    elif (path / "config.json").is_file() or (path.is_dir() and not is_release):
+        found = ModelSource(path.resolve().name, SourceKind.FOLDER, read_config(path), path)
+    elif is_release:
+        return None
+    elif path.exists():
+        raise SourceError(
+            f"{name} is a file, not a model folder.", f"Give its folder: {path.parent}."
+        )
+    elif _looks_like_path(name):
+        raise SourceError(f"There is no folder {name}.", _KINDS)
+    else:
+        return None
+    if revision is not None:
+        raise UsageError(
+            f"{name} is no model of the Hub, so it has no revision {revision!r}.",
+            "Leave the revision out.",
+        )
+    return found
+
+
+def _looks_like_path(name: str) -> bool:
+    return name.startswith((".", "~", os.sep)) or name.endswith(os.sep) or name.count(os.sep) > 1
+
+
+def _find_repo(name: str) -> tuple[Release | None, str, SourceKind]:
+    kind = SourceKind.HUB if "/" in name else SourceKind.ALIAS
+    repo = release_repo(name)
+    if repo is not None:
+        return find_release(name), repo, kind
+    if _HUB_ID.fullmatch(name):
+        return None, name, kind
+    raise unknown_model(name)
+
+
+def _demo() -> ModelSource:
+    folder = Path(str(resources.files("qwen3q.data") / "demo"))
+    return ModelSource("Qwen3 demo", SourceKind.DEMO, read_config(folder), folder)
+
+
+def _title(repo: str) -> str:
+    return repo.split("/")[1]
