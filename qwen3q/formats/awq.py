@@ -33,6 +33,15 @@ def pack(linear: QuantizedLinear) -> dict[str, torch.Tensor]:
     }
 
 
+def unpack(tensors: Mapping[str, torch.Tensor], scheme: Scheme) -> QuantizedLinear:
+    """Undoes ``pack`` for a linear that was stored in ``scheme``."""
+    codes = _unpack(tensors["qweight"]).contiguous()
+    zeros = _unpack(tensors["qzeros"]).contiguous()
+    scales = tensors["scales"].t().float().contiguous()
+    group = scheme.group_of(codes.shape[1])
+    return QuantizedLinear(codes, scales, zeros, scheme.bits, group, scheme.symmetric)
+
+
 def dequantize(tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """The weights float32 ``[out, in]``."""
     return dequantize_groups(

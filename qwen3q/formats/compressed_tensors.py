@@ -35,7 +35,20 @@ def pack_words(linear: QuantizedLinear) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def unpack_words(tensors: Mapping[str, torch.Tensor], bits: int) -> torch.Tensor:
+def unpack_words(tensors: Mapping[str, torch.Tensor], scheme: Scheme) -> QuantizedLinear:
+    """Undoes ``pack_words`` for a linear that was stored in ``scheme``."""
+    codes = bitstream.unpack(tensors["weight_packed"], scheme.bits)
+    scales = tensors["weight_scale"].float()
+    if scheme.symmetric:
+        zeros = torch.full_like(scales, 1 << (scheme.bits - 1), dtype=torch.uint8)
+    else:
+        stored = tensors["weight_zero_point"].t().contiguous()
+        zeros = bitstream.unpack(stored, scheme.bits).t().contiguous()
+    group = scheme.group_of(codes.shape[1])
+    return QuantizedLinear(codes, scales, zeros, scheme.bits, group, scheme.symmetric)
+
+
+def dequantize_words(tensors: Mapping[str, torch.Tensor], bits: int) -> torch.Tensor:
     """The weights of a ``pack-quantized`` linear, float32 ``[out, in]``.
 
     ``weight_g_idx`` (activation order) gives each input's group where it is stored.
@@ -62,7 +75,15 @@ def pack_int8(linear: QuantizedLinear) -> dict[str, torch.Tensor]:
     }
 
 
-def unpack_int8(tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+def unpack_int8(tensors: Mapping[str, torch.Tensor], scheme: Scheme) -> QuantizedLinear:
+    """Undoes ``pack_int8`` for a linear that was stored in ``scheme``."""
+    codes = tensors["weight"].view(torch.uint8) ^ 0x80
+    scales = tensors["weight_scale"].float()
+    zeros = torch.full_like(scales, 0x80, dtype=torch.uint8)
+    return QuantizedLinear(codes, scales, zeros, 8, codes.shape[1], symmetric=True)
+
+
+def dequantize_int8(tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """The weights of an ``int-quantized`` linear, float32 ``[out, in]``; groups are allowed."""
     return dequantize_groups(
         tensors["weight"], tensors["weight_scale"], tensors.get("weight_zero_point")

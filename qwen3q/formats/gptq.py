@@ -17,6 +17,8 @@ from qwen3q.formats.scales import dequantize_groups, stored_scales
 from qwen3q.plan.schemes import Override, Scheme
 from qwen3q.quantize.grid import QuantizedLinear
 
+ROUTERS = r"-:.*\.mlp\.gate$"
+
 
 def pack(linear: QuantizedLinear) -> dict[str, torch.Tensor]:
     """The tensors of one linear by suffix: ``qweight`` int32 ``[in * bits / 32, out]``, ...
@@ -36,6 +38,15 @@ def pack(linear: QuantizedLinear) -> dict[str, torch.Tensor]:
     }
 
 
+def unpack(tensors: Mapping[str, torch.Tensor], scheme: Scheme) -> QuantizedLinear:
+    """Undoes ``pack`` for a linear that was stored in ``scheme``."""
+    codes = bitstream.unpack(tensors["qweight"].t().contiguous(), scheme.bits)
+    zeros = bitstream.unpack(tensors["qzeros"], scheme.bits).t().contiguous() + 1
+    scales = tensors["scales"].t().float().contiguous()
+    group = scheme.group_of(codes.shape[1])
+    return QuantizedLinear(codes, scales, zeros, scheme.bits, group, scheme.symmetric)
+
+
 def dequantize(
     tensors: Mapping[str, torch.Tensor], bits: int, *, zero_offset: int = 1
 ) -> torch.Tensor:
@@ -52,10 +63,11 @@ def dequantize(
     return dequantize_groups(codes, tensors["scales"].t(), zeros, tensors.get("g_idx"))
 
 
-def quantization_config(scheme: Scheme) -> dict[str, Any]:
+def quantization_config(scheme: Scheme, *, has_router: bool = False) -> dict[str, Any]:
     """What ``config.json`` says; the same keys go to ``quantize_config.json``.
 
-    Overrides go to ``dynamic``, GPTQModel's exceptions by regular expression, which vLLM reads.
+    Overrides go to ``dynamic``, GPTQModel's exceptions by regular expression, which vLLM reads;
+    so do the routers of experts, which stay in float.
     """
     config: dict[str, Any] = {
         "quant_method": "gptq",
@@ -67,8 +79,11 @@ def quantization_config(scheme: Scheme) -> dict[str, Any]:
         "checkpoint_format": "gptq",
         "true_sequential": True,
     }
-    if scheme.overrides:
-        config["dynamic"] = dict(_exception(scheme, override) for override in scheme.overrides)
+    exceptions = dict(_exception(scheme, override) for override in scheme.overrides)
+    if has_router:
+        exceptions[ROUTERS] = {}
+    if exceptions:
+        config["dynamic"] = exceptions
     return config
 
 

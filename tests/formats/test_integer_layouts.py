@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import pytest
 import torch
 
 from qwen3q.errors import CheckpointError
 from qwen3q.formats import awq, bits, compressed_tensors, gptq
-from qwen3q.plan.schemes import Override, parse_scheme
+from qwen3q.formats.folder import pack_linear, unpack_linear
+from qwen3q.plan.schemes import PER_CHANNEL, Override, parse_scheme
 from qwen3q.quantize.grid import QuantizedLinear
 
 
@@ -137,7 +140,7 @@ def test_pack_quantized_against_its_definition(width: int, symmetric: bool) -> N
                 zero = stream_bits(words, n, width) - offset
             weight = (signed - zero) * float(stored["weight_scale"][n, k // 32])
             assert weight == pytest.approx(float(expected[n, k]), rel=1e-6)
-    assert torch.equal(compressed_tensors.unpack_words(stored, width), expected)
+    assert torch.equal(compressed_tensors.dequantize_words(stored, width), expected)
 
 
 def test_int8_is_a_plain_product() -> None:
@@ -146,7 +149,7 @@ def test_int8_is_a_plain_product() -> None:
     assert stored["weight"].dtype == torch.int8
     product = stored["weight"].float() * stored["weight_scale"].float()
     assert torch.equal(product, linear.dequantize())
-    assert torch.equal(compressed_tensors.unpack_int8(stored), linear.dequantize())
+    assert torch.equal(compressed_tensors.dequantize_int8(stored), linear.dequantize())
 
 
 def test_overrides_reach_the_configs() -> None:
@@ -165,3 +168,38 @@ def test_overrides_reach_the_configs() -> None:
     assert groups["group_0"]["weights"]["num_bits"] == 8
     assert groups["group_1"]["targets"] == ["Linear"]
     assert groups["group_1"]["weights"]["group_size"] == 128
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("name", ["gptq:int2", "gptq:int3", "gptq:int4", "gptq:int8"])
+def test_gptq_is_restored_to_the_bit(name: str, symmetric: bool) -> None:
+    check_restored(name, 32, symmetric, torch.float16)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [("awq:int4", torch.float16), ("int4", torch.bfloat16), ("w8a16", torch.bfloat16)],
+)
+def test_other_groups_are_restored_to_the_bit(
+    name: str, dtype: torch.dtype, symmetric: bool
+) -> None:
+    check_restored(name, 32, symmetric, dtype)
+
+
+def test_int8_is_restored_to_the_bit() -> None:
+    check_restored("int8", PER_CHANNEL, True, torch.bfloat16)
+
+
+def check_restored(name: str, group: int, symmetric: bool, dtype: torch.dtype) -> None:
+    scheme = parse_scheme(name, group_size=group, symmetric=symmetric)
+    linear = make_linear(scheme.bits, 32, 64, scheme.group_of(64), symmetric=symmetric, dtype=dtype)
+    restored = unpack_linear(scheme, pack_linear(scheme, linear))
+    for field in fields(linear):
+        before, after = getattr(linear, field.name), getattr(restored, field.name)
+        if isinstance(before, torch.Tensor):
+            assert before.dtype == after.dtype
+            assert before.stride() == after.stride()
+            assert torch.equal(before, after), field.name
+        else:
+            assert before == after, field.name
