@@ -31,6 +31,7 @@ from qwen3q.formats.gguf_metadata import (
     gguf_metadata,
     read_generation_config,
 )
+from qwen3q.formats.imatrix import ImportanceMatrix
 from qwen3q.llama.ggml import bf16_to_f32_rows, f16_to_f32_rows, is_valid, quantize_rows
 from qwen3q.models.config import Qwen3Config
 from qwen3q.models.tensors import TensorSpec, parameter_count
@@ -45,7 +46,6 @@ SLAB_WEIGHTS = 1 << 19
 TENSORS_AHEAD = 2
 
 Importance = Mapping[str, NDArray[np.float32]]
-"""Mean squared input per channel, float32 ``[in]``, by checkpoint tensor name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ def gguf_jobs(
     file_types: Sequence[FileType],
     out: Path,
     *,
-    has_imatrix: bool = False,
+    imatrix: ImportanceMatrix | None = None,
 ) -> list[GgufJob]:
     """Plans one file per type, ``out/TITLE-TYPE.gguf``, exact to the byte; reads no weight.
 
@@ -105,15 +105,16 @@ def gguf_jobs(
             generation,
             parameters=parameter_count(config),
             file_type=file_type.id,
-        )
+        ) | (imatrix.metadata() if imatrix else {})
         plan = plan_gguf(
             provenance.title,
             config,
             file_type,
-            has_imatrix=has_imatrix,
+            has_imatrix=imatrix is not None,
             metadata_bytes=len(encode_metadata(metadata)),
         )
-        jobs.append(GgufJob(plan, metadata, out / f"{provenance.title}-{file_type.name}.gguf"))
+        name = f"{provenance.title.replace(' ', '-')}-{file_type.name}.gguf"
+        jobs.append(GgufJob(plan, metadata, out / name))
     return jobs
 
 
@@ -122,7 +123,7 @@ def write_gguf(
     jobs: Sequence[GgufJob],
     *,
     threads: int,
-    importance: Importance | None = None,
+    imatrix: ImportanceMatrix | None = None,
     progress: ProgressFn = silent,
 ) -> float:
     """Writes all ``jobs``, which are plans of the checkpoint's model, in one pass over it.
@@ -140,11 +141,12 @@ def write_gguf(
     """
     started = time.perf_counter()
     for job in jobs:
-        _require_importance(job.plan, importance)
+        _require_imatrix(job.plan, imatrix)
     require_free_space(jobs[0].target.parent, sum(job.plan.file_bytes for job in jobs))
     with ExitStack() as stack:
         files = [stack.enter_context(_open_target(job)) for job in jobs]
-        _quantize_all(checkpoint, _outputs(jobs, files), threads, importance or {}, progress)
+        importance = imatrix.values if imatrix else {}
+        _quantize_all(checkpoint, _outputs(jobs, files), threads, importance, progress)
         for file in files:
             os.fsync(file)
     for job in jobs:
@@ -152,8 +154,8 @@ def write_gguf(
     return time.perf_counter() - started
 
 
-def _require_importance(plan: Plan, importance: Importance | None) -> None:
-    if plan.needs_imatrix and importance is None:
+def _require_imatrix(plan: Plan, imatrix: ImportanceMatrix | None) -> None:
+    if plan.needs_imatrix and imatrix is None:
         raise UsageError(
             f"{plan.format} needs an importance matrix: {len(plan.needs_imatrix)} tensors such as "
             f"{plan.needs_imatrix[0]} come out broken without one.",

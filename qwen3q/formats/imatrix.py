@@ -1,0 +1,105 @@
+"""llama.cpp's importance matrix: mean squared input per channel of every linear, as a GGUF file.
+
+Layout of ``llama-imatrix`` (tools/imatrix): per tensor ``X.in_sum2`` ``[experts, in]`` and
+``X.counts`` ``[experts, 1]``, float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qwen3q.errors import CheckpointError, ModelError
+from qwen3q.formats.gguf_file import GgufTensor, Value, ValueType, read_header
+from qwen3q.models.config import Qwen3Config
+from qwen3q.models.tensors import model_tensors
+from qwen3q.plan.gguf import gguf_name
+
+_SUMS, _COUNTS = ".in_sum2", ".counts"
+
+
+@dataclass(frozen=True, slots=True)
+class ImportanceMatrix:
+    """Importance per input channel, and where it came from.
+
+    Attributes:
+        values: float32 ``[in]`` by checkpoint tensor name; linears it does not cover are absent.
+        label: file or calibration set, for the metadata.
+        entries: tensors it holds.
+        chunks: text chunks it was made from.
+    """
+
+    values: Mapping[str, NDArray[np.float32]]
+    label: str
+    entries: int
+    chunks: int
+
+    def metadata(self) -> dict[str, Value]:
+        """The keys that ``llama-quantize`` writes beside the weights."""
+        return {
+            "quantize.imatrix.file": Value(ValueType.STRING, self.label),
+            "quantize.imatrix.entries_count": Value(ValueType.U32, self.entries),
+            "quantize.imatrix.chunks_count": Value(ValueType.U32, self.chunks),
+        }
+
+
+def read_imatrix(path: Path, config: Qwen3Config) -> ImportanceMatrix:
+    """Reads an importance matrix for a model of this config.
+
+    An expert that no token reached has a count of 0 and gets importance 1, as in llama.cpp.
+
+    Raises:
+        CheckpointError: no GGUF, or no importance matrix.
+        ModelError: it was made for another model.
+    """
+    header = read_header(path)
+    if header.metadata.get("general.type") != "imatrix":
+        raise CheckpointError(
+            f"{path} is no importance matrix.", "Make one with llama-imatrix (GGUF output)."
+        )
+    means = {
+        name.removesuffix(_SUMS): _means(path, tensor, header.tensors.get(_counts_of(name)))
+        for name, tensor in header.tensors.items()
+        if name.endswith(_SUMS)
+    }
+    values = {}
+    for spec in model_tensors(config):
+        rows = means.get(gguf_name(spec))
+        if rows is None:
+            continue
+        experts = 1 if spec.expert is None else config.num_experts
+        if rows.shape != (experts, spec.shape[-1]):
+            raise ModelError(
+                f"{path} has importance of shape {list(rows.shape)} for {gguf_name(spec)}; "
+                f"this model's is [{experts}, {spec.shape[-1]}].",
+                "It was made for another model.",
+            )
+        values[spec.name] = np.ascontiguousarray(rows[spec.expert or 0])
+    if not values:
+        raise ModelError(f"{path} covers no tensor of this model.")
+    chunks = header.metadata.get("imatrix.chunk_count", 0)
+    return ImportanceMatrix(values, path.name, len(means), chunks if isinstance(chunks, int) else 0)
+
+
+def _counts_of(name: str) -> str:
+    return name.removesuffix(_SUMS) + _COUNTS
+
+
+def _means(path: Path, sums: GgufTensor, counts: GgufTensor | None) -> NDArray[np.float32]:
+    """``[experts, in]``: sums over counts."""
+    if counts is None or sums.type != "F32" or counts.type != "F32":
+        raise CheckpointError(f"{path}: {sums.name} has no float32 counts beside it.")
+    total = _floats(path, sums).reshape(-1, sums.shape[-1])
+    count = _floats(path, counts).reshape(-1, 1)
+    if len(count) != len(total) or not np.isfinite(total).all():
+        raise CheckpointError(f"{path}: {sums.name} is damaged.")
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(count > 0, total / count, np.float32(1))
+
+
+def _floats(path: Path, tensor: GgufTensor) -> NDArray[np.float32]:
+    return np.fromfile(path, np.float32, tensor.nbytes // 4, offset=tensor.start)

@@ -1,0 +1,48 @@
+"""What ``--to`` names: a GGUF file type or a scheme of a safetensors folder."""
+
+from __future__ import annotations
+
+from qwen3q.errors import UsageError
+from qwen3q.models.config import Qwen3Config
+from qwen3q.plan.folder import plan_folder
+from qwen3q.plan.gguf import plan_gguf
+from qwen3q.plan.gguf_types import FileType, file_type
+from qwen3q.plan.plan import Plan
+from qwen3q.plan.schemes import Scheme, parse_scheme
+
+Target = FileType | Scheme
+GGUF_PREFIX = "gguf:"
+
+
+def parse_target(
+    name: str,
+    *,
+    group_size: int | None = None,
+    bits: int | None = None,
+    symmetric: bool | None = None,
+) -> Target:
+    """The target called ``name``, in any case: ``gguf:Q4_K_M``, ``gptq:int4``, ``int8``, ...
+
+    Options are for folder schemes, as ``parse_scheme`` takes them.
+
+    Raises:
+        UsageError: no such format, or an option that it does not have.
+    """
+    if name.lower().startswith(GGUF_PREFIX):
+        return file_type(name[len(GGUF_PREFIX) :])
+    if name.lower() == "gguf":
+        raise UsageError("gguf needs a type.", "Write gguf:Q4_K_M, for instance.")
+    return parse_scheme(name, group_size=group_size, bits=bits, symmetric=symmetric)
+
+
+def plan_target(
+    model: str, config: Qwen3Config, target: Target, *, has_imatrix: bool = False
+) -> Plan:
+    """The plan of one target from a config alone.
+
+    Raises:
+        UsageError: the model does not fit the format.
+    """
+    if isinstance(target, FileType):
+        return plan_gguf(model, config, target, has_imatrix=has_imatrix)
+    return plan_folder(model, config, target)
