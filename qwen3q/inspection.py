@@ -1,0 +1,200 @@
+"""What a model folder, a GGUF file or a release holds, from headers and the catalog alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from qwen3q.checkpoint.reader import Checkpoint
+from qwen3q.errors import CheckpointError
+from qwen3q.formats.gguf_file import GgufHeader, read_header, split_paths
+from qwen3q.models.config import Qwen3Config, parse_config, read_config_json
+from qwen3q.models.source import describe
+from qwen3q.models.tensors import (
+    active_parameter_count,
+    check_tensors,
+    model_tensors,
+    parameter_count,
+)
+from qwen3q.plan.gguf_types import FILE_TYPES
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """One tensor as it lies on disk; ``shape`` is row-major."""
+
+    name: str
+    type: str
+    shape: tuple[int, ...]
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What was found.
+
+    Attributes:
+        path: the folder or file, or None for a release that is not on this machine.
+        facts: label and text for people, in reading order.
+        config: the shape as fields; empty for a GGUF, whose metadata are facts.
+        tensors: what is stored; of a release, what its checkpoint has.
+    """
+
+    path: Path | None
+    facts: dict[str, str]
+    config: dict[str, Any]
+    tensors: tuple[StoredTensor, ...]
+
+    @property
+    def types(self) -> dict[str, tuple[int, int]]:
+        """Count and bytes per storage type, most bytes first."""
+        kinds: dict[str, tuple[int, int]] = {}
+        for tensor in self.tensors:
+            count, nbytes = kinds.get(tensor.type, (0, 0))
+            kinds[tensor.type] = (count + 1, nbytes + tensor.nbytes)
+        return dict(sorted(kinds.items(), key=lambda item: -item[1][1]))
+
+
+def inspect_model(name: str) -> Inspection:
+    """Inspects a GGUF file, a model folder in any format, or a model by its name.
+
+    Raises:
+        Qwen3qError: nothing there, or what is there is broken or no Qwen3.
+    """
+    path = Path(name)
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise CheckpointError(
+                f"{path} is a file, but no .gguf.", "Give a model folder or a GGUF file."
+            )
+        return _inspect_gguf(path)
+    source = describe(name)
+    if source.folder is not None:
+        return _inspect_folder(source.folder, source.title)
+    facts = {"model": source.title, "from": source.repo or ""} | _shape(source.config)
+    stored = tuple(
+        StoredTensor(spec.name, "BF16", spec.shape, 2 * spec.numel)
+        for spec in model_tensors(source.config)
+    )
+    return Inspection(None, facts, asdict(source.config), stored)
+
+
+def _inspect_folder(folder: Path, title: str) -> Inspection:
+    raw = read_config_json(folder)
+    config = parse_config(raw, str(folder / "config.json"))
+    quantization = raw.get("quantization_config")
+    with Checkpoint(folder) as checkpoint:
+        if quantization is None:
+            check_tensors(config, checkpoint.shapes, str(folder))
+        stored = tuple(
+            StoredTensor(info.name, info.dtype, info.shape, info.nbytes)
+            for info in checkpoint.tensors.values()
+        )
+        files = len(checkpoint.paths)
+    kind = "safetensors, not quantized" if quantization is None else describe_format(quantization)
+    facts = {"model": title, "folder": str(folder), "format": kind, "files": str(files)}
+    return Inspection(folder, facts | _shape(config), asdict(config), stored)
+
+
+def describe_format(quantization: Mapping[str, Any]) -> str:
+    """A ``quantization_config`` in words: ``gptq, 4 bits, group_size 128, sym``."""
+    method = str(quantization.get("quant_method", "unknown"))
+    if method == "compressed-tensors":
+        groups = quantization.get("config_groups") or {}
+        group: Mapping[str, Any] = next(iter(groups.values()), {})
+        weights = group.get("weights") or {}
+        words = [f"compressed-tensors {quantization.get('format', '')}".strip()]
+        words += [f"{weights['num_bits']} bits"] if "num_bits" in weights else []
+        words += [f"group_size {weights['group_size']}"] if weights.get("group_size") else []
+        return ", ".join(words)
+    words = [method]
+    for key, text in (("bits", "{} bits"), ("group_size", "group_size {}"), ("version", "{}")):
+        if key in quantization:
+            words.append(text.format(quantization[key]))
+    if method == "bitsandbytes":
+        words.append("nf4" if quantization.get("load_in_4bit") else "int8")
+    if "sym" in quantization:
+        words.append("symmetric" if quantization["sym"] else "asymmetric")
+    if "weight_block_size" in quantization:
+        words.append(f"blocks of {quantization['weight_block_size']}")
+    return ", ".join(words)
+
+
+def _shape(config: Qwen3Config) -> dict[str, str]:
+    parameters, active = parameter_count(config), active_parameter_count(config)
+    facts = {
+        "architecture": config.model_type,
+        "parameters": f"{parameters:,}"
+        + (f" ({active:,} active per token)" if config.is_moe else ""),
+        "layers": str(config.num_hidden_layers),
+        "hidden size": str(config.hidden_size),
+        "attention": f"{config.num_attention_heads} heads, {config.num_key_value_heads} for keys "
+        f"and values, head_dim {config.head_dim}",
+    }
+    if config.is_moe:
+        facts["experts"] = (
+            f"{config.num_experts}, {config.num_experts_per_tok} per token, "
+            f"intermediate size {config.moe_intermediate_size}"
+        )
+    else:
+        facts["intermediate size"] = str(config.intermediate_size)
+    facts["vocabulary"] = f"{config.vocab_size:,}" + (
+        ", embeddings tied" if config.tie_word_embeddings else ""
+    )
+    facts["context"] = f"{config.max_position_embeddings:,}" + (
+        f" (YaRN x{config.yarn.factor:g})" if config.yarn else ""
+    )
+    return facts
+
+
+def _inspect_gguf(path: Path) -> Inspection:
+    headers = [read_header(part) for part in split_paths(path)]
+    first = headers[0]
+    stored = tuple(
+        StoredTensor(t.name, t.type, t.shape, t.nbytes)
+        for header in headers
+        for t in header.tensors.values()
+    )
+    return Inspection(path, _gguf_facts(path, first, headers, stored), {}, stored)
+
+
+def _gguf_facts(
+    path: Path, first: GgufHeader, headers: list[GgufHeader], stored: tuple[StoredTensor, ...]
+) -> dict[str, str]:
+    metadata = first.metadata
+    architecture = str(metadata.get("general.architecture", "unknown"))
+    types = {kind.id: kind.name for kind in FILE_TYPES.values()}
+    weights = sum(prod(t.shape) for t in stored)
+    nbytes = sum(t.nbytes for t in stored)
+    facts = {
+        "model": str(metadata.get("general.name", path.stem)),
+        "file": str(path),
+        "format": f"gguf:{types.get(metadata.get('general.file_type', -1), 'unknown')}",
+        "file size": f"{sum(h.file_bytes for h in headers):,} bytes"
+        + (f" in {len(headers)} parts" if len(headers) > 1 else ""),
+        "bits per weight": f"{nbytes * 8 / weights:.3f}" if weights else "no tensors",
+        "architecture": architecture,
+    }
+    for label, key in (
+        ("layers", "block_count"),
+        ("context", "context_length"),
+        ("hidden size", "embedding_length"),
+        ("experts", "expert_count"),
+        ("rope scaling", "rope.scaling.type"),
+    ):
+        if f"{architecture}.{key}" in metadata:
+            facts[label] = str(metadata[f"{architecture}.{key}"])
+    for label, key in (
+        ("tokenizer", "tokenizer.ggml.pre"),
+        ("quantized by", "general.quantized_by"),
+        ("source", "general.source.repo_url"),
+    ):
+        if key in metadata:
+            facts[label] = str(metadata[key])
+    if "tokenizer.ggml.tokens" in metadata:
+        facts["vocabulary"] = f"{len(metadata['tokenizer.ggml.tokens']):,}"
+    facts["chat template"] = "yes" if "tokenizer.chat_template" in metadata else "no"
+    return facts
