@@ -26,7 +26,8 @@ from qwen3q.plan.schemes import (
     check_scheme,
 )
 
-_CAST = {"bf16": "bfloat16", "fp16": "float16"}
+FLOAT_DTYPES = {"bf16": "bfloat16", "fp16": "float16"}
+"""What the schemes without quantization cast to."""
 
 
 def plan_folder(
@@ -76,7 +77,7 @@ def planned_tensors(
     dtype = (dtypes or {}).get(spec.name, default_dtype)
     chosen = scheme.at(spec.name) if spec.is_linear else None
     if chosen is None:
-        dtype = _CAST.get(scheme.name, dtype)
+        dtype = FLOAT_DTYPES.get(scheme.name, dtype)
         return [_tensor(spec.name, dtype, spec.shape, spec)]
     module = spec.name.removesuffix(".weight")
     return [

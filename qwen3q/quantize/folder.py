@@ -1,22 +1,374 @@
 """Quantizes a model into safetensors folders: many schemes, one calibration, resumable.
 
-What this driver expects of the stream and the solvers:
-
-``stream_layers(...)`` yields decoder layers in order, each with its float weights by short name
-(``self_attn.q_proj``, as ``models/decoder.py`` names them) and its statistics. It is told the
-first layer whose statistics are wanted; layers before it are only passed through. What it yields
-for a layer depends on the model, the calibration and the recipe alone, never on where it started
-or how many threads ran, so that a resumed run is byte-identical.
-
-``solve_layer(weights, stats, scheme_at, ...) -> LayerResult`` with
-- ``linears``: ``QuantizedLinear`` of every linear that ``scheme.at(full name)`` does not keep in
-  float, by short name; ``scales`` already rounded to ``scheme.scale_dtype``, ``zeros`` at least
-  ``scheme.min_zero``.
-- ``folded``: every other tensor of the layer that smoothing changed (norms, float linears), by
-  short name, already rounded to the dtype of the checkpoint's own tensor, so that codes can be
-  solved for exactly the float tensors that are stored. Smoothing stays inside a layer.
-- ``rows``: one report row per linear: name, algorithm (or the named fallback), bits, relative
-  error under the calibration Hessian, tokens seen (per expert), seconds.
+Layers come from ``stream.stream_layers``, are solved by ``solve.solve_layer`` and written by
+``FolderWork``: a layer is durable before the next one starts. Formats that need no calibration
+are packed straight from the weights.
 """
 
 from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qwen3q import __version__
+from qwen3q.checkpoint.reader import Checkpoint
+from qwen3q.checkpoint.shards import INDEX_NAME
+from qwen3q.checkpoint.torch_io import TORCH_NAMES
+from qwen3q.checkpoint.writer import file_sha256
+from qwen3q.errors import CheckpointError, Qwen3qError, UsageError
+from qwen3q.files import partial_path, require_free_space
+from qwen3q.models.source import ModelSource
+from qwen3q.models.tensors import check_tensors
+from qwen3q.plan.folder import plan_folder
+from qwen3q.plan.schemes import Scheme
+from qwen3q.progress import ProgressFn, silent
+from qwen3q.quantize.artefact import (
+    CONFIG_NAME,
+    FolderJob,
+    artefact_name,
+    copied_files,
+    is_published,
+    publish,
+    require_absent,
+    write_side_files,
+)
+from qwen3q.quantize.fingerprint import (
+    canonical_json,
+    files_fingerprint,
+    rows_fingerprint,
+    weights_fingerprint,
+)
+from qwen3q.quantize.folder_work import OUTSIDE, FolderWork, unit_name
+from qwen3q.quantize.importance import ImportanceStore
+from qwen3q.quantize.solve import SolvedLayer, SolveOptions, solve_layer
+from qwen3q.quantize.stream import StreamOptions, stream_layers
+from qwen3q.quantize.weights_only import pack_unit, unsolved_units
+
+Rows = Sequence[Sequence[int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What a model is calibrated on.
+
+    Attributes:
+        rows: tokens, in rows of one length.
+        description: what card, report and manifest say of it: name, samples, tokens, licence.
+    """
+
+    rows: Rows
+    description: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """How a run goes; none of it changes an artefact.
+
+    Attributes:
+        resume: continue what an earlier run left.
+        replace: replace folders that exist, and drop what an earlier run left.
+        stream: devices, memory and work folder of the layer stream.
+    """
+
+    resume: bool = False
+    replace: bool = False
+    stream: StreamOptions = field(default_factory=StreamOptions)
+
+
+@dataclass(frozen=True, slots=True)
+class FolderResults:
+    """What a run made.
+
+    Attributes:
+        folders: one per job, in their order.
+        seconds: wall time of this run.
+        peak_memory_bytes: largest resident size of the process.
+        importance: mean squared inputs of every linear, where they were asked for; to be
+            discarded when they are used.
+    """
+
+    folders: tuple[Path, ...]
+    seconds: float
+    peak_memory_bytes: int
+    importance: ImportanceStore | None = None
+
+
+def folder_jobs(
+    source: ModelSource,
+    checkpoint: Checkpoint,
+    schemes: Sequence[Scheme],
+    out: Path,
+    options: SolveOptions | None = None,
+) -> list[FolderJob]:
+    """Plans one folder per scheme, ``out/TITLE-SUFFIX``; reads no weight.
+
+    Raises:
+        ModelError: the checkpoint's tensors are not those of its config.
+        UsageError: a scheme that can't be written or does not fit, or two with one name.
+    """
+    check_tensors(source.config, checkpoint.shapes, str(source.folder))
+    dtypes = {name: TORCH_NAMES[info.dtype] for name, info in checkpoint.tensors.items()}
+    assert source.folder is not None
+    others = sum(path.stat().st_size for path in copied_files(source.folder))
+    jobs: list[FolderJob] = []
+    for scheme in schemes:
+        if scheme.is_plan_only:
+            raise UsageError(
+                f"{scheme.name} can be estimated but not written.",
+                "Formats that are written: gptq:int4, awq:int4, int8, int4, bnb:nf4, fp8, ...",
+            )
+        plan = plan_folder(
+            source.title, source.config, scheme, dtypes=dtypes, other_files_bytes=others
+        )
+        solve = asdict(options or SolveOptions()) if scheme.is_uniform else {}
+        target = out / artefact_name(source.title, scheme)
+        if any(job.target == target for job in jobs):
+            raise UsageError(
+                f"Two formats would both be written to {target}.", "Give each format once."
+            )
+        jobs.append(FolderJob(scheme, plan, target, solve))
+    return jobs
+
+
+def quantize_folders(
+    source: ModelSource,
+    checkpoint: Checkpoint,
+    jobs: Sequence[FolderJob],
+    calibration: Calibration | None = None,
+    run: RunOptions | None = None,
+    *,
+    importance: Path | None = None,
+    progress: ProgressFn = silent,
+) -> FolderResults:
+    """Makes every job's folder in one pass over the model, each appearing when it is complete.
+
+    Args:
+        jobs: from ``folder_jobs``.
+        calibration: needed by uniform schemes and by ``importance``.
+        importance: folder to collect mean squared inputs under, for GGUF's importance matrix.
+        progress: told units of work done and in all.
+
+    Raises:
+        UsageError: a target exists, an unfinished run is there or differs, or no calibration.
+        CheckpointError: a weight is not finite, or a planned tensor was not made.
+        DiskError: too little room, or a target that can't be written.
+    """
+    started = time.perf_counter()
+    run = run or RunOptions()
+    rows = calibration.rows if calibration else ()
+    if not rows and (importance or any(job.scheme.is_uniform for job in jobs)):
+        raise UsageError("These formats need calibration text.", "Give it with --calibration.")
+    weights = weights_fingerprint(checkpoint)
+    pending = _pending(source, jobs, weights, calibration, run)
+    store = None
+    if importance:
+        store = ImportanceStore(importance, f"{weights}-{rows_fingerprint(rows)}")
+    with ExitStack() as stack:
+        works = [
+            stack.enter_context(
+                FolderWork(job, fingerprint, resume=run.resume, replace=run.replace)
+            )
+            for job, fingerprint in pending
+        ]
+        with _kept_if_begun(works):
+            steps = _Steps(progress, sum(len(work.missing) for work in works))
+            for work in works:
+                for unit in unsolved_units(work):
+                    pack_unit(work, unit, checkpoint)
+                    steps.step()
+            _solve_layers(source, checkpoint, works, rows, run.stream, store, steps)
+            seconds = time.perf_counter() - started
+            inputs = _inputs(source, checkpoint) if works else {}
+            for work in works:
+                _complete(work, source, calibration, run, inputs, seconds)
+    return FolderResults(
+        tuple(job.target for job in jobs),
+        time.perf_counter() - started,
+        peak_memory_bytes(),
+        store,
+    )
+
+
+def peak_memory_bytes() -> int:
+    """Largest resident size of this process so far; 0 where the system does not tell."""
+    try:
+        import resource
+    except ImportError:
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+@dataclass(slots=True)
+class _Steps:
+    """Counts units of work for a progress bar."""
+
+    progress: ProgressFn
+    total: int
+    done: int = 0
+
+    def step(self) -> None:
+        self.done += 1
+        self.progress(self.done, self.total, "quantizing")
+
+
+def _pending(
+    source: ModelSource,
+    jobs: Sequence[FolderJob],
+    weights: str,
+    calibration: Calibration | None,
+    run: RunOptions,
+) -> list[tuple[FolderJob, dict[str, str]]]:
+    """The jobs still to be made and their fingerprints; refuses what stands in the way."""
+    pending = []
+    for job in jobs:
+        fingerprint = _fingerprint(source, weights, job, calibration, run.stream)
+        if run.resume and is_published(job, fingerprint):
+            job.journal.unlink(missing_ok=True)
+            continue
+        if not run.replace:
+            require_absent(job)
+        pending.append((job, fingerprint))
+    fresh = [job for job, _ in pending if not (run.resume and partial_path(job.target).exists())]
+    if fresh:
+        require_free_space(fresh[0].target.parent, sum(job.plan.file_bytes for job in fresh))
+    return pending
+
+
+def _fingerprint(
+    source: ModelSource,
+    weights: str,
+    job: FolderJob,
+    calibration: Calibration | None,
+    stream: StreamOptions,
+) -> dict[str, str]:
+    """Everything that the bytes of a job's folder depend on."""
+    assert source.folder is not None
+    files = [source.folder / CONFIG_NAME, *copied_files(source.folder)]
+    fingerprint = {
+        "model": f"{source.title} {weights}",
+        "model files": files_fingerprint(files),
+        "format": canonical_json(asdict(job.scheme)),
+        "qwen3q": __version__,
+        "torch": torch.__version__,
+    }
+    if job.scheme.is_uniform and calibration is not None:
+        fingerprint |= {
+            "calibration": rows_fingerprint(calibration.rows),
+            "calibration description": canonical_json(calibration.description),
+            "options": canonical_json(job.options),
+            "device": stream.devices[0].partition(":")[0],
+        }
+    return fingerprint
+
+
+def _solve_layers(
+    source: ModelSource,
+    checkpoint: Checkpoint,
+    works: Sequence[FolderWork],
+    rows: Rows,
+    stream: StreamOptions,
+    store: ImportanceStore | None,
+    steps: _Steps,
+) -> None:
+    """Runs the layers that some scheme or the importance matrix still lacks."""
+    layers = source.config.num_hidden_layers
+    solving = {work.job.scheme: work for work in works if work.missing}
+    firsts = [work.first_missing_layer(layers) for work in solving.values()]
+    if store is not None:
+        firsts.append(store.first_missing_layer(layers))
+    start = min(firsts, default=layers)
+    if start == layers:
+        return
+
+    def restore(layer: int, scheme: Scheme) -> SolvedLayer:
+        return solving[scheme].restore(layer, checkpoint)
+
+    for layer in stream_layers(
+        checkpoint,
+        source.config,
+        rows,
+        list(solving),
+        stream,
+        start=start,
+        restore=restore,
+        progress=steps.progress,
+    ):
+        if store is not None:
+            store.save(layer.index, layer.moments)
+        for scheme, work in solving.items():
+            if work.is_done(unit_name(layer.index)):
+                layer.keep(scheme, restore(layer.index, scheme))
+                continue
+            solved = solve_layer(layer, scheme, SolveOptions(**work.job.options))
+            report = [asdict(row) for row in solved.report]
+            tensors = work.packed(solved, layer.index, checkpoint)
+            work.finish_unit(unit_name(layer.index), tensors, report, solved.notes)
+            layer.keep(scheme, solved)
+            steps.step()
+
+
+def _complete(
+    work: FolderWork,
+    source: ModelSource,
+    calibration: Calibration | None,
+    run: RunOptions,
+    inputs: Mapping[str, Mapping[str, Any]],
+    seconds: float,
+) -> None:
+    """Writes what stands beside the shards and makes the folder appear."""
+    if work.missing:
+        raise CheckpointError(f"{work.job.target.name}: {work.missing[0]} was not made.")
+    used = calibration is not None and work.job.scheme.is_uniform
+    write_side_files(
+        work.partial,
+        work.job,
+        source,
+        dict(calibration.description) if calibration is not None and used else {},
+        work.units,
+        {
+            "seconds": round(seconds, 3),
+            "peak_memory_bytes": peak_memory_bytes(),
+            "resumed": work.resumed,
+        },
+        inputs,
+        work.fingerprint,
+    )
+    publish(work.partial, work.job, replace=run.replace)
+
+
+def _inputs(source: ModelSource, checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
+    """Bytes and sha256 of every file of the source that went into the artefacts."""
+    assert source.folder is not None
+    index = source.folder / INDEX_NAME
+    paths = [source.folder / CONFIG_NAME, *copied_files(source.folder), *checkpoint.paths]
+    if index.is_file():
+        paths.append(index)
+    return {
+        path.name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+        for path in sorted(paths)
+    }
+
+
+@contextmanager
+def _kept_if_begun(works: Sequence[FolderWork]) -> Iterator[None]:
+    """On failure, keeps the folders that have a layer to continue from and removes the others."""
+    try:
+        yield
+    except BaseException as error:
+        begun = [work for work in works if any(u.name != OUTSIDE for u in work.units)]
+        for work in works:
+            if work not in begun:
+                work.discard()
+        if begun and isinstance(error, Qwen3qError):
+            kept = f"The layers that are done are kept beside {begun[0].job.target}: go on with "
+            kept += "--resume, or start again with --force."
+            error.hint = f"{error.hint}\n{kept}" if error.hint else kept
+        raise

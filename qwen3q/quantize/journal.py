@@ -83,7 +83,7 @@ def continue_journal(path: Path, fingerprint: Mapping[str, str]) -> Journal:
     head = lines[0]
     if head.get("journal") != FORMAT or not isinstance(head.get("fingerprint"), dict):
         raise UsageError(
-            f"{path} is no journal of this version of qwen3q.", "Start again with --overwrite."
+            f"{path} is no journal of this version of qwen3q.", "Start again with --force."
         )
     _compare(path, head["fingerprint"], fingerprint)
     units = (
@@ -102,7 +102,7 @@ def _compare(path: Path, before: Mapping[str, str], now: Mapping[str, str]) -> N
     )
     raise UsageError(
         f"The unfinished run of {path} can't be continued: {changes}.",
-        "Call it with the same model, calibration and options, or start again with --overwrite.",
+        "Call it with the same model, calibration and options, or start again with --force.",
     )
 
 
