@@ -7,6 +7,7 @@ that were repacked for the CPU. NF4: Dettmers et al., 2023, arXiv 2305.14314; IN
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,7 +18,6 @@ from qwen3q.errors import CheckpointError, MissingPackageError
 from qwen3q.plan.folder import nf4_state_json
 from qwen3q.plan.schemes import NF4_BLOCK, Layout, Scheme
 
-FP4_TYPES = ("nf4", "fp4")
 INT8_THRESHOLD = 6.0
 """Inputs above it stay in 16 bits at inference (arXiv 2208.07339, section 3.2)."""
 
@@ -41,30 +41,26 @@ def pack_nf4(weight: torch.Tensor) -> dict[str, torch.Tensor]:
     }
 
 
-def dequantize_4bit(tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """The weights of an NF4 or FP4 linear, float32 ``[out, in]``; reads double quantization too.
+def dequantize_4bit(tensors: Mapping[str, torch.Tensor], shape: tuple[int, ...]) -> torch.Tensor:
+    """The weights of an NF4 or FP4 linear, float32 ``shape`` = ``[out, in]``.
+
+    Reads double quantization too.
 
     Raises:
         CheckpointError: the state does not describe the packed weights.
     """
     key = next(k for k in tensors if k.startswith("weight.quant_state.bitsandbytes__"))
+    packed, absmax = tensors["weight"].flatten(), tensors["weight.absmax"]
     try:
         state = json.loads(bytes(tensors[key].tolist()))
-        out, columns = state["shape"]
-        block = state["blocksize"]
-    except (ValueError, KeyError, TypeError):
-        raise CheckpointError(f"{key} holds no bitsandbytes state.") from None
-    packed = tensors["weight"].flatten()
-    if packed.numel() * 2 != out * columns or out * columns % block:
-        raise CheckpointError(
-            f"{key} describes {out} x {columns} weights, which is not what is stored."
-        )
-    absmax = tensors["weight.absmax"]
-    if absmax.dtype == torch.uint8:
-        absmax = _nested_absmax(tensors, state)
-    codes = torch.stack((packed >> 4, packed & 15), dim=-1).flatten().long()
-    values = tensors["weight.quant_map"].float()[codes].view(-1, block)
-    return (values * absmax.float().view(-1, 1)).view(out, columns)
+        block = int(state["blocksize"])
+        if absmax.dtype == torch.uint8:
+            absmax = _nested_absmax(tensors, state)
+        codes = torch.stack((packed >> 4, packed & 15), dim=-1).flatten().long()
+        values = tensors["weight.quant_map"].float()[codes].view(-1, block)
+        return (values * absmax.float().view(-1, 1)).view(shape)
+    except (ValueError, KeyError, TypeError, RuntimeError, ZeroDivisionError):
+        raise CheckpointError(f"{key} does not describe the weights beside it.") from None
 
 
 def pack_int8(weight: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -116,11 +112,15 @@ def _nested_absmax(tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]
     codes = tensors["weight.absmax"].long()
     values = tensors["weight.nested_quant_map"].float()[codes]
     outer = tensors["weight.nested_absmax"].float()
-    scales = outer.repeat_interleave(int(state["nested_blocksize"]))[: values.numel()]
+    block = int(state["nested_blocksize"])
+    if not (outer.numel() - 1) * block < values.numel() <= outer.numel() * block:
+        raise ValueError("nested_blocksize does not fit nested_absmax")
+    scales = outer.repeat_interleave(block)[: values.numel()]
     return values * scales + float(state["nested_offset"])
 
 
 def _functional() -> Any:
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         import bitsandbytes.functional as functional
     except ImportError:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from qwen3q.errors import CheckpointError
 from qwen3q.formats import bits as bitstream
 from qwen3q.formats.scales import dequantize_groups, stored_scales
 from qwen3q.plan.schemes import PER_CHANNEL, Layout, Scheme
@@ -48,12 +49,21 @@ def unpack_words(tensors: Mapping[str, torch.Tensor], scheme: Scheme) -> Quantiz
     return QuantizedLinear(codes, scales, zeros, scheme.bits, group, scheme.symmetric)
 
 
-def dequantize_words(tensors: Mapping[str, torch.Tensor], bits: int) -> torch.Tensor:
-    """The weights of a ``pack-quantized`` linear, float32 ``[out, in]``.
+def dequantize_words(
+    tensors: Mapping[str, torch.Tensor], bits: int, shape: tuple[int, ...]
+) -> torch.Tensor:
+    """The weights of a ``pack-quantized`` linear, float32 ``shape`` = ``[out, in]``.
 
     ``weight_g_idx`` (activation order) gives each input's group where it is stored.
+
+    Raises:
+        CheckpointError: ``weight_shape`` is another, or ``weight_g_idx`` does not fit.
     """
-    out, columns = tensors["weight_shape"].tolist()
+    out, columns = shape
+    if tensors["weight_shape"].tolist() != [out, columns]:
+        raise CheckpointError(
+            f"weight_shape says {tensors['weight_shape'].tolist()}, not {[out, columns]}."
+        )
     codes = bitstream.unpack(tensors["weight_packed"], bits)[:, :columns]
     scales = tensors["weight_scale"]
     zeros = torch.full_like(scales, float(1 << (bits - 1)))

@@ -65,11 +65,13 @@ def pack_weight(scheme: Scheme, weight: torch.Tensor) -> dict[str, torch.Tensor]
             raise ValueError(f"{scheme.layout} is not packed from weights alone")
 
 
-def dequantize_packed(scheme: Scheme, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """What ``pack_weight`` stored, float32 ``[out, in]``."""
+def dequantize_packed(
+    scheme: Scheme, tensors: Mapping[str, torch.Tensor], shape: tuple[int, ...]
+) -> torch.Tensor:
+    """What ``pack_weight`` stored, float32 ``shape`` = ``[out, in]``."""
     match scheme.layout:
         case Layout.BNB_NF4:
-            return bitsandbytes.dequantize_4bit(tensors)
+            return bitsandbytes.dequantize_4bit(tensors, shape)
         case Layout.BNB_INT8:
             return bitsandbytes.dequantize_int8(tensors)
         case Layout.FP8:

@@ -29,16 +29,16 @@ def pack(weight: torch.Tensor) -> dict[str, torch.Tensor]:
     return {"weight": codes, "weight_scale_inv": scales}
 
 
-def dequantize(
-    tensors: Mapping[str, torch.Tensor], scale: str = "weight_scale_inv"
-) -> torch.Tensor:
-    """The weights float32 ``[out, in]``; one scale per block, output channel or tensor."""
+def dequantize(tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """The weights of a linear in blocks, float32 ``[out, in]``."""
     weight = tensors["weight"].float()
-    out, columns = weight.shape
-    scales = tensors[scale].float()
-    if scales.dim() == 2 and scale == "weight_scale_inv":
-        return weight * _spread(scales, out, columns)
-    return weight * scales.reshape(-1, 1)
+    return weight * _spread(tensors["weight_scale_inv"], *weight.shape)
+
+
+def dequantize_channels(tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """The weights of a compressed-tensors ``float-quantized`` linear, float32 ``[out, in]``:
+    one ``weight_scale`` per output channel or for all."""
+    return tensors["weight"].float() * tensors["weight_scale"].float().reshape(-1, 1)
 
 
 def quantization_config(kept_float: list[str]) -> dict[str, Any]:

@@ -66,7 +66,7 @@ def _pack_weight(
     started = time.perf_counter()
     parts = pack_weight(scheme, weight)
     exact = weight.double()
-    error = (dequantize_packed(scheme, parts).double() - exact).square().sum()
+    error = (dequantize_packed(scheme, parts, exact.shape).double() - exact).square().sum()
     row = {
         "name": name,
         "bits": scheme.bits,

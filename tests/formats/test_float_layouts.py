@@ -25,7 +25,7 @@ def test_nf4_equals_bitsandbytes(weight: torch.Tensor) -> None:
     for name, value in own.items():
         assert torch.equal(stored[f"weight.{name}"], value), name
     theirs = functional.dequantize_4bit(packed, state).float()
-    ours = bitsandbytes.dequantize_4bit(stored)
+    ours = bitsandbytes.dequantize_4bit(stored, weight.shape)
     assert torch.allclose(ours, theirs, rtol=2**-8, atol=0)
 
 
@@ -36,7 +36,7 @@ def test_reads_double_quantization(weight: torch.Tensor, kind: str) -> None:
     )
     stored = {f"weight.{name}": value for name, value in state.as_dict(packed=True).items()}
     assert stored["weight.absmax"].dtype == torch.uint8
-    ours = bitsandbytes.dequantize_4bit({**stored, "weight": packed})
+    ours = bitsandbytes.dequantize_4bit({**stored, "weight": packed}, weight.shape)
     theirs = functional.dequantize_4bit(packed, state)
     assert torch.allclose(ours, theirs, rtol=1e-5, atol=1e-7)
 

@@ -140,7 +140,7 @@ def test_pack_quantized_against_its_definition(width: int, symmetric: bool) -> N
                 zero = stream_bits(words, n, width) - offset
             weight = (signed - zero) * float(stored["weight_scale"][n, k // 32])
             assert weight == pytest.approx(float(expected[n, k]), rel=1e-6)
-    assert torch.equal(compressed_tensors.dequantize_words(stored, width), expected)
+    assert torch.equal(compressed_tensors.dequantize_words(stored, width, (16, 64)), expected)
 
 
 def test_int8_is_a_plain_product() -> None:

@@ -1,0 +1,204 @@
+"""Folders are recognised from their tensors alone and read back as the weights they stand for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import random_model
+from safetensors.torch import load_file, save_file
+
+from qwen3q.errors import CheckpointError
+from qwen3q.formats import bits, gptq
+from qwen3q.formats.folder import pack_linear, pack_weight, quantization_config
+from qwen3q.formats.reader import QuantizedFolder
+from qwen3q.formats.recognise import Storage
+from qwen3q.models.config import read_config
+from qwen3q.models.tensors import model_tensors
+from qwen3q.plan.schemes import PER_CHANNEL, Scheme, parse_scheme
+from qwen3q.quantize.grid import QuantizedLinear
+
+TINY = {
+    "num_hidden_layers": 2,
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_attention_heads": 4,
+    "vocab_size": 256,
+}
+SCHEMES = [
+    (parse_scheme("gptq:int4", group_size=64), Storage.GPTQ),
+    (parse_scheme("gptq:int3", group_size=32, symmetric=False), Storage.GPTQ),
+    (parse_scheme("gptq:int8", group_size=PER_CHANNEL), Storage.GPTQ),
+    (parse_scheme("awq:int4", group_size=32), Storage.AWQ),
+    (parse_scheme("int4", group_size=64, symmetric=False), Storage.PACK_QUANTIZED),
+    (parse_scheme("w8a16", group_size=PER_CHANNEL), Storage.PACK_QUANTIZED),
+    (parse_scheme("int8"), Storage.INT_QUANTIZED),
+    (parse_scheme("bnb:nf4"), Storage.BNB_4BIT),
+    (parse_scheme("bnb:int8"), Storage.BNB_INT8),
+    (parse_scheme("fp8"), Storage.FP8_BLOCKS),
+]
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory: pytest.TempPathFactory, demo_folder: Path) -> Path:
+    return random_model(tmp_path_factory.mktemp("models") / "dense", demo_folder, **TINY)
+
+
+@pytest.fixture(scope="module")
+def experts(tmp_path_factory: pytest.TempPathFactory, demo_folder: Path) -> Path:
+    return random_model(
+        tmp_path_factory.mktemp("models") / "experts",
+        demo_folder,
+        **TINY,
+        model_type="qwen3_moe",
+        num_experts=3,
+        num_experts_per_tok=2,
+        moe_intermediate_size=128,
+    )
+
+
+def nearest(weight: torch.Tensor, scheme: Scheme) -> QuantizedLinear:
+    """Round-to-nearest on the range of each group, written here for the tests alone."""
+    group = scheme.group_of(weight.shape[1])
+    grouped = weight.float().view(weight.shape[0], -1, group)
+    top = (1 << scheme.bits) - 1
+    dtype = getattr(torch, scheme.scale_dtype)
+    if scheme.symmetric:
+        scales = grouped.abs().amax(-1) / (top // 2)
+        zeros = torch.full_like(scales, 1 << (scheme.bits - 1))
+    else:
+        low, high = grouped.amin(-1).clamp(max=0), grouped.amax(-1).clamp(min=0)
+        scales = (high - low) / top
+        zeros = (-low / scales).round().clamp(1, top)
+    scales = scales.to(dtype).float()
+    codes = (grouped / scales.unsqueeze(-1)).round() + zeros.unsqueeze(-1)
+    codes = codes.clamp(0, top).to(torch.uint8).view(weight.shape)
+    return QuantizedLinear(
+        codes, scales, zeros.to(torch.uint8), scheme.bits, group, scheme.symmetric
+    )
+
+
+def write_folder(folder: Path, model: Path, scheme: Scheme) -> dict[str, torch.Tensor]:
+    """Stores a model in ``scheme``; returns the weights that stand for it."""
+    folder.mkdir()
+    config = read_config(model)
+    raw = json.loads((model / "config.json").read_text())
+    raw["quantization_config"] = quantization_config(scheme, config)
+    (folder / "config.json").write_text(json.dumps(raw))
+    source = load_file(model / "model.safetensors")
+    stored, expected = {}, {}
+    for spec in model_tensors(config):
+        weight = source[spec.name]
+        if not spec.is_linear:
+            stored[spec.name] = weight
+            expected[spec.name] = weight.float()
+            continue
+        if scheme.is_uniform:
+            linear = nearest(weight, scheme)
+            parts = pack_linear(scheme, linear)
+            expected[spec.name] = linear.dequantize()
+        else:
+            parts = pack_weight(scheme, weight)
+        module = spec.name.removesuffix(".weight")
+        stored |= {f"{module}.{suffix}": tensor for suffix, tensor in parts.items()}
+    save_file(stored, folder / "model.safetensors")
+    return expected
+
+
+@pytest.mark.parametrize(
+    ("scheme", "storage"), SCHEMES, ids=[f"{s.name}-{s.group_size}" for s, _ in SCHEMES]
+)
+@pytest.mark.parametrize("model", ["dense", "experts"])
+def test_every_layout_is_read_back(
+    scheme: Scheme, storage: Storage, model: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    source = request.getfixturevalue(model)
+    expected = write_folder(tmp_path / "q", source, scheme)
+    floats = load_file(source / "model.safetensors")
+    with QuantizedFolder(tmp_path / "q") as folder:
+        assert folder.activation_bits == (8 if scheme.name == "int8" else None)
+        for name, stored in folder.weights.items():
+            assert stored.storage is (storage if stored.spec.is_linear else Storage.FLOAT)
+            weight = folder.weight(name)
+            assert weight.dtype == torch.float32
+            if name in expected:
+                assert torch.equal(weight, expected[name]), name
+            else:
+                error = (weight - floats[name].float()).norm() / floats[name].float().norm()
+                assert error < 0.11, name
+
+
+def test_version_2_zeros(dense: Path, tmp_path: Path) -> None:
+    """GPTQModel's own layout stores the zero itself, and says so in the config."""
+    scheme = parse_scheme("gptq:int4", symmetric=False)
+    expected = write_folder(tmp_path / "q", dense, scheme)
+    path = tmp_path / "q" / "config.json"
+    raw = json.loads(path.read_text())
+    raw["quantization_config"]["checkpoint_format"] = "gptq_v2"
+    path.write_text(json.dumps(raw))
+    tensors = load_file(tmp_path / "q" / "model.safetensors")
+    for name in tensors:
+        if name.endswith(".qzeros"):
+            tensors[name] = bits.pack(bits.unpack(tensors[name], 4) + 1, 4)
+    save_file(tensors, tmp_path / "q" / "model.safetensors")
+    with QuantizedFolder(tmp_path / "q") as folder:
+        name = "model.layers.0.mlp.up_proj.weight"
+        assert torch.equal(folder.weight(name), expected[name])
+
+
+def damage(folder: Path, change: str) -> None:
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    module = "model.layers.0.mlp.up_proj"
+    match change:
+        case "missing":
+            del tensors[f"{module}.scales"]
+        case "shape":
+            tensors[f"{module}.scales"] = tensors[f"{module}.scales"][:, :-8].contiguous()
+        case "extra":
+            tensors["model.layers.99.mlp.up_proj.qweight"] = torch.zeros(1)
+        case "g_idx":
+            tensors[f"{module}.g_idx"] += 7
+        case "gone":
+            tensors = {n: t for n, t in tensors.items() if not n.startswith(module)}
+    save_file(tensors, path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("missing", "a layout that is not known"),
+        ("shape", "should be"),
+        ("extra", "belongs to nothing"),
+        ("gone", "has nothing stored for model.layers.0.mlp.up_proj"),
+    ],
+)
+def test_damage_is_named(change: str, message: str, dense: Path, tmp_path: Path) -> None:
+    write_folder(tmp_path / "q", dense, parse_scheme("gptq:int4"))
+    damage(tmp_path / "q", change)
+    with pytest.raises(CheckpointError, match=message):
+        QuantizedFolder(tmp_path / "q")
+
+
+def test_groups_outside_are_refused(dense: Path, tmp_path: Path) -> None:
+    write_folder(tmp_path / "q", dense, parse_scheme("gptq:int4"))
+    damage(tmp_path / "q", "g_idx")
+    with (
+        QuantizedFolder(tmp_path / "q") as folder,
+        pytest.raises(CheckpointError, match="outside the 1 groups"),
+    ):
+        folder.weight("model.layers.0.mlp.up_proj.weight")
+
+
+def test_float_folder_is_read_too(dense: Path) -> None:
+    with QuantizedFolder(dense) as folder:
+        assert {stored.storage for stored in folder.weights.values()} == {Storage.FLOAT}
+
+
+def test_gptq_zero_of_zero_is_refused_by_name() -> None:
+    linear = nearest(torch.randn(32, 64), parse_scheme("gptq:int4", group_size=32))
+    linear.zeros[0, 0] = 0
+    with pytest.raises(CheckpointError, match="zero point of 0"):
+        gptq.pack(linear)
