@@ -1,0 +1,190 @@
+"""Recipes: one YAML file per use, with formats, calibration, algorithm options and exceptions."""
+
+from __future__ import annotations
+
+import difflib
+from importlib import resources
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from qwen3q.errors import UsageError
+from qwen3q.plan.schemes import Override, Scheme, parse_scheme
+
+MAX_RECIPE_BYTES = 1 << 20
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class CalibrationRecipe(_Section):
+    """What to calibrate on.
+
+    Attributes:
+        source: a set by name, a file, ``hub:...`` or ``self``.
+        samples: rows; all there are (up to 256) if absent.
+        length: tokens per row.
+        thinking: render chats in thinking mode or not; both modes if absent.
+    """
+
+    source: str = "balanced"
+    samples: int | None = Field(default=None, ge=1)
+    length: int = Field(default=512, ge=16)
+    thinking: bool | None = None
+
+
+class AlgorithmRecipe(_Section):
+    """How codes are found; the fields of ``quantize.solve.SolveOptions``.
+
+    Attributes:
+        name: ``gptq`` (error feedback), ``awq`` (scale and clip search) or ``rtn`` (range search).
+        smoothing: fold scales into the neighbours of a linear where the search shows it helps.
+        damping: share of the Hessian's mean diagonal added to it.
+        min_expert_tokens: an expert that fewer tokens reach is topped up.
+    """
+
+    name: Literal["gptq", "awq", "rtn"] = "gptq"
+    smoothing: bool = True
+    damping: float = Field(default=0.01, gt=0, lt=1)
+    min_expert_tokens: int = Field(default=128, ge=1)
+
+    def options(self) -> dict[str, str | bool | float | int]:
+        """Keyword arguments of ``SolveOptions``."""
+        return {"algorithm": self.name, **self.model_dump(exclude={"name"})}
+
+
+class OverrideRecipe(_Section):
+    """An exception for the linears whose module name matches.
+
+    Attributes:
+        match: module name, ``*`` for any text: ``model.layers.0.*``, ``*.down_proj``.
+        keep_float: leave them as they are.
+        bits, group_size, symmetric: instead of the format's.
+    """
+
+    match: str = Field(min_length=1)
+    keep_float: bool = False
+    bits: int | None = None
+    group_size: int | None = None
+    symmetric: bool | None = None
+
+
+class Recipe(_Section):
+    """A whole recipe.
+
+    Attributes:
+        summary: one line for people.
+        formats: what to write, such as ``gptq:int4`` or ``gguf:Q4_K_M``.
+        bits, group_size, symmetric: instead of each format's own; only the formats that are
+            quantized with calibration have them.
+        calibration: the text.
+        algorithm: how codes are found.
+        activation_memory_gib: host memory for activations, beyond which they go to files.
+        overrides: exceptions by module name; the first that matches counts.
+    """
+
+    summary: str = ""
+    formats: tuple[str, ...] = Field(min_length=1)
+    bits: int | None = None
+    group_size: int | None = None
+    symmetric: bool | None = None
+    calibration: CalibrationRecipe = CalibrationRecipe()
+    algorithm: AlgorithmRecipe = AlgorithmRecipe()
+    activation_memory_gib: float = Field(default=8, gt=0)
+    overrides: tuple[OverrideRecipe, ...] = ()
+
+    @property
+    def gguf_formats(self) -> list[str]:
+        """The formats that llama.cpp's quantizers write."""
+        return [name for name in self.formats if name.lower().startswith("gguf")]
+
+    def schemes(self) -> list[Scheme]:
+        """The schemes of the formats that are safetensors folders, exceptions included.
+
+        Raises:
+            UsageError: an unknown format, or numbers it can't have.
+        """
+        exceptions = tuple(
+            Override(o.match, o.keep_float, o.bits, o.group_size, o.symmetric)
+            for o in self.overrides
+        )
+        schemes = []
+        for name in self.formats:
+            if name in self.gguf_formats:
+                continue
+            plain = parse_scheme(name)
+            fits = plain.is_uniform
+            schemes.append(
+                parse_scheme(
+                    name,
+                    bits=self.bits if fits else None,
+                    group_size=self.group_size if fits and not plain.activation_bits else None,
+                    symmetric=self.symmetric if fits else None,
+                    overrides=exceptions,
+                )
+            )
+        return schemes
+
+
+def recipes_folder() -> Path:
+    """``recipes/``: inside an installed package, beside it in a checkout."""
+    package = Path(str(resources.files("qwen3q")))
+    installed = package / "data" / "recipes"
+    return installed if installed.is_dir() else package.parent / "recipes"
+
+
+def recipe_names() -> list[str]:
+    """The recipes that come with the package."""
+    return sorted(path.stem for path in recipes_folder().glob("*.yaml"))
+
+
+def load_recipe(name: str) -> Recipe:
+    """A recipe by its name, or from a YAML file of one's own.
+
+    Raises:
+        UsageError: no such recipe, no YAML, or a key that is unknown or out of range.
+    """
+    path = recipes_folder() / f"{name}.yaml"
+    if name not in recipe_names():
+        path = Path(name).expanduser()
+        if not path.is_file():
+            near = difflib.get_close_matches(name, recipe_names(), n=1)
+            meant = f"Did you mean {near[0]}? " if near else ""
+            raise UsageError(
+                f"There is no recipe {name!r}.",
+                f"{meant}Known: {', '.join(recipe_names())}; or give a YAML file.",
+            )
+    return read_recipe(path)
+
+
+def read_recipe(path: Path) -> Recipe:
+    """A recipe from a YAML file.
+
+    Raises:
+        UsageError: names the key that is wrong and why.
+    """
+    if path.stat().st_size > MAX_RECIPE_BYTES:
+        raise UsageError(f"{path} has {path.stat().st_size} bytes; that is no recipe.")
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise UsageError(f"{path} is not valid YAML: {_first_line(error)}.") from None
+    if not isinstance(raw, dict):
+        raise UsageError(f"{path} holds no keys; a recipe has at least `formats`.")
+    try:
+        recipe = Recipe.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise UsageError(
+            f"{path}: {key}: {first['msg']}.", "recipes/README.md lists the keys."
+        ) from None
+    recipe.schemes()
+    return recipe
+
+
+def _first_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
