@@ -1,0 +1,166 @@
+"""``--calibration``: from a name to rows of tokens."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qwen3q.calibrate.files import is_records, read_records, read_text
+from qwen3q.calibrate.hub_set import PREFIX, parse_hub_set, stream_hub_set
+from qwen3q.calibrate.render import balanced_order, render_calibration
+from qwen3q.calibrate.rows import (
+    DEFAULT_LENGTH,
+    TokenRows,
+    check_size,
+    describe,
+    encode,
+    load_tokenizer,
+    spread,
+)
+from qwen3q.calibrate.samples import Sample
+from qwen3q.calibrate.self_sample import SELF, context_needed, self_calibration
+from qwen3q.calibrate.sets import DEFAULT_SET, LICENCE, load_set, set_names
+from qwen3q.errors import ModelError, UsageError
+from qwen3q.models.source import ModelSource
+from qwen3q.models.template import ChatTemplate
+from qwen3q.models.tokenizer import read_chat_template
+from qwen3q.progress import ProgressFn, silent
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationOptions:
+    """How much of a source is taken, and how.
+
+    Attributes:
+        samples: rows; None for all there are, up to ``MOST_ROWS`` (``SELF_ROWS`` for self).
+        length: tokens per row.
+        seed: of the order of samples, and of what the model writes itself.
+        thinking: one mode only; None for both.
+        scratch: folder for the GGUF that ``self`` samples from; None for the system's.
+        threads: for ``self``; None for the physical cores.
+    """
+
+    samples: int | None = None
+    length: int = DEFAULT_LENGTH
+    seed: int = 0
+    thinking: bool | None = None
+    scratch: Path | None = None
+    threads: int | None = None
+
+
+def load_calibration(
+    name: str | None,
+    source: ModelSource,
+    options: CalibrationOptions | None = None,
+    *,
+    progress: ProgressFn = silent,
+) -> TokenRows:
+    """Calibration tokens of a set, a file, a data set on the Hub, or the model itself.
+
+    Args:
+        name: a set (None for the default one); a text, jsonl or parquet file; ``hub:...``; or
+            ``self``. A name that is a set's and a file's is the set's: write ``./name``.
+        source: resolved, so that its folder is on disk.
+
+    Raises:
+        UsageError: no such source, too few tokens, or data that can't be read.
+        ModelError: the model's tokenizer or template is missing or refuses.
+        SourceError: the Hub's set can't be read.
+        MissingPackageError: parquet, Hub sets and self need optional packages.
+    """
+    assert source.folder is not None
+    options = options or CalibrationOptions()
+    check_size(options.length, options.samples)
+    name = name or DEFAULT_SET
+    tokenizer = load_tokenizer(source.folder)
+    template = _template(source.folder)
+    if name == SELF:
+        return _own_text(source, tokenizer, template, options, progress)
+    licence = None
+    if name.startswith(PREFIX):
+        samples: Iterable[Sample] = stream_hub_set(parse_hub_set(name), options.seed)
+    elif name in set_names() or not _is_file(name):
+        samples = balanced_order(load_set(name), options.seed)
+        licence = LICENCE
+    elif not is_records(Path(name)):
+        return text_rows(Path(name), tokenizer, options)
+    else:
+        samples = balanced_order(read_records(Path(name)), options.seed)
+        name = Path(name).name
+    return render_calibration(
+        samples,
+        tokenizer,
+        template,
+        name=name,
+        length=options.length,
+        rows=options.samples,
+        thinking=options.thinking,
+        seed=options.seed,
+        licence=licence,
+    )
+
+
+def text_rows(path: Path, tokenizer: Tokenizer, options: CalibrationOptions) -> TokenRows:
+    """A text file tokenized once, special tokens parsed, and cut into rows.
+
+    Raises:
+        UsageError: empty, not UTF-8, or too few tokens.
+    """
+    tokens = encode(tokenizer, read_text(path))
+    rows = spread(tokens, length=options.length, samples=options.samples, what=str(path))
+    return TokenRows(rows, describe(path.name, rows))
+
+
+def _is_file(name: str) -> bool:
+    """Whether a name is meant as a file's: one that exists, or that looks like a path."""
+    path = Path(name)
+    return path.exists() or bool(path.suffix) or len(path.parts) > 1
+
+
+def _template(folder: Path) -> ChatTemplate | None:
+    path = folder / "tokenizer_config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ModelError(f"{path} is not valid JSON: {error}.") from None
+    source = read_chat_template(folder, config)
+    return ChatTemplate(source) if source else None
+
+
+def _own_text(
+    source: ModelSource,
+    tokenizer: Tokenizer,
+    template: ChatTemplate | None,
+    options: CalibrationOptions,
+    progress: ProgressFn,
+) -> TokenRows:
+    from qwen3q.calibrate.self_llama import source_sampler
+
+    if template is None:
+        raise UsageError(
+            "The model has no chat template, so it can't write conversations to calibrate on.",
+            "Calibrate it on plain text: --calibration FILE.txt",
+        )
+    with source_sampler(
+        source,
+        context=context_needed(options.length),
+        scratch=options.scratch,
+        threads=options.threads,
+        progress=progress,
+    ) as sample:
+        return self_calibration(
+            sample,
+            tokenizer,
+            template,
+            length=options.length,
+            rows=options.samples,
+            seed=options.seed,
+            thinking=options.thinking,
+            progress=progress,
+        )

@@ -1,0 +1,146 @@
+"""Tokens in rows of one length: what every calibrating algorithm reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qwen3q.errors import ModelError, UsageError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+DEFAULT_LENGTH = 512
+MOST_ROWS = 256
+"""Rows taken when nobody says how many."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRows:
+    """Calibration tokens.
+
+    Attributes:
+        rows: token ids, all rows of one length.
+        description: where they come from, for card, report and journal: name, samples (rows),
+            length, tokens, seed, licence, sha256 of the rows.
+    """
+
+    rows: tuple[tuple[int, ...], ...]
+    description: Mapping[str, Any]
+
+    @property
+    def tokens(self) -> int:
+        return sum(map(len, self.rows))
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of a model folder, with neither truncation nor padding.
+
+    Raises:
+        ModelError: ``tokenizer.json`` is missing or broken.
+    """
+    from tokenizers import Tokenizer
+
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise ModelError(
+            f"{path} is missing.", "The download may be incomplete; fetch the model again."
+        )
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises bare Exception
+        raise ModelError(f"{path} is no tokenizer: {error}.") from None
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def encode(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Token ids of ``text``; ``<|im_start|>`` and the like are read as their token."""
+    return list(tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+def pack(
+    documents: Iterable[Sequence[int]], *, length: int, samples: int | None, what: str
+) -> tuple[tuple[int, ...], ...]:
+    """Documents one after another, cut into rows; reads no more documents than it needs.
+
+    Args:
+        samples: rows wanted; None for up to ``MOST_ROWS``.
+        what: the source's name, for errors.
+
+    Raises:
+        UsageError: too few tokens.
+    """
+    check_size(length, samples)
+    wanted = (samples or MOST_ROWS) * length
+    stream: list[int] = []
+    for document in documents:
+        stream.extend(document)
+        if len(stream) >= wanted:
+            break
+    rows = min(len(stream), wanted) // length
+    require_rows(rows, len(stream), length=length, samples=samples, what=what)
+    return tuple(tuple(stream[at * length : (at + 1) * length]) for at in range(rows))
+
+
+def spread(
+    tokens: Sequence[int], *, length: int, samples: int | None, what: str
+) -> tuple[tuple[int, ...], ...]:
+    """One long text cut into rows; of more rows than wanted, evenly spaced ones.
+
+    Raises:
+        UsageError: too few tokens.
+    """
+    check_size(length, samples)
+    rows = len(tokens) // length
+    require_rows(rows, len(tokens), length=length, samples=samples, what=what)
+    wanted = min(samples or MOST_ROWS, rows)
+    starts = (index * rows // wanted * length for index in range(wanted))
+    return tuple(tuple(tokens[start : start + length]) for start in starts)
+
+
+def describe(
+    name: str, rows: Sequence[Sequence[int]], **more: str | int | float | None
+) -> dict[str, Any]:
+    """The description of ``TokenRows``; entries of ``more`` that are None are left out."""
+    from qwen3q.quantize.fingerprint import rows_fingerprint
+
+    return {
+        "name": name,
+        "samples": len(rows),
+        "length": len(rows[0]),
+        "tokens": sum(map(len, rows)),
+        **{key: value for key, value in more.items() if value is not None},
+        "sha256": rows_fingerprint(rows),
+    }
+
+
+def check_size(length: int, samples: int | None) -> None:
+    """Refuses rows that hold nothing.
+
+    Raises:
+        UsageError: a length or a number of rows out of range.
+    """
+    if length < 2:
+        raise UsageError(f"--calibration-length {length} is too short; at least 2 tokens.")
+    if samples is not None and samples < 1:
+        raise UsageError(f"--calibration-samples {samples} is no number of rows.")
+
+
+def require_rows(rows: int, tokens: int, *, length: int, samples: int | None, what: str) -> None:
+    """Refuses a source with fewer rows than asked for, or with none.
+
+    Raises:
+        UsageError: too few tokens.
+    """
+    wanted = samples or 1
+    if rows < wanted:
+        plural = "s" if wanted > 1 else ""
+        raise UsageError(
+            f"{what} holds {tokens} tokens; {wanted} row{plural} of {length} need"
+            f"{'' if plural else 's'} {wanted * length}.",
+            "Lower --calibration-samples or --calibration-length, or give more text.",
+        )

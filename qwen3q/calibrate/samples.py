@@ -1,0 +1,130 @@
+"""A calibration sample: raw text, or a conversation; and the records that one is read from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from qwen3q.errors import UsageError
+
+COLUMNS = ("messages", "conversations", "text")
+"""Where a record's sample is looked for, in this order."""
+
+ROLES = {
+    "system": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "tool": "tool",
+    "observation": "tool",
+}
+"""Roles in OpenAI's spelling and in ShareGPT's."""
+
+THINK_START = "<think>"
+THINK_END = "</think>"
+
+Message = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One text or conversation.
+
+    Attributes:
+        text: raw text; None if there are messages.
+        messages: role, content, and for an assistant perhaps reasoning_content and tool_calls.
+        tools: JSON schemas of the functions that the conversation may call.
+        kind: chat, prose, code, mathematics, tools; empty in a user's data.
+        language: ISO 639-1; empty in a user's data.
+        id: its name in its file; empty in a user's data.
+    """
+
+    text: str | None = None
+    messages: tuple[Message, ...] = ()
+    tools: tuple[Mapping[str, Any], ...] = ()
+    kind: str = ""
+    language: str = ""
+    id: str = ""
+
+    @property
+    def has_answer(self) -> bool:
+        """Whether the conversation ends with the assistant."""
+        return bool(self.messages) and self.messages[-1]["role"] == "assistant"
+
+    @property
+    def thinks(self) -> bool:
+        """Whether its last answer is thought out first."""
+        return self.has_answer and bool(self.messages[-1].get("reasoning_content"))
+
+
+def parse_record(record: Any, where: str, column: str | None = None) -> Sample:
+    """The sample that a record of a user's data holds.
+
+    Args:
+        record: an object with ``text``, or with ``messages`` or ``conversations`` in OpenAI's or
+            ShareGPT's form.
+        where: file and line, for errors.
+        column: the field to read; None for the first of ``COLUMNS`` that is there.
+
+    Raises:
+        UsageError: no such field, or one that holds neither text nor a conversation.
+    """
+    if not isinstance(record, Mapping):
+        raise UsageError(f"{where} is no JSON object.", "Each line holds one object.")
+    if column is None:
+        column = next((name for name in COLUMNS if record.get(name) is not None), None)
+    if column is None or column not in record:
+        wanted = column or "text, messages or conversations"
+        raise UsageError(
+            f"{where} has no {wanted}; it has {', '.join(map(str, record)) or 'none'}."
+        )
+    value = record[column]
+    kind, language, id_ = (str(record.get(tag) or "") for tag in ("kind", "language", "id"))
+    if isinstance(value, str):
+        return Sample(text=value, kind=kind, language=language, id=id_)
+    if isinstance(value, Sequence) and value:
+        tools = record.get("tools") or ()
+        if not isinstance(tools, Sequence) or isinstance(tools, str):
+            raise UsageError(f"{where}: tools is no list of functions.")
+        messages = tuple(_message(item, where) for item in value)
+        return Sample(None, messages, tuple(tools), kind, language, id_)
+    raise UsageError(f"{where}: {column} holds neither text nor a conversation.")
+
+
+def _message(item: Any, where: str) -> Message:
+    if not isinstance(item, Mapping):
+        raise UsageError(f"{where}: a message is no object.")
+    name = item.get("role", item.get("from"))
+    if not isinstance(name, str) or name not in ROLES:
+        raise UsageError(f"{where}: a message's role is {name!r}; known are {', '.join(ROLES)}.")
+    content = item.get("content", item.get("value"))
+    message: dict[str, Any] = {"role": ROLES[name], "content": _content(content, where)}
+    if message["role"] == "assistant":
+        message |= _thinking(message["content"], item.get("reasoning_content"))
+        if item.get("tool_calls"):
+            message["tool_calls"] = item["tool_calls"]
+    return message
+
+
+def _content(value: Any, where: str) -> str:
+    """Text, also from OpenAI's list of parts."""
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Sequence) and all(isinstance(part, Mapping) for part in value):
+        return "".join(str(part.get("text") or "") for part in value)
+    raise UsageError(f"{where}: a message's content is no text.")
+
+
+def _thinking(content: str, reasoning: Any) -> dict[str, str]:
+    """Thinking apart from the answer, when it stands in the answer between its tags."""
+    if isinstance(reasoning, str) and reasoning.strip():
+        return {"reasoning_content": reasoning.strip()}
+    if not content.startswith(THINK_START) or THINK_END not in content:
+        return {}
+    thinking, _, answer = content.removeprefix(THINK_START).partition(THINK_END)
+    parts = {"content": answer.lstrip("\n")}
+    return parts | ({"reasoning_content": thinking.strip()} if thinking.strip() else {})
