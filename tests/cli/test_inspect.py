@@ -1,0 +1,36 @@
+"""``qwen3q inspect`` on folders, files and releases."""
+
+from __future__ import annotations
+
+import json
+
+
+def test_release(cli):
+    run = cli("inspect", "qwen3-32b", "--json")
+    assert run.returncode == 0, run.stderr
+    found = json.loads(run.stdout)
+    assert found["config"]["num_attention_heads"] == 64
+    assert found["tensor_bytes"] == 65_524_246_528
+
+
+def test_folder_and_its_gguf(cli, tmp_path):
+    folder = json.loads(cli("inspect", "demo", "--json").stdout)
+    assert len(folder["tensors"]) == 68
+    cli("quantize", "demo", "--to", "gguf:Q4_K_M", "--out", tmp_path)
+    (path,) = tmp_path.iterdir()
+    run = cli("inspect", path, "--json")
+    assert run.returncode == 0, run.stderr
+    found = json.loads(run.stdout)
+    assert found["facts"]["format"] == "gguf:Q4_K_M"
+    assert found["facts"]["tokenizer"] == "qwen2"
+    assert {t["type"] for t in found["tensors"]} == {"Q4_K", "Q6_K", "F32"}
+
+
+def test_what_is_no_model(cli, tmp_path):
+    broken = tmp_path / "x.gguf"
+    broken.write_bytes(b"GGUF\x03\x00\x00\x00")
+    for path in (broken, tmp_path, tmp_path / "missing"):
+        run = cli("inspect", path)
+        assert run.returncode == 1
+        assert "Traceback" not in run.stderr
+        assert str(path) in run.stderr
