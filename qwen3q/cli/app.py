@@ -17,6 +17,7 @@ VERBS = {
     "inspect": "What a model, folder or file holds.",
     "download": "Fetch a model from the Hub.",
     "quantize": "Turn a model into smaller formats.",
+    "verify": "Hold a quantized folder against its plan and its manifest.",
     "eval": "Measure what a quantization cost.",
     "chat": "Talk with a model in the terminal.",
     "doctor": "What works on this machine, and how to get what does not.",

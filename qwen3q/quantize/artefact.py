@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,12 +25,14 @@ from qwen3q.plan.plan import Plan
 from qwen3q.plan.schemes import Layout, Scheme
 from qwen3q.quantize.card import model_card
 from qwen3q.quantize.journal import Unit
+from qwen3q.quantize.names import (
+    CARD_NAME,
+    CONFIG_NAME,
+    GPTQ_CONFIG_NAME,
+    MANIFEST_NAME,
+    REPORT_NAME,
+)
 
-CONFIG_NAME = "config.json"
-CARD_NAME = "README.md"
-REPORT_NAME = "report.json"
-MANIFEST_NAME = "manifest.json"
-GPTQ_CONFIG_NAME = "quantize_config.json"
 MANIFEST_FORMAT = 1
 
 COPIED_NAMES = (
@@ -55,6 +58,7 @@ class FolderJob:
         scheme: what it is quantized to.
         plan: every tensor it will hold.
         target: the folder it will be.
+        dtypes: dtype of each checkpoint tensor, by name.
         options: what the solver is told, as ``dataclasses.asdict`` gives it; empty where the
             format needs no calibration.
     """
@@ -62,6 +66,7 @@ class FolderJob:
     scheme: Scheme
     plan: Plan
     target: Path
+    dtypes: Mapping[str, str]
     options: Mapping[str, Any]
 
     @property
@@ -200,6 +205,7 @@ def manifest(
             "title": source.title,
             "repo": source.repo,
             "revision": source.revision,
+            "dtypes": _short_dtypes(job.dtypes),
             "files": dict(inputs),
         },
         "calibration": dict(calibration),
@@ -207,6 +213,12 @@ def manifest(
         "outputs": outputs,
         "not_checksummed": [REPORT_NAME],
     }
+
+
+def _short_dtypes(dtypes: Mapping[str, str]) -> dict[str, str]:
+    """Dtypes by tensor name, the most common one under ``*`` alone."""
+    common = Counter(dtypes.values()).most_common(1)[0][0]
+    return {"*": common} | {name: dtype for name, dtype in dtypes.items() if dtype != common}
 
 
 def is_published(job: FolderJob, fingerprint: Mapping[str, str]) -> bool:

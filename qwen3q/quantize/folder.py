@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from qwen3q import __version__
+from qwen3q.calibrate.rows import TokenRows
 from qwen3q.checkpoint.reader import Checkpoint
 from qwen3q.checkpoint.shards import INDEX_NAME
 from qwen3q.checkpoint.torch_io import TORCH_NAMES
@@ -30,7 +31,6 @@ from qwen3q.plan.folder import plan_folder
 from qwen3q.plan.schemes import Scheme
 from qwen3q.progress import ProgressFn, silent
 from qwen3q.quantize.artefact import (
-    CONFIG_NAME,
     FolderJob,
     artefact_name,
     copied_files,
@@ -47,24 +47,10 @@ from qwen3q.quantize.fingerprint import (
 )
 from qwen3q.quantize.folder_work import OUTSIDE, FolderWork, unit_name
 from qwen3q.quantize.importance import ImportanceStore
+from qwen3q.quantize.names import CONFIG_NAME
 from qwen3q.quantize.solve import SolvedLayer, SolveOptions, solve_layer
 from qwen3q.quantize.stream import StreamOptions, stream_layers
 from qwen3q.quantize.weights_only import pack_unit, unsolved_units
-
-Rows = Sequence[Sequence[int]]
-
-
-@dataclass(frozen=True, slots=True)
-class Calibration:
-    """What a model is calibrated on.
-
-    Attributes:
-        rows: tokens, in rows of one length.
-        description: what card, report and manifest say of it: name, samples, tokens, licence.
-    """
-
-    rows: Rows
-    description: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +119,7 @@ def folder_jobs(
             raise UsageError(
                 f"Two formats would both be written to {target}.", "Give each format once."
             )
-        jobs.append(FolderJob(scheme, plan, target, solve))
+        jobs.append(FolderJob(scheme, plan, target, dtypes, solve))
     return jobs
 
 
@@ -141,7 +127,7 @@ def quantize_folders(
     source: ModelSource,
     checkpoint: Checkpoint,
     jobs: Sequence[FolderJob],
-    calibration: Calibration | None = None,
+    calibration: TokenRows | None = None,
     run: RunOptions | None = None,
     *,
     importance: Path | None = None,
@@ -223,7 +209,7 @@ def _pending(
     source: ModelSource,
     jobs: Sequence[FolderJob],
     weights: str,
-    calibration: Calibration | None,
+    calibration: TokenRows | None,
     run: RunOptions,
 ) -> list[tuple[FolderJob, dict[str, str]]]:
     """The jobs still to be made and their fingerprints; refuses what stands in the way."""
@@ -246,7 +232,7 @@ def _fingerprint(
     source: ModelSource,
     weights: str,
     job: FolderJob,
-    calibration: Calibration | None,
+    calibration: TokenRows | None,
     stream: StreamOptions,
 ) -> dict[str, str]:
     """Everything that the bytes of a job's folder depend on."""
@@ -261,8 +247,8 @@ def _fingerprint(
     }
     if job.scheme.is_uniform and calibration is not None:
         fingerprint |= {
-            "calibration": rows_fingerprint(calibration.rows),
-            "calibration description": canonical_json(calibration.description),
+            "calibration rows": rows_fingerprint(calibration.rows),
+            "calibration": canonical_json(calibration.description),
             "options": canonical_json(job.options),
             "device": stream.devices[0].partition(":")[0],
         }
@@ -273,7 +259,7 @@ def _solve_layers(
     source: ModelSource,
     checkpoint: Checkpoint,
     works: Sequence[FolderWork],
-    rows: Rows,
+    rows: Sequence[Sequence[int]],
     stream: StreamOptions,
     store: ImportanceStore | None,
     steps: _Steps,
@@ -318,7 +304,7 @@ def _solve_layers(
 def _complete(
     work: FolderWork,
     source: ModelSource,
-    calibration: Calibration | None,
+    calibration: TokenRows | None,
     run: RunOptions,
     inputs: Mapping[str, Mapping[str, Any]],
     seconds: float,

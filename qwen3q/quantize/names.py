@@ -1,0 +1,9 @@
+"""Names of the files beside an artefact's shards."""
+
+from __future__ import annotations
+
+CONFIG_NAME = "config.json"
+CARD_NAME = "README.md"
+REPORT_NAME = "report.json"
+MANIFEST_NAME = "manifest.json"
+GPTQ_CONFIG_NAME = "quantize_config.json"

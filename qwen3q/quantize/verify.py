@@ -1,0 +1,197 @@
+"""Holds an artefact against its plan, its manifest and its report; needs no torch."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qwen3q.checkpoint.reader import Checkpoint, check_finite
+from qwen3q.checkpoint.shards import lay_out_shards
+from qwen3q.checkpoint.writer import file_sha256
+from qwen3q.errors import CheckpointError, Qwen3qError
+from qwen3q.formats.recognise import recognise
+from qwen3q.models.config import Qwen3Config, read_config
+from qwen3q.models.tensors import model_tensors
+from qwen3q.plan.folder import plan_folder
+from qwen3q.plan.schemes import Override, Scheme, parse_scheme
+from qwen3q.progress import ProgressFn, silent
+from qwen3q.quantize.names import MANIFEST_NAME, REPORT_NAME
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that was looked at.
+
+    Attributes:
+        name: what.
+        passed: whether it is as it should be.
+        detail: what was found, or the first thing that is wrong.
+    """
+
+    name: str
+    passed: bool
+    detail: str
+
+
+def verify_folder(
+    folder: Path, source: Path | None = None, progress: ProgressFn = silent
+) -> list[Check]:
+    """Checks a folder that qwen3q made: checksums, plan, layout, values, report.
+
+    A folder that another tool made has no manifest; of it, layout and values are checked.
+
+    Args:
+        source: the folder it was made from, to compare with the manifest's inputs.
+        progress: told files and tensors looked at, and in all.
+
+    Raises:
+        ModelError: no model folder.
+        CheckpointError: a manifest that can't be read.
+    """
+    config = read_config(folder)
+    checks = [
+        _check("layout", lambda: _layout(folder, config)),
+        _check("values", lambda: _values(folder, progress)),
+    ]
+    if not (folder / MANIFEST_NAME).is_file():
+        return checks
+    manifest = read_manifest(folder)
+    scheme = _scheme(manifest)
+    checks += [
+        _check("plan", lambda: _plan(folder, config, scheme, manifest)),
+        _check("report", lambda: _report(folder, config, scheme)),
+        _check("checksums", lambda: _checksums(folder, manifest["outputs"], progress)),
+    ]
+    if source is not None:
+        files = manifest["source"]["files"]
+        checks.append(_check("source", lambda: _checksums(source, files, progress)))
+    return checks
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of an artefact, its parts present and of the right kind.
+
+    Raises:
+        CheckpointError: it is broken.
+    """
+    path = folder / MANIFEST_NAME
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        parts = (manifest["scheme"], manifest["outputs"], manifest["source"]["files"])
+        dtypes = manifest["source"]["dtypes"]
+        sound = all(isinstance(part, dict) for part in (*parts, dtypes))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        sound = False
+    if not sound:
+        raise CheckpointError(f"{path} is no manifest of qwen3q.")
+    return dict(manifest)
+
+
+def _check(name: str, look: Callable[[], str]) -> Check:
+    try:
+        return Check(name, True, look())
+    except Qwen3qError as error:
+        return Check(name, False, error.message)
+
+
+def _layout(folder: Path, config: Qwen3Config) -> str:
+    """Every tensor of the model is stored, in a known layout and the right shape."""
+    with Checkpoint(folder) as checkpoint:
+        found = recognise(config, checkpoint.tensors, str(folder))
+    kinds: dict[str, int] = {}
+    for weight in found.values():
+        kinds[weight.storage] = kinds.get(weight.storage, 0) + 1
+    return ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+
+
+def _values(folder: Path, progress: ProgressFn) -> str:
+    """No float, be it a weight or a scale, is NaN or Inf."""
+    with Checkpoint(folder) as checkpoint:
+        for done, (name, info) in enumerate(checkpoint.tensors.items(), 1):
+            check_finite(name, checkpoint.array(name), info.dtype)
+            checkpoint.release(name)
+            progress(done, len(checkpoint.tensors), "values")
+        return f"{len(checkpoint.tensors)} tensors, all finite"
+
+
+def _plan(folder: Path, config: Qwen3Config, scheme: Scheme, manifest: Mapping[str, Any]) -> str:
+    """The headers are to the byte what the plan of config and scheme says."""
+    dtypes = dict(manifest["source"]["dtypes"])
+    common = dtypes.pop("*", config.dtype)
+    by_name = {spec.name: common for spec in model_tensors(config)} | dtypes
+    plan = plan_folder(folder.name, config, scheme, dtypes=by_name)
+    for shard in lay_out_shards(plan.tensors):
+        path = folder / shard.filename
+        if not path.is_file():
+            raise CheckpointError(f"{shard.filename} is missing.")
+        with path.open("rb") as file:
+            header = file.read(len(shard.header))
+        if header != shard.header or path.stat().st_size != shard.nbytes:
+            raise CheckpointError(f"{shard.filename} does not hold what its plan says.")
+    return (
+        f"{len(plan.tensors)} tensors, {plan.tensor_bytes:,} bytes, "
+        f"{plan.bits_per_weight:.2f} bits per weight"
+    )
+
+
+def _report(folder: Path, config: Qwen3Config, scheme: Scheme) -> str:
+    """The report has one row per quantized linear, with the bits that were planned."""
+    path = folder / REPORT_NAME
+    try:
+        linears = json.loads(path.read_text(encoding="utf-8"))["linears"]
+        rows = {row["name"]: (row["bits"], float(row["error"])) for row in linears}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        raise CheckpointError(f"{REPORT_NAME} is missing or broken.") from None
+    planned = {
+        spec.name: chosen.bits
+        for spec in model_tensors(config)
+        if spec.is_linear and (chosen := scheme.at(spec.name)) is not None
+    }
+    for name in planned.keys() ^ rows.keys():
+        what = "does not account for" if name in planned else "has a row that was not planned:"
+        raise CheckpointError(f"{REPORT_NAME} {what} {name}.")
+    for name, (bits, error) in rows.items():
+        if bits != planned[name] or not math.isfinite(error):
+            raise CheckpointError(f"{REPORT_NAME}: {name} has {bits} bits, error {error}.")
+    return f"{len(rows)} linears accounted for"
+
+
+def _checksums(folder: Path, files: Mapping[str, Any], progress: ProgressFn) -> str:
+    """Every file of a manifest's list is there with its bytes."""
+    for done, (name, entry) in enumerate(files.items(), 1):
+        if Path(name).name != name or not isinstance(entry, dict):
+            raise CheckpointError(f"The manifest lists {name!r}, which is no file of the folder.")
+        path = folder / name
+        if not path.is_file():
+            raise CheckpointError(f"{name} is missing.")
+        if path.stat().st_size != entry.get("bytes"):
+            raise CheckpointError(
+                f"{name} has {path.stat().st_size} bytes, the manifest says {entry.get('bytes')}."
+            )
+        if file_sha256(path) != entry.get("sha256"):
+            raise CheckpointError(f"{name} is not the file that was written: its sha256 differs.")
+        progress(done, len(files), f"checksums of {folder.name}")
+    return f"{len(files)} files as they were written"
+
+
+def _scheme(manifest: Mapping[str, Any]) -> Scheme:
+    """The scheme as the manifest spells it out.
+
+    Raises:
+        CheckpointError: it is none.
+    """
+    raw = manifest["scheme"]
+    try:
+        return parse_scheme(
+            raw["name"],
+            bits=raw["bits"],
+            group_size=raw["group_size"],
+            symmetric=raw["symmetric"],
+            overrides=tuple(Override(**override) for override in raw["overrides"]),
+        )
+    except (KeyError, TypeError, AttributeError):
+        raise CheckpointError("The manifest's scheme is broken.") from None
