@@ -9,11 +9,13 @@ import ctypes
 
 from qwen3q.errors import LlamaError, MissingPackageError
 from qwen3q.llama.log import Log
+from qwen3q.llama.threads import calm_openmp
 
 __all__ = ["collect_log", "has_amx", "lib", "log"]
 
 VERSION = "0.3.36"
 
+calm_openmp()
 try:
     from llama_cpp import llama_cpp as lib
 except ImportError as error:

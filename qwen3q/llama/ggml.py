@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen3q.errors import LlamaError, MissingPackageError
+from qwen3q.llama.threads import calm_openmp
 from qwen3q.plan.gguf_types import GgmlType
 
 _T = TypeVar("_T", bound=np.generic)
@@ -49,6 +50,7 @@ def load_library(name: str) -> ctypes.CDLL:
     Raises:
         MissingPackageError: llama-cpp-python is not installed, or carries no such library.
     """
+    calm_openmp()
     folder = library_folder()
     if sys.platform == "win32":
         names = [f"{name}.dll", f"lib{name}.dll"]

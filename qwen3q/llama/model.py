@@ -67,6 +67,7 @@ class LlamaModel:
         self.parameters = int(lib.llama_model_n_params(handle))
         self.add_bos = bool(lib.llama_vocab_get_add_bos(vocab))
         self.bos = int(lib.llama_vocab_bos(vocab))
+        self.eos = int(lib.llama_vocab_eos(vocab))
 
     def tokenize(
         self, text: str, *, add_special: bool = False, parse_special: bool = False
@@ -101,6 +102,12 @@ class LlamaModel:
             buffer = ctypes.create_string_buffer(-length)
             length = lib.llama_token_to_piece(self.vocab, token, buffer, -length, 0, False)
         return buffer.raw[:length]
+
+    def token_text(self, token: int) -> str:
+        """How the vocabulary spells ``token``, such as ``<|im_end|>``; empty for none (-1)."""
+        if token < 0:
+            return ""
+        return str(lib.llama_vocab_get_text(self.vocab, token).decode("utf-8", "replace"))
 
     def is_end(self, token: int) -> bool:
         """Whether generation ends with this token: ``<|im_end|>``, ``<|endoftext|>`` and others."""

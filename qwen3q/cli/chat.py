@@ -1,0 +1,197 @@
+"""``qwen3q chat``: a conversation in the terminal, or one answer for a pipe."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from qwen3q.cli.output import JsonFlag, note, print_json, progress_bar, stdout_console
+from qwen3q.errors import UsageError
+
+if TYPE_CHECKING:
+    from qwen3q.chat.session import ChatSession, SamplingChoice, Turn
+    from qwen3q.llama.context import ContextOptions
+    from qwen3q.llama.model import LlamaModel
+
+DEFAULT_CONTEXT = 8192
+
+GgufArgument = Annotated[
+    str, typer.Argument(help="GGUF file, MODEL:TYPE such as qwen3-8b:Q4_K_M, or demo.")
+]
+
+
+def register(app: typer.Typer) -> None:
+    app.command("chat")(chat)
+
+
+def chat(
+    model: GgufArgument,
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", "-p", help="Answer this and leave.")
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option("--file", "-f", help="Text added to the prompt; - is stdin.")
+    ] = None,
+    think: Annotated[bool, typer.Option("--think/--no-think", help="Think first.")] = True,
+    system: Annotated[str | None, typer.Option(help="System message.")] = None,
+    temperature: Annotated[
+        float | None,
+        typer.Option(help="0 is greedy. Default: 0.6 thinking, 0.7 not.", show_default=False),
+    ] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Default: 0.95 thinking, 0.8 not.", show_default=False)
+    ] = None,
+    top_k: Annotated[int | None, typer.Option(help="Default: 20.", show_default=False)] = None,
+    min_p: Annotated[float | None, typer.Option(help="Default: 0.", show_default=False)] = None,
+    presence_penalty: Annotated[
+        float | None, typer.Option(help="Up to 2, against repetition.", show_default=False)
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="For a repeatable answer.")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Default: until the context is full.")
+    ] = None,
+    context: Annotated[
+        int | None,
+        typer.Option(min=1, help=f"Tokens of context. Default: {DEFAULT_CONTEXT} at most."),
+    ] = None,
+    yarn: Annotated[float | None, typer.Option(help="YaRN factor for a longer context.")] = None,
+    cache_type: Annotated[str, typer.Option(help="How the KV cache is stored.")] = "f16",
+    flash_attention: Annotated[
+        bool | None,
+        typer.Option("--flash-attention/--no-flash-attention", help="Default: llama.cpp's choice."),
+    ] = None,
+    gpu_layers: Annotated[int, typer.Option(help="Layers on the GPU; -1 is all.")] = -1,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Default: physical cores.", show_default=False)
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Only what is downloaded.")] = False,
+    json_output: JsonFlag = False,
+) -> None:
+    """Talk with a model in the terminal; with -p or a pipe, answer once.
+
+    In a pipe only the answer is printed, without the thinking.
+    """
+    from qwen3q.chat.session import ChatSession, SamplingChoice
+    from qwen3q.llama.context import ContextOptions, LlamaContext
+    from qwen3q.llama.generate import Generator
+    from qwen3q.llama.model import LlamaModel, LoadOptions
+    from qwen3q.quantize.local_gguf import local_gguf
+
+    question = _question(prompt, file)
+    if question is None and json_output:
+        raise UsageError("--json needs a question.", "Give one with -p, or pipe it in.")
+    choice = SamplingChoice(temperature, top_k, top_p, min_p, presence_penalty, seed)
+    _warn_of_greedy(choice, think)
+    with progress_bar(quiet=json_output) as progress:
+        path = local_gguf(model, revision=revision, offline=offline, progress=progress)
+    with LlamaModel(path, LoadOptions(gpu_layers=gpu_layers)) as loaded:
+        options = ContextOptions(
+            context=_context_size(context, yarn, loaded),
+            outputs=1,
+            threads=threads,
+            key_type=cache_type,
+            value_type=cache_type,
+            flash_attention=flash_attention,
+            yarn=yarn,
+        )
+        with LlamaContext(loaded, options) as llama:
+            session = ChatSession(
+                Generator(llama),
+                thinking=think,
+                choice=choice,
+                system=system,
+                max_tokens=max_tokens,
+            )
+            if question is None:
+                _talk(session, loaded, options)
+            else:
+                _answer_once(session, question, json_output=json_output)
+
+
+def _question(prompt: str | None, file: Path | None) -> str | None:
+    """The one-shot question, or None for a conversation."""
+    from qwen3q.evaluate.perplexity import read_text
+
+    parts = [prompt] if prompt is not None else []
+    if file is not None:
+        parts.append(sys.stdin.read() if str(file) == "-" else read_text(file))
+    elif prompt is None and not sys.stdin.isatty():
+        parts.append(sys.stdin.read())
+    if not parts:
+        return None
+    question = "\n\n".join(part.strip("\n") for part in parts)
+    if not question.strip():
+        raise UsageError("The question is empty.", 'For instance: -p "What is 413 + 389?"')
+    return question
+
+
+def _warn_of_greedy(choice: SamplingChoice, think: bool) -> None:
+    if choice.temperature == 0 and think:
+        note("Qwen advises against greedy decoding in thinking mode: it can repeat without end.")
+
+
+def _context_size(asked: int | None, yarn: float | None, model: LlamaModel) -> int:
+    trained = int(model.train_context * (yarn or 1))
+    if asked is None:
+        return min(DEFAULT_CONTEXT, trained)
+    if asked > trained:
+        note(
+            f"This model was trained for {trained} tokens of context; beyond them answers get "
+            "worse. --yarn 4 extends a Qwen3."
+        )
+    return asked
+
+
+def _talk(session: ChatSession, model: LlamaModel, options: ContextOptions) -> None:
+    from qwen3q.chat.terminal import Terminal
+
+    console = stdout_console()
+    name = model.metadata("general.name") or model.path.name
+    mode = "thinking" if session.thinking else "not thinking"
+    console.print(f"{name}, {mode}, {options.context} tokens of context. /help lists commands.")
+    Terminal(session, console).run()
+
+
+def _answer_once(session: ChatSession, question: str, *, json_output: bool) -> None:
+    from qwen3q.chat.terminal import AnswerPrinter, stop_note
+
+    if json_output:
+        print_json(turn_json(session, session.ask(question)))
+        return
+    console = stdout_console()
+    printer = AnswerPrinter(console, show_thinking=console.is_terminal)
+    turn = session.ask(question, printer)
+    printer.end()
+    if stop_note(turn):
+        note(stop_note(turn))
+
+
+def turn_json(session: ChatSession, turn: Turn) -> dict[str, Any]:
+    """One answer for scripts."""
+    timings = turn.timings
+    return {
+        "file": str(session.generator.context.model.path),
+        "answer": turn.answer,
+        "thinking": turn.thinking,
+        "stop_reason": turn.stop_reason.value,
+        "prompt_tokens": timings.prompt_tokens,
+        "generated_tokens": timings.generated_tokens,
+        "thinking_tokens": turn.thinking_tokens,
+        "seconds_to_first_token": round(timings.prefill_seconds, 6),
+        "decode_seconds": round(timings.decode_seconds, 6),
+        "prefill_tokens_per_second": round(timings.prefill_tokens_per_second, 2),
+        "decode_tokens_per_second": round(timings.decode_tokens_per_second, 2),
+        "sampling": {
+            "thinking": session.thinking,
+            "temperature": turn.sampling.temperature,
+            "top_k": turn.sampling.top_k,
+            "top_p": turn.sampling.top_p,
+            "min_p": turn.sampling.min_p,
+            "presence_penalty": turn.sampling.presence_penalty,
+            "seed": turn.sampling.seed,
+        },
+    }

@@ -1,0 +1,128 @@
+"""``qwen3q eval``: what a quantization cost, measured. One sub-command per kind of measurement."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from qwen3q.cli.output import (
+    JsonFlag,
+    format_bytes,
+    print_json,
+    progress_bar,
+    stdout_console,
+)
+
+if TYPE_CHECKING:
+    from qwen3q.evaluate.perplexity import PerplexityResult
+
+
+def register(app: typer.Typer) -> None:
+    group = typer.Typer(help="Measure what a quantization cost.", no_args_is_help=True)
+    group.callback()(_group)
+    group.command("perplexity")(perplexity)
+    app.add_typer(group, name="eval")
+
+
+def _group() -> None:
+    """Measure what a quantization cost."""
+
+
+def perplexity(
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL...", help="GGUF files, MODEL:TYPE such as qwen3-8b:Q4_K_M, or demo."
+        ),
+    ],
+    text: Annotated[Path, typer.Option(help="UTF-8 text to measure on.")],
+    context: Annotated[int, typer.Option(min=2, help="Tokens per chunk.")] = 512,
+    full: Annotated[
+        bool,
+        typer.Option("--full", help="Score whole chunks, not llama-perplexity's second half."),
+    ] = False,
+    chunks: Annotated[int | None, typer.Option(min=1, help="Default: all of the text.")] = None,
+    parse_special: Annotated[
+        bool, typer.Option("--parse-special", help="Read <|im_start|> and the like as tokens.")
+    ] = False,
+    cache_type: Annotated[str, typer.Option(help="How the KV cache is stored.")] = "f16",
+    gpu_layers: Annotated[int, typer.Option(help="Layers on the GPU; -1 is all.")] = -1,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Default: physical cores.", show_default=False)
+    ] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Only what is downloaded.")] = False,
+    json_output: JsonFlag = False,
+) -> None:
+    """Perplexity on a text, as llama-perplexity computes it, of one or more models."""
+    from qwen3q.evaluate.perplexity import Scored, measure_perplexity, read_text
+    from qwen3q.llama.model import LlamaModel, LoadOptions
+    from qwen3q.quantize.local_gguf import local_gguf
+
+    content = read_text(text)
+    results = []
+    for name in models:
+        with progress_bar(quiet=json_output) as progress:
+            path = local_gguf(name, offline=offline, progress=progress)
+            with LlamaModel(path, LoadOptions(gpu_layers=gpu_layers)) as model:
+                result = measure_perplexity(
+                    model,
+                    content,
+                    context=context,
+                    scored=Scored.FULL if full else Scored.HALF,
+                    max_chunks=chunks,
+                    parse_special=parse_special,
+                    threads=threads,
+                    key_type=cache_type,
+                    value_type=cache_type,
+                    progress=progress,
+                )
+        results.append(result)
+    if json_output:
+        print_json({"text": str(text), "results": [perplexity_json(r) for r in results]})
+        return
+    _show(results)
+
+
+def perplexity_json(result: PerplexityResult) -> dict[str, Any]:
+    """One measurement for scripts, with everything it depends on."""
+    return {
+        "file": str(result.file),
+        "file_bytes": result.file.stat().st_size,
+        "perplexity": result.perplexity,
+        "stderr": result.stderr,
+        "nll": result.nll,
+        "tokens": result.tokens,
+        "chunks": result.chunks,
+        "context": result.context,
+        "scored": result.scored.value,
+        "add_bos": result.add_bos,
+        "parse_special": result.parse_special,
+        "key_type": result.key_type,
+        "value_type": result.value_type,
+        "seconds": round(result.seconds, 3),
+    }
+
+
+def _show(results: list[PerplexityResult]) -> None:
+    from rich.table import Table
+
+    table = Table()
+    table.add_column("file", overflow="fold")
+    for heading in ("size", "perplexity", "tokens", "seconds"):
+        table.add_column(heading, justify="right")
+    for result in results:
+        table.add_row(
+            result.file.name,
+            format_bytes(result.file.stat().st_size),
+            f"{result.perplexity:.4f} ± {result.stderr:.4f}",
+            f"{result.tokens:,}",
+            f"{result.seconds:.1f}",
+        )
+    stdout_console().print(table)
+    half = results[0].scored.value == "half"
+    part = "the second half of each is scored" if half else "all but each one's first token count"
+    stdout_console().print(
+        f"{results[0].chunks} chunks of {results[0].context} tokens; {part}.", style="dim"
+    )

@@ -1,0 +1,241 @@
+"""Perplexity of a GGUF model on a text, by llama-perplexity's definition or over full contexts.
+
+The text's tokens are cut into chunks of ``context`` tokens, each read by itself; perplexity is
+exp of the mean negative log-likelihood of the scored tokens (``tools/perplexity/perplexity.cpp``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from enum import StrEnum
+from math import exp, sqrt
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qwen3q.errors import UsageError
+from qwen3q.llama.context import ContextOptions, LlamaContext
+from qwen3q.llama.model import LlamaModel
+from qwen3q.llama.threads import default_threads
+from qwen3q.progress import ProgressFn, silent
+
+BATCH_TOKENS = 512
+"""Tokens decoded at a time; their logits take 4 bytes per token and vocabulary entry."""
+
+
+class Scored(StrEnum):
+    """Which tokens of a chunk count.
+
+    HALF is llama-perplexity's: those after its first ``context / 2 + 1``, so that each has at
+    least half a context before it. FULL takes all but the first.
+    """
+
+    HALF = "half"
+    FULL = "full"
+
+
+@dataclass(frozen=True, slots=True)
+class PerplexityResult:
+    """One measurement and everything it depends on.
+
+    Attributes:
+        stderr: standard error of ``perplexity``, tokens taken as independent.
+        nll: mean negative log-likelihood per scored token, in nats.
+        tokens: tokens scored.
+        context: tokens per chunk.
+        add_bos: whether each chunk's first token was replaced by BOS, as the file asks.
+        parse_special: whether chat markup in the text was read as tokens.
+    """
+
+    file: Path
+    perplexity: float
+    stderr: float
+    nll: float
+    tokens: int
+    chunks: int
+    context: int
+    scored: Scored
+    add_bos: bool
+    parse_special: bool
+    key_type: str
+    value_type: str
+    seconds: float
+
+
+def measure_perplexity(
+    model: LlamaModel,
+    text: str,
+    *,
+    context: int = 512,
+    scored: Scored = Scored.HALF,
+    max_chunks: int | None = None,
+    parse_special: bool = False,
+    threads: int | None = None,
+    key_type: str = "F16",
+    value_type: str = "F16",
+    progress: ProgressFn = silent,
+) -> PerplexityResult:
+    """Measures ``text``'s perplexity under ``model``.
+
+    Raises:
+        UsageError: the text is too short for one chunk, or an option is out of range.
+        LlamaError: llama.cpp fails.
+    """
+    if context < 2:
+        raise UsageError(f"context {context} scores no token; at least 2.")
+    tokens = model.tokenize(text, add_special=True, parse_special=parse_special)
+    chunks = split_chunks(tokens, context, max_chunks, model.bos if model.add_bos else None)
+    threads = threads or default_threads()
+    side_by_side = max(1, min(BATCH_TOKENS // context, len(chunks)))
+    options = ContextOptions(
+        context=context,
+        sequences=side_by_side,
+        batch=min(BATCH_TOKENS, context * side_by_side),
+        ubatch=min(BATCH_TOKENS, context * side_by_side),
+        threads=threads,
+        key_type=key_type,
+        value_type=value_type,
+    )
+    started = perf_counter()
+    with LlamaContext(model, options) as llama, ThreadPoolExecutor(threads) as pool:
+        first = context // 2 if scored is Scored.HALF else 0
+        nlls = score_chunks(llama, chunks, first, pool, threads, progress)
+    perplexity, stderr = summarize(nlls)
+    return PerplexityResult(
+        file=model.path,
+        perplexity=perplexity,
+        stderr=stderr,
+        nll=float(nlls.mean()),
+        tokens=nlls.size,
+        chunks=len(chunks),
+        context=context,
+        scored=scored,
+        add_bos=model.add_bos,
+        parse_special=parse_special,
+        key_type=key_type.upper(),
+        value_type=value_type.upper(),
+        seconds=perf_counter() - started,
+    )
+
+
+def read_text(path: Path) -> str:
+    """A text file, less one newline at its end, as llama.cpp's ``-f`` reads it.
+
+    Raises:
+        UsageError: no such file, or no UTF-8.
+    """
+    try:
+        return path.read_bytes().decode("utf-8").removesuffix("\n")
+    except OSError as error:
+        raise UsageError(f"Can't read {path}: {error.strerror}.") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{path} is no UTF-8 text.") from None
+
+
+def split_chunks(
+    tokens: NDArray[np.int32], context: int, max_chunks: int | None, bos: int | None
+) -> NDArray[np.int32]:
+    """Whole chunks, int32 ``[chunks, context]``; what is left over at the end is dropped.
+
+    Args:
+        bos: put in the place of each chunk's first token, if given.
+
+    Raises:
+        UsageError: not one whole chunk.
+    """
+    count = len(tokens) // context
+    if max_chunks is not None:
+        count = min(count, max_chunks)
+    if count < 1:
+        raise UsageError(
+            f"The text has {len(tokens)} tokens, less than one chunk of {context}.",
+            "Give a longer text or a smaller --context.",
+        )
+    chunks = tokens[: count * context].reshape(count, context).copy()
+    if bos is not None:
+        chunks[:, 0] = bos
+    return chunks
+
+
+def score_chunks(
+    llama: LlamaContext,
+    chunks: NDArray[np.int32],
+    first: int,
+    pool: ThreadPoolExecutor,
+    threads: int,
+    progress: ProgressFn = silent,
+) -> NDArray[np.float64]:
+    """Negative log-likelihoods of each chunk's tokens after position ``first``.
+
+    Returns:
+        float64 ``[chunks, context - 1 - first]``, in nats.
+    """
+    count, context = chunks.shape
+    out = np.empty((count, context - 1 - first))
+    step = min(context, llama.batch_size)
+    for group_start in range(0, count, llama.sequences):
+        group = chunks[group_start : group_start + llama.sequences]
+        llama.clear()
+        for start in range(0, context, step):
+            positions = np.arange(start, min(start + step, context), dtype=np.int32)
+            wanted = (positions >= first) & (positions < context - 1)
+            llama.decode(
+                group[:, positions].ravel(),
+                np.tile(positions, len(group)),
+                sequences=np.repeat(np.arange(len(group), dtype=np.int32), len(positions)),
+                outputs=np.tile(wanted, len(group)),
+            )
+            scored = positions[wanted]
+            if scored.size:
+                targets = group[:, scored + 1].ravel()
+                nlls = negative_log_likelihoods(llama.logits(), targets, pool, threads)
+                rows = slice(group_start, group_start + len(group))
+                out[rows, scored - first] = nlls.reshape(len(group), -1)
+        progress(group_start + len(group), count, "perplexity")
+    return out
+
+
+def negative_log_likelihoods(
+    logits: NDArray[np.float32],
+    targets: NDArray[np.int32],
+    pool: ThreadPoolExecutor,
+    threads: int,
+) -> NDArray[np.float64]:
+    """-log softmax(``logits``)[``targets``]: exponentials in float32, their sum in float64.
+
+    Args:
+        logits: float32 ``[rows, vocabulary]``; not copied.
+        targets: int32 ``[rows]``.
+
+    Returns:
+        float64 ``[rows]``, the same for any number of threads.
+    """
+    out = np.empty(len(targets))
+
+    def work(start: int) -> None:
+        shifted = np.empty(logits.shape[1], np.float32)
+        for row in range(start, len(targets), threads):
+            largest = logits[row].max()
+            np.subtract(logits[row], largest, out=shifted)
+            target = float(shifted[targets[row]])
+            np.exp(shifted, out=shifted)
+            out[row] = np.log(shifted.sum(dtype=np.float64)) - target
+
+    list(pool.map(work, range(min(threads, len(targets)))))
+    return out
+
+
+def summarize(nlls: NDArray[np.float64] | Sequence[float]) -> tuple[float, float]:
+    """Perplexity and its standard error, from negative log-likelihoods in nats.
+
+    The error of the mean goes through exp to first order, as llama-perplexity prints it.
+    """
+    values = np.asarray(nlls, np.float64)
+    mean = float(values.mean())
+    variance = float((values * values).mean()) - mean * mean
+    error = sqrt(variance / (values.size - 1)) if variance > 0 and values.size > 1 else 0.0
+    return exp(mean), error * exp(mean)
