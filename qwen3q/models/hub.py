@@ -267,15 +267,18 @@ def _fetch(download: Download, files: list[HubFile], tally: Tally) -> None:
 
 def _verify_cached(download: Download, progress: ProgressFn) -> None:
     """Checks the files that are whole on disk; removes and names the first bad one."""
-    cache, done = download.repo_cache, 0
-    total = sum(file.nbytes for file in download.files)
-    for file in download.files:
-        path = cache.find_whole(download.commit, file.name, file.checksum, file.nbytes)
-        if path is not None and file.checksum:
-            found = file_checksum(path, like=file.checksum)
-            if found != file.checksum:
-                discard(path)
-                raise wrong_checksum(download.repo, file, found)
+    cache = download.repo_cache
+    whole = [
+        (file, path)
+        for file in download.files
+        if (path := cache.find_whole(download.commit, file.name, file.checksum, file.nbytes))
+    ]
+    done, total = 0, sum(file.nbytes for file, _ in whole)
+    for file, path in whole:
+        found = file_checksum(path, like=file.checksum) if file.checksum else ""
+        if found != file.checksum:
+            discard(path)
+            raise wrong_checksum(download.repo, file, found)
         done += file.nbytes
         progress(done, total, f"Checking {download.repo}")
 
