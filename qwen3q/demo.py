@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,8 @@ FLOAT = "BF16"
 TYPES = ("Q8_0", "Q4_K_M", "Q3_K_S")
 QUESTION = "What is 413 + 389?"
 EXPECTED = "802"
+TEXT = ("english", "code", "thinking")
+"""What the demo model was trained on: prose, Python, chats."""
 CONTEXT = 512
 ANSWER_TOKENS = 400
 """More than the demo model ever takes to add two numbers."""
@@ -60,7 +63,7 @@ def run_demo(
     types = [FILE_TYPES[name] for name in (FLOAT, *TYPES)]
     options = GgufOptions(threads=threads, replace=True)
     artefacts = quantize_gguf(source, types, out, options, progress=progress)
-    text = evaluation_text("english")
+    text = evaluation_text(*TEXT)
     rows = []
     for done, artefact in enumerate(artefacts):
         progress(done, len(artefacts), "measure")
@@ -73,9 +76,8 @@ def _measure(artefact: Artefact, text: str, threads: int | None) -> DemoRow:
     with LlamaModel(artefact.path) as model:
         perplexity = measure_perplexity(model, text, context=CONTEXT, threads=threads)
         thinking, answer = ask(model, QUESTION, threads)
-    return DemoRow(
-        artefact.path, artefact.plan, perplexity, thinking, answer, EXPECTED in answer.split()
-    )
+    right = re.findall(r"\d+", answer)[-1:] == [EXPECTED]
+    return DemoRow(artefact.path, artefact.plan, perplexity, thinking, answer, right)
 
 
 def ask(model: LlamaModel, question: str, threads: int | None = None) -> tuple[str, str]:
