@@ -60,10 +60,9 @@ def verify_folder(
     if not (folder / MANIFEST_NAME).is_file():
         return checks
     manifest = read_manifest(folder)
-    scheme = _scheme(manifest)
     checks += [
-        _check("plan", lambda: _plan(folder, config, scheme, manifest)),
-        _check("report", lambda: _report(folder, config, scheme)),
+        _check("plan", lambda: _plan(folder, config, manifest)),
+        _check("report", lambda: _report(folder, config, _scheme(manifest))),
         _check("checksums", lambda: _checksums(folder, manifest["outputs"], progress)),
     ]
     if source is not None:
@@ -118,12 +117,12 @@ def _values(folder: Path, progress: ProgressFn) -> str:
         return f"{len(checkpoint.tensors)} tensors, all finite"
 
 
-def _plan(folder: Path, config: Qwen3Config, scheme: Scheme, manifest: Mapping[str, Any]) -> str:
+def _plan(folder: Path, config: Qwen3Config, manifest: Mapping[str, Any]) -> str:
     """The headers are to the byte what the plan of config and scheme says."""
     dtypes = dict(manifest["source"]["dtypes"])
     common = dtypes.pop("*", config.dtype)
     by_name = {spec.name: common for spec in model_tensors(config)} | dtypes
-    plan = plan_folder(folder.name, config, scheme, dtypes=by_name)
+    plan = plan_folder(folder.name, config, _scheme(manifest), dtypes=by_name)
     for shard in lay_out_shards(plan.tensors):
         path = folder / shard.filename
         if not path.is_file():
@@ -183,6 +182,7 @@ def _scheme(manifest: Mapping[str, Any]) -> Scheme:
 
     Raises:
         CheckpointError: it is none.
+        UsageError: it has numbers that no layout holds.
     """
     raw = manifest["scheme"]
     try:

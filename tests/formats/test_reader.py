@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import random_model
 from safetensors.torch import load_file, save_file
 
 from qwen3q.errors import CheckpointError
@@ -19,13 +19,13 @@ from qwen3q.models.config import read_config
 from qwen3q.models.tensors import model_tensors
 from qwen3q.plan.schemes import PER_CHANNEL, Scheme, parse_scheme
 from qwen3q.quantize.grid import QuantizedLinear
+from qwen3q.synthetic.checkpoint import write_checkpoint
 
 TINY = {
     "num_hidden_layers": 2,
     "hidden_size": 128,
     "intermediate_size": 256,
     "num_attention_heads": 4,
-    "vocab_size": 256,
 }
 SCHEMES = [
     (parse_scheme("gptq:int4", group_size=64), Storage.GPTQ),
@@ -43,20 +43,18 @@ SCHEMES = [
 
 @pytest.fixture(scope="module")
 def dense(tmp_path_factory: pytest.TempPathFactory, demo_folder: Path) -> Path:
-    return random_model(tmp_path_factory.mktemp("models") / "dense", demo_folder, **TINY)
+    folder = tmp_path_factory.mktemp("models") / "dense"
+    write_checkpoint(replace(read_config(demo_folder), **TINY), folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
 def experts(tmp_path_factory: pytest.TempPathFactory, demo_folder: Path) -> Path:
-    return random_model(
-        tmp_path_factory.mktemp("models") / "experts",
-        demo_folder,
-        **TINY,
-        model_type="qwen3_moe",
-        num_experts=3,
-        num_experts_per_tok=2,
-        moe_intermediate_size=128,
-    )
+    folder = tmp_path_factory.mktemp("models") / "experts"
+    sizes = {"num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 128}
+    config = replace(read_config(demo_folder), model_type="qwen3_moe", **TINY, **sizes)
+    write_checkpoint(config, folder)
+    return folder
 
 
 def nearest(weight: torch.Tensor, scheme: Scheme) -> QuantizedLinear:
@@ -127,7 +125,7 @@ def test_every_layout_is_read_back(
                 assert torch.equal(weight, expected[name]), name
             else:
                 error = (weight - floats[name].float()).norm() / floats[name].float().norm()
-                assert error < 0.11, name
+                assert error < 0.16, name
 
 
 def test_version_2_zeros(dense: Path, tmp_path: Path) -> None:

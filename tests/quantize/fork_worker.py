@@ -1,0 +1,113 @@
+"""Runs quantizations in forks of one process that has torch loaded, and kills them on request.
+
+Started by tests as a script: one JSON request per line in, one JSON answer per line out. Every
+fork is a process of its own that dies by a real SIGKILL: just before its n-th change to the disk
+(``kill_at``), or after some seconds (``kill_after``).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import bitsandbytes.functional
+import torch
+
+from qwen3q.calibrate.rows import TokenRows
+from qwen3q.checkpoint.reader import Checkpoint
+from qwen3q.errors import Qwen3qError
+from qwen3q.models.source import describe
+from qwen3q.plan.schemes import parse_scheme
+from qwen3q.quantize import folder as driver
+from qwen3q.quantize.solve import SolveOptions
+
+assert bitsandbytes.functional
+
+
+def main() -> None:
+    for line in sys.stdin:
+        request = json.loads(line)
+        child = os.fork()
+        if child == 0:
+            os._exit(serve(request))
+        if request.get("kill_after") is not None:
+            time.sleep(request["kill_after"])
+            os.kill(child, signal.SIGKILL)
+        status = os.waitpid(child, 0)[1]
+        answer: dict[str, Any] = {"killed": os.WIFSIGNALED(status)}
+        note = Path(request["out"]) / "answer.json"
+        if not answer["killed"]:
+            answer |= json.loads(note.read_text())
+            note.unlink()
+        print(json.dumps(answer), flush=True)
+
+
+def serve(request: dict[str, Any]) -> int:
+    torch.set_num_threads(1)
+    out = Path(request["out"])
+    out.mkdir(parents=True, exist_ok=True)
+    changes = count_changes(request.get("kill_at"))
+    try:
+        quantize(request, out)
+        answer = {"error": None, "hint": None}
+    except Qwen3qError as error:
+        answer = {"error": error.message, "hint": error.hint}
+    count = changes[0]
+    (out / "answer.json").write_text(json.dumps(answer | {"changes": count}))
+    return 0
+
+
+def quantize(request: dict[str, Any], out: Path) -> None:
+    source = describe(request["model"])
+    assert source.folder is not None
+    group_size = request.get("group_size")
+    schemes = [
+        parse_scheme(name, group_size=group_size if parse_scheme(name).group_size == 128 else None)
+        for name in request["schemes"]
+    ]
+    generator = random.Random(request.get("seed", 0))
+    rows = tuple(
+        tuple(generator.randrange(source.config.vocab_size) for _ in range(32)) for _ in range(8)
+    )
+    with Checkpoint(source.folder) as checkpoint:
+        options = SolveOptions(**request.get("options", {}))
+        jobs = driver.folder_jobs(source, checkpoint, schemes, out, options)
+        driver.quantize_folders(
+            source,
+            checkpoint,
+            jobs,
+            TokenRows(rows, {"name": "random", "tokens": 256}),
+            driver.RunOptions(request.get("resume", False), request.get("replace", False)),
+            importance=out if request.get("importance") else None,
+        )
+
+
+def count_changes(kill_at: int | None) -> list[int]:
+    """Counts what changes the disk, and dies just before change ``kill_at``."""
+    count = [0]
+
+    def counted(function: Any) -> Any:
+        def call(*arguments: Any, **options: Any) -> Any:
+            if count[0] == kill_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            count[0] += 1
+            return function(*arguments, **options)
+
+        return call
+
+    for name in ("fsync", "pwrite", "rename", "replace", "unlink"):
+        setattr(os, name, counted(getattr(os, name)))
+    shutil.copyfile = counted(shutil.copyfile)
+    Path.write_text = counted(Path.write_text)  # type: ignore[method-assign]
+    return count
+
+
+if __name__ == "__main__":
+    main()

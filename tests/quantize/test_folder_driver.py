@@ -1,0 +1,303 @@
+"""The folder driver: what it writes, refuses and leaves behind; and what verify finds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from qwen3q.checkpoint.reader import Checkpoint
+from qwen3q.checkpoint.writer import ShardWriter
+from qwen3q.errors import CheckpointError, DiskError, Qwen3qError, UsageError
+from qwen3q.formats.reader import QuantizedFolder
+from qwen3q.models.config import read_config
+from qwen3q.models.source import describe
+from qwen3q.plan.schemes import Override, Scheme, parse_scheme
+from qwen3q.quantize import folder as driver
+from qwen3q.quantize.artefact import FolderJob, artefact_config
+from qwen3q.quantize.verify import verify_folder
+from qwen3q.synthetic.checkpoint import write_checkpoint
+
+TINY = {
+    "num_hidden_layers": 2,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory, demo_folder: Path) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "Tiny"
+    write_checkpoint(replace(read_config(demo_folder), **TINY), folder)
+    return folder
+
+
+def make(
+    model: Path, out: Path, *schemes: Scheme | str, **run: bool
+) -> tuple[list[FolderJob], driver.FolderResults]:
+    source = describe(str(model))
+    with Checkpoint(model) as checkpoint:
+        parsed = [parse_scheme(s) if isinstance(s, str) else s for s in schemes]
+        jobs = driver.folder_jobs(source, checkpoint, parsed, out)
+        return jobs, driver.quantize_folders(source, checkpoint, jobs, run=driver.RunOptions(**run))
+
+
+def test_a_folder_is_what_was_planned(model: Path, tmp_path: Path) -> None:
+    jobs, results = make(model, tmp_path, "fp8", "bf16")
+    assert [path.name for path in results.folders] == ["Tiny-FP8", "Tiny-BF16"]
+    for job in jobs:
+        with Checkpoint(job.target) as checkpoint:
+            assert {i.name: (i.shape, i.nbytes) for i in checkpoint.tensors.values()} == {
+                tensor.name: (tensor.shape, tensor.nbytes) for tensor in job.plan.tensors
+            }
+        size = sum(path.stat().st_size for path in job.target.iterdir())
+        assert abs(size - job.plan.file_bytes) < 20_000
+        names = {path.name for path in job.target.iterdir()}
+        assert {"README.md", "report.json", "manifest.json", "tokenizer.json"} <= names
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["Tiny-BF16", "Tiny-FP8"]
+    original = load_file(model / "model.safetensors")
+    for name, tensor in load_file(tmp_path / "Tiny-BF16" / "model.safetensors").items():
+        assert torch.equal(tensor, original[name])
+
+
+def test_overrides_keep_a_linear_as_it_is(model: Path, tmp_path: Path) -> None:
+    scheme = parse_scheme("fp8", overrides=(Override("*.down_proj", keep_float=True),))
+    make(model, tmp_path, scheme)
+    with QuantizedFolder(tmp_path / "Tiny-FP8") as folder:
+        kinds = {w.spec.role.value: w.storage.value for w in folder.weights.values()}
+        assert (kinds["down_proj"], kinds["up_proj"]) == ("float", "fp8")
+        kept = folder.quantization["modules_to_not_convert"]
+    assert "model.layers.1.mlp.down_proj" in kept
+    assert all(check.passed for check in verify_folder(tmp_path / "Tiny-FP8"))
+
+
+def test_a_target_that_exists_is_left_alone(model: Path, tmp_path: Path) -> None:
+    make(model, tmp_path, "fp8")
+    marker = tmp_path / "Tiny-FP8" / "mine.txt"
+    marker.write_text("x")
+    with pytest.raises(UsageError, match="exists already"):
+        make(model, tmp_path, "fp8")
+    assert marker.exists()
+    make(model, tmp_path, "fp8", replace=True)
+    assert not marker.exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["Tiny-FP8"]
+
+
+def test_what_can_not_be_written_is_refused_before_anything_is(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UsageError, match="can be estimated but not written"):
+        make(model, tmp_path, "nvfp4")
+    with pytest.raises(UsageError, match="Two formats would both"):
+        make(model, tmp_path, "fp8", "fp8")
+    with pytest.raises(UsageError, match="need calibration text"):
+        make(model, tmp_path, parse_scheme("gptq:int4", group_size=32))
+    small = type("Usage", (), {"free": 1000})
+    monkeypatch.setattr("shutil.disk_usage", lambda path: small)
+    with pytest.raises(DiskError, match="GB free"):
+        make(model, tmp_path, "fp8")
+    assert not list(tmp_path.iterdir())
+
+
+def broken_in_layer(model: Path, folder: Path, layer: int) -> Path:
+    write_checkpoint(read_config(model), folder)
+    tensors = load_file(folder / "model.safetensors")
+    tensors[f"model.layers.{layer}.mlp.up_proj.weight"][5, 6] = torch.nan
+    save_file(tensors, folder / "model.safetensors")
+    return folder
+
+
+def test_nan_is_named_and_early_failures_leave_nothing(model: Path, tmp_path: Path) -> None:
+    broken = broken_in_layer(model, tmp_path / "broken", 0)
+    with pytest.raises(CheckpointError, match=r"layers\.0\.mlp\.up_proj\.weight holds NaN"):
+        make(broken, tmp_path / "out", "fp8")
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_late_failures_keep_what_is_done_and_say_so(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = ShardWriter.write
+
+    def full_disk(writer: ShardWriter, name: str, data: memoryview) -> str:
+        if name.startswith("model.layers.1."):
+            raise DiskError("No space left.", "Free some.")
+        return write(writer, name, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ShardWriter, "write", full_disk)
+        with pytest.raises(DiskError, match="No space left") as error:
+            make(model, tmp_path, "fp8")
+    assert error.value.hint.startswith("Free some.\n")
+    assert "--resume" in error.value.hint
+    left = {".Tiny-FP8.partial", ".Tiny-FP8.journal.jsonl"}
+    assert {path.name for path in tmp_path.iterdir()} == left
+    with pytest.raises(UsageError, match="unfinished run"):
+        make(model, tmp_path, "fp8")
+    make(model, tmp_path, "fp8", resume=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["Tiny-FP8"]
+
+
+def interrupted(model: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Leaves an fp8 run of ``model`` with everything done but the publishing."""
+    with monkeypatch.context() as patch:
+        patch.setattr(driver, "publish", stop)
+        with pytest.raises(DiskError):
+            make(model, out, "fp8")
+    return out / f".{model.name}-FP8.partial"
+
+
+def stop(*arguments: object, **options: object) -> None:
+    raise DiskError("stopped by the test")
+
+
+def another_seed(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    config = read_config(folder)
+    write_checkpoint(config, folder / "other", seed=7)
+    (folder / "other" / "model.safetensors").rename(folder / "model.safetensors")
+
+
+def another_template(folder: Path) -> None:
+    path = folder / "tokenizer_config.json"
+    path.write_text(path.read_text().replace("assistant", "bot"))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"), [(another_seed, "model was"), (another_template, "model files was")]
+)
+def test_resume_refuses_another_model(
+    change: Callable[[Path], None],
+    says: str,
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Same shapes, same sizes, same names: a fine-tune, or the same model with a new template."""
+    copy = tmp_path / "copy"
+    write_checkpoint(read_config(model), copy)
+    interrupted(copy, tmp_path / "out", monkeypatch)
+    change(copy)
+    with pytest.raises(UsageError, match=says):
+        make(copy, tmp_path / "out", "fp8", resume=True)
+
+
+def test_resume_does_damaged_layers_again(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(model, tmp_path / "whole", "fp8")
+    partial = interrupted(model, tmp_path / "out", monkeypatch)
+    shard = partial / "model.safetensors"
+    data = bytearray(shard.read_bytes())
+    data[-1000:] = bytes(1000)
+    shard.write_bytes(data)
+    make(model, tmp_path / "out", "fp8", resume=True)
+    name = "Tiny-FP8/model.safetensors"
+    assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def flip_weights(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def cut_weights(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+def scale_of_infinity(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.layers.0.mlp.up_proj.weight_scale_inv"][0, 0] = torch.inf
+    save_file(tensors, path)
+
+
+def drop_row(folder: Path) -> None:
+    path = folder / "report.json"
+    report = json.loads(path.read_text())
+    report["linears"].pop()
+    path.write_text(json.dumps(report))
+
+
+def other_scheme(folder: Path) -> None:
+    path = folder / "manifest.json"
+    path.write_text(path.read_text().replace('"fp8"', '"int8"'))
+
+
+def lose_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+
+
+def escape(folder: Path) -> None:
+    path = folder / "manifest.json"
+    path.write_text(path.read_text().replace('"README.md"', '"../README.md"'))
+
+
+@pytest.mark.parametrize(
+    ("damage", "failing"),
+    [
+        (flip_weights, {"checksums"}),
+        (cut_weights, {"layout", "values", "plan", "checksums"}),
+        (scale_of_infinity, {"values", "plan", "checksums"}),
+        (drop_row, {"report"}),
+        (other_scheme, {"plan", "report"}),
+        (lose_tokenizer, {"checksums"}),
+        (escape, {"checksums"}),
+    ],
+)
+def test_verify_finds(
+    damage: Callable[[Path], None], failing: set[str], model: Path, tmp_path: Path
+) -> None:
+    make(model, tmp_path, "fp8")
+    folder = tmp_path / "Tiny-FP8"
+    checks = verify_folder(folder, model)
+    assert {check.name for check in checks if not check.passed} == set()
+    assert len(checks) == 6
+    damage(folder)
+    try:
+        found = {check.name for check in verify_folder(folder, model) if not check.passed}
+    except Qwen3qError as error:
+        pytest.fail(f"verify stopped: {error}")
+    assert found == failing
+
+
+def test_verify_without_a_manifest(model: Path) -> None:
+    checks = verify_folder(model)
+    assert [(check.name, check.passed) for check in checks] == [("layout", True), ("values", True)]
+
+
+def test_configs_of_version_5_are_written_as_both_versions_read(demo_folder: Path) -> None:
+    config = read_config(demo_folder)
+    raw = {
+        "model_type": "qwen3_moe",
+        "dtype": "bfloat16",
+        "num_local_experts": 8,
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 1e6,
+            "factor": 4.0,
+            "original_max_position_embeddings": 512,
+        },
+    }
+    out = artefact_config(raw, config, parse_scheme("bf16"))
+    assert out == {
+        "model_type": "qwen3_moe",
+        "torch_dtype": "bfloat16",
+        "num_experts": 8,
+        "rope_theta": 1e6,
+        "rope_scaling": {
+            "rope_type": "yarn",
+            "factor": 4.0,
+            "original_max_position_embeddings": 512,
+        },
+    }
