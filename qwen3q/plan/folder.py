@@ -29,6 +29,11 @@ from qwen3q.plan.schemes import (
 FLOAT_DTYPES = {"bf16": "bfloat16", "fp16": "float16"}
 """What the schemes without quantization cast to."""
 
+SIDE_BYTES = 12_000
+"""Config, card, manifest and generation config, about."""
+REPORT_ROW_BYTES = 400
+"""One linear in ``report.json``, about."""
+
 
 def plan_folder(
     model: str,
@@ -36,16 +41,18 @@ def plan_folder(
     scheme: Scheme,
     *,
     dtypes: Mapping[str, str] | None = None,
-    other_files_bytes: int | None = None,
+    tokenizer_bytes: int | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> Plan:
     """Plans a folder of ``config`` in ``scheme``, in forward order.
 
+    Tensors and the shards' headers are exact; the report and the card are not known before.
+
     Args:
         model: the model's name, for people.
         dtypes: dtype of each checkpoint tensor by name; the config's dtype where absent.
-        other_files_bytes: bytes of tokenizer, config and the rest where they are at hand;
-            estimated from the vocabulary if None.
+        tokenizer_bytes: bytes of the tokenizer's files where they are at hand; estimated from
+            the vocabulary if None.
 
     Raises:
         UsageError: a linear of this model does not fit the scheme.
@@ -56,14 +63,16 @@ def plan_folder(
         tensor for spec in specs for tensor in planned_tensors(scheme, spec, config.dtype, dtypes)
     )
     shards = lay_out_shards(tensors, max_shard_bytes)
-    others = _typical_files(config) if other_files_bytes is None else other_files_bytes
+    tokenizer = _tokenizer_bytes(config) if tokenizer_bytes is None else tokenizer_bytes
+    linears = sum(scheme.at(spec.name) is not None for spec in specs if spec.is_linear)
+    others = tokenizer + SIDE_BYTES + linears * REPORT_ROW_BYTES
     return Plan(
         model=model,
         format=scheme.name,
         tensors=tensors,
         parameters=sum(spec.numel for spec in specs),
         overhead_bytes=layout_overhead_bytes(shards) + others,
-        overhead_exact=other_files_bytes is not None,
+        overhead_exact=False,
     )
 
 
@@ -146,10 +155,9 @@ def _parts(
             yield "input_global_scale", "float32", (1,)
 
 
-def _typical_files(config: Qwen3Config) -> int:
-    """Bytes beside the shards: tokenizer.json is 11.42 MB at 151,936 entries, vocab.json and
-    merges.txt 4.45 MB, the rest under 20 kB."""
-    return round(config.vocab_size * 104.5) + 20_000
+def _tokenizer_bytes(config: Qwen3Config) -> int:
+    """At 151,936 entries tokenizer.json has 11.42 MB, vocab.json and merges.txt 4.45 MB."""
+    return round(config.vocab_size * 104.5)
 
 
 @dataclass(frozen=True, slots=True)

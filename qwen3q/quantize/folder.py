@@ -102,7 +102,7 @@ def folder_jobs(
     check_tensors(source.config, checkpoint.shapes, str(source.folder))
     dtypes = {name: TORCH_NAMES[info.dtype] for name, info in checkpoint.tensors.items()}
     assert source.folder is not None
-    others = sum(path.stat().st_size for path in copied_files(source.folder))
+    tokenizer = sum(path.stat().st_size for path in copied_files(source.folder))
     jobs: list[FolderJob] = []
     for scheme in schemes:
         if scheme.is_plan_only:
@@ -111,7 +111,7 @@ def folder_jobs(
                 "Formats that are written: gptq:int4, awq:int4, int8, int4, bnb:nf4, fp8, ...",
             )
         plan = plan_folder(
-            source.title, source.config, scheme, dtypes=dtypes, other_files_bytes=others
+            source.title, source.config, scheme, dtypes=dtypes, tokenizer_bytes=tokenizer
         )
         solve = asdict(options or SolveOptions()) if scheme.is_uniform else {}
         target = out / artefact_name(source.title, scheme)
