@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from importlib import resources
 from pathlib import Path
@@ -92,3 +93,23 @@ def nan_folder(tmp_path_factory, demo_folder) -> Path:
     weights["model.layers.1.mlp.down_proj.weight"][3, 5] = torch.nan
     save_torch(weights, folder / "model.safetensors")
     return folder
+
+
+@pytest.fixture(scope="session")
+def demo_gguf(tmp_path_factory, demo_folder) -> Path:
+    """The demo as Q8_0, by our own writer."""
+    from qwen3q.models.source import resolve
+    from qwen3q.plan.gguf_types import file_type
+    from qwen3q.quantize.run import quantize_gguf
+
+    out = tmp_path_factory.mktemp("gguf")
+    return quantize_gguf(resolve("demo"), [file_type("Q8_0")], out)[0].path
+
+
+@pytest.fixture(scope="session")
+def llama_tools() -> Path:
+    """Folder of llama.cpp's own programs, for tests marked ``peer``."""
+    folder = os.environ.get("QWEN3Q_LLAMA_CPP_BIN")
+    if not folder:
+        pytest.skip("QWEN3Q_LLAMA_CPP_BIN names no folder of llama.cpp's programs")
+    return Path(folder)
