@@ -71,6 +71,8 @@ def llama_types(source: Path, ftype: int, imatrix: bool) -> dict[str, str]:
     """Each tensor's type as llama.cpp's dry run logs it."""
     import llama_cpp
 
+    from qwen3q.llama.capi import collect_log
+
     lines: list[str] = []
 
     @llama_cpp.llama_log_callback
@@ -86,7 +88,7 @@ def llama_types(source: Path, ftype: int, imatrix: bool) -> dict[str, str]:
     try:
         code = llama_cpp.llama_model_quantize(str(source).encode(), b"unused", ctypes.byref(params))
     finally:
-        llama_cpp.llama_log_set(llama_cpp.llama_log_callback(lambda *a: None), ctypes.c_void_p(0))
+        collect_log()
     log = "".join(lines)
     assert code == 0, log[-400:]
     types = {}

@@ -43,6 +43,9 @@ def tensors(path: Path) -> dict[str, tuple[str, bytes]]:
 def llama_quantize(source: Path, target: Path, file_type: str) -> None:
     import llama_cpp
 
+    from qwen3q.llama.capi import collect_log
+
+    collect_log()
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype = FILE_TYPES[file_type].id
     params.nthread = 2
