@@ -73,12 +73,11 @@ def euclid(rng: random.Random, index: int) -> Sample:
         steps.append(f"{x} = {x // y}·{y} + {x % y}")
         x, y = y, x % y
     lcm = a * b // x
-    thinking = "Divide, keep the remainder, repeat:\n" + "\n".join(steps)
     answer = (
-        f"gcd({a}, {b}) = **{x}**: the last remainder that isn't zero.\n\n"
-        f"As a by-product, lcm({a}, {b}) = {a}·{b}/{x} = {lcm}."
+        f"gcd({a}, {b}) = **{x}**, the last remainder before zero.\n\n"
+        f"So lcm({a}, {b}) = {a}·{b}/{x} = {lcm}."
     )
-    return solved("mathematics", f"gcd of {a} and {b}, please, with steps", answer, thinking)
+    return solved("mathematics", f"gcd and lcm of {a} and {b}?", answer, "\n".join(steps))
 
 
 def linear_system(rng: random.Random, index: int) -> Sample:
@@ -116,12 +115,18 @@ def bases(rng: random.Random, index: int) -> Sample:
         digits.append("0123456789ab"[rest % base] if base < 13 else f"{rest % base:x}")
         rows.append(f"| {rest} | {rest // base} | {digits[-1]} |")
         rest //= base
-    table = "\n".join(["| number | quotient | digit |", "|---:|---:|---|", *rows])
+    table = "\n".join([f"| n | n // {base} | digit |", "|---:|---:|---|", *rows])
     text = "".join(reversed(digits))
     return solved(
         "mathematics",
-        f"Convert {number} to base {base} and show the divisions.",
-        f"{table}\n\nReading the digits from the bottom up: **{text}**.",
+        rng.choice(
+            [
+                f"Convert {number} to base {base} and show the divisions.",
+                f"{number} in base {base}, as a table please",
+                f"Write {number} with base-{base} digits, step by step.",
+            ]
+        ),
+        f"{table}\n\nFrom the bottom up: **{text}**",
     )
 
 
@@ -132,16 +137,17 @@ def calendar(rng: random.Random, index: int) -> Sample:
     parts, at = [], start
     while (at.year, at.month) != (end.year, end.month):
         following = (at.replace(day=1) + datetime.timedelta(days=32)).replace(day=1)
-        parts.append(((following - at).days, f"{MONTHS[at.month - 1]} {at.day} to the month's end"))
+        parts.append(((following - at).days, MONTHS[at.month - 1]))
         at = following
-    parts.append(((end - at).days, f"into {MONTHS[end.month - 1]}"))
+    parts.append(((end - at).days, MONTHS[end.month - 1]))
     days = (end - start).days
-    thinking = "\n".join(f"{name}: {count}" for count, name in parts)
+    thinking = f"From the {start.day}: "
+    thinking += ", ".join(f"{name[:3]} {count}" for count, name in parts)
     thinking += f"\nTotal {' + '.join(str(count) for count, _ in parts)} = {days}."
     thinking += f"\n{days} = 7·{days // 7} + {days % 7}; {start:%A} plus {days % 7} is {end:%A}."
     question = (
-        f"How many days from {start.isoformat()} to {end.isoformat()}? "
-        f"The first is a {start:%A}; which weekday is the second?"
+        f"{start.isoformat()} is a {start:%A}. How many days later is "
+        f"{end.isoformat()}, on which weekday?"
     )
     return solved("mathematics", question, f"**{days} days**, and it is a **{end:%A}**.", thinking)
 

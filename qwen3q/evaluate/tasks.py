@@ -14,6 +14,7 @@ from enum import StrEnum
 
 from qwen3q.errors import UsageError
 
+THINK_START = "<think>"
 THINK_END = "</think>"
 _NUMBER = re.compile(r"(?<![\d.])-?\d+(?!\.?\d)")
 _GROUPING = re.compile(r"(?<=\d)[,\u202f\u00a0](?=\d{3}(?!\d))")
@@ -91,12 +92,12 @@ def make_tasks(options: TaskOptions | None = None) -> list[Task]:
 
 
 def is_correct(task: Task, reply: str) -> bool:
-    """Whether a reply, its thinking left out, gives the answer.
+    """Whether a reply gives the answer outside its thinking, closed or not.
 
     A number must be the reply's last one (``than 77`` in a comparison aside), a list its last
     numbers in order; text to be copied must stand in it exactly.
     """
-    said = reply.rpartition(THINK_END)[2]
+    said = reply.rpartition(THINK_END)[2].partition(THINK_START)[0]
     if task.kind is Kind.COPYING:
         return task.answer in said
     wanted = task.answer.split(", ")
