@@ -82,7 +82,7 @@ def test_requests_stay_within_the_context(demo):
         is_answer = request.max_tokens > LENGTH
         return rambling[: request.max_tokens if is_answer else request.max_tokens - 1]
 
-    self_calibration(ramble, tokenizer, template, length=LENGTH, rows=12)
+    self_calibration(ramble, tokenizer, template, length=LENGTH, rows=24)
     assert {request.max_tokens for request in requests} == {LENGTH - 1, LENGTH, 2 * LENGTH}
     longest = max(len(request.prompt) + request.max_tokens for request in requests)
     assert 3 * LENGTH < longest <= context_needed(LENGTH)
