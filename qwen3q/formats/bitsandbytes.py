@@ -56,9 +56,8 @@ def dequantize_4bit(tensors: Mapping[str, torch.Tensor], shape: tuple[int, ...])
         block = int(state["blocksize"])
         if absmax.dtype == torch.uint8:
             absmax = _nested_absmax(tensors, state)
-        codes = torch.stack((packed >> 4, packed & 15), dim=-1).flatten().long()
-        values = tensors["weight.quant_map"].float()[codes].view(-1, block)
-        return (values * absmax.float().view(-1, 1)).view(shape)
+        values = _pairs(tensors["weight.quant_map"].float())[packed.int()].view(-1, block)
+        return values.mul_(absmax.float().view(-1, 1)).view(shape)
     except (ValueError, KeyError, TypeError, RuntimeError, ZeroDivisionError):
         raise CheckpointError(f"{key} does not describe the weights beside it.") from None
 
@@ -105,6 +104,12 @@ def quantization_config(scheme: Scheme, kept_float: list[str], dtype: str) -> di
         "llm_int8_enable_fp32_cpu_offload": False,
         "llm_int8_has_fp16_weight": False,
     }
+
+
+def _pairs(values: torch.Tensor) -> torch.Tensor:
+    """What each byte holds, float32 ``[256, 2]``: the high nibble's value, then the low one's."""
+    byte = torch.arange(256)
+    return torch.stack((values[byte >> 4], values[byte & 15]), dim=-1)
 
 
 def _nested_absmax(tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> torch.Tensor:

@@ -65,13 +65,15 @@ def _pack_weight(
     """One linear packed without calibration, and its report row."""
     started = time.perf_counter()
     parts = pack_weight(scheme, weight)
-    exact = weight.double()
-    error = (dequantize_packed(scheme, parts, exact.shape).double() - exact).square().sum()
+    exact = weight.float()
+    difference = dequantize_packed(scheme, parts, weight.shape).sub_(exact)
+    error = difference.square_().sum(dtype=torch.float64)
+    power = exact.square().sum(dtype=torch.float64)
     row = {
         "name": name,
         "bits": scheme.bits,
         "algorithm": str(scheme.layout),
-        "error": float(error / exact.square().sum().clamp(min=1e-300)),
+        "error": float(error / power.clamp(min=1e-300)),
         "seconds": round(time.perf_counter() - started, 6),
     }
     return parts, row
