@@ -75,6 +75,8 @@ def _json_lines(path: Path) -> Iterator[tuple[Any, str]]:
                     yield _json(line, where), where
     except UnicodeDecodeError:
         raise UsageError(f"{path} is no UTF-8 text.") from None
+    except OSError as error:
+        raise UsageError(f"{path} can't be read: {error.strerror}.") from None
 
 
 def _json(line: str, where: str) -> Any:

@@ -59,6 +59,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 
 def encode(tokenizer: Tokenizer, text: str) -> list[int]:
     """Token ids of ``text``; ``<|im_start|>`` and the like are read as their token."""
+    text = text.encode("utf-8", "replace").decode("utf-8")  # JSON may hold lone surrogates
     return list(tokenizer.encode(text, add_special_tokens=False).ids)
 
 

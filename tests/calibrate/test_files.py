@@ -44,6 +44,11 @@ def test_text_is_tokenized_once_and_cut(demo, tmp_path):
     assert tokens.count(load_tokenizer(demo.folder).token_to_id("<|im_start|>")) == 200
 
 
+def test_broken_unicode_is_replaced(demo, tmp_path):
+    name = write(tmp_path / "a.jsonl", '{"text": "a \\ud800 b"}\n' * 20)
+    assert load_calibration(name, demo, options()).rows
+
+
 def test_fewer_rows_are_spread_over_the_text(demo, tmp_path):
     name = write(tmp_path / "a.txt", TEXT)
     every = load_calibration(name, demo, options()).rows
@@ -77,8 +82,9 @@ def test_jsonl_of_texts_and_chats(demo, tmp_path):
     assert text.count("on the coast.<|endoftext|>") > 30
 
 
+@pytest.mark.peer
 def test_parquet(demo, tmp_path):
-    pyarrow = pytest.importorskip("pyarrow")
+    pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
     import pyarrow.parquet as parquet
 
     chats = [[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"}]] * 30
