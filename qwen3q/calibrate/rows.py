@@ -24,7 +24,7 @@ class TokenRows:
     Attributes:
         rows: token ids, all rows of one length.
         description: where they come from, for card, report and journal: name, samples (rows),
-            length, tokens, seed, licence, sha256 of the rows.
+            length, tokens, seed, licence, fingerprint of the rows (sha256).
     """
 
     rows: tuple[tuple[int, ...], ...]
@@ -115,7 +115,7 @@ def describe(
         "length": len(rows[0]),
         "tokens": sum(map(len, rows)),
         **{key: value for key, value in more.items() if value is not None},
-        "sha256": rows_fingerprint(rows),
+        "fingerprint": rows_fingerprint(rows),
     }
 
 

@@ -62,7 +62,7 @@ def test_description_counts_and_tells_texts_apart(demo, tmp_path):
     first = load_calibration(name, demo, options(samples=3)).description
     assert (first["samples"], first["length"], first["tokens"]) == (3, 32, 96)
     other = load_calibration(write(tmp_path / "b.txt", "x" + TEXT), demo, options(samples=3))
-    assert other.description["sha256"] != first["sha256"]
+    assert other.description["fingerprint"] != first["fingerprint"]
     again = load_calibration(name, demo, options(samples=3)).description
     assert again == first
 
