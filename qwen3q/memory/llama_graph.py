@@ -83,7 +83,7 @@ class Batch:
         n_kv: cache cells of one stream.
         streams: sequences with a cache of their own.
         rotate_k, rotate_v: that half of the cache is quantized, so it is rotated first.
-        fa_copies_kv: flash attention makes an F16 copy of a quantized cache (CUDA, ROCm).
+        k_bytes, v_bytes: one layer's cache; matters only where it is copied to another device.
     """
 
     tokens: int
@@ -93,8 +93,8 @@ class Batch:
     flash_attention: bool
     rotate_k: bool
     rotate_v: bool
-    fa_copies_k: bool = False
-    fa_copies_v: bool = False
+    k_bytes: int = 0
+    v_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +234,8 @@ class _Builder:
         for tensor in (q, v, k):
             graph.expand(tensor)
 
-        k_cache, v_cache = Tensor(0, home=device), Tensor(0, home=device)
+        k_cache = Tensor(batch.k_bytes, home=device)
+        v_cache = Tensor(batch.v_bytes, home=device)
         graph.expand(_store(k_cache, _view(k), self.k_cells))
         if batch.flash_attention:
             graph.expand(_store(v_cache, _view(v), self.v_cells))
@@ -246,7 +247,7 @@ class _Builder:
         k_all, v_all = _view(_view(k_cache)), _view(_view(v_cache))
         if batch.flash_attention:
             mixed = Tensor(
-                4 * config.q_size * tokens + self.f16_copy_bytes(),
+                4 * config.q_size * tokens,
                 (q, k_all, v_all, self.mask),
                 follows_weights=False,
             )
@@ -274,12 +275,6 @@ class _Builder:
         """``llama_mul_mat_hadamard``."""
         rotated = _result(("f32", "rotated", x.nbytes), (rotation, _view(x)), nbytes=x.nbytes)
         return _view(rotated, x.layout)
-
-    def f16_copy_bytes(self) -> int:
-        """``ggml_cuda_flash_attn_ext_get_alloc_size``."""
-        batch = self.batch
-        each = 2 * self.config.kv_size * batch.n_kv * batch.streams
-        return each * (batch.fa_copies_k + batch.fa_copies_v)
 
     def feed_forward(self, layer: int, x: Tensor, tokens: int) -> Tensor:
         device, inner = self.placement.layers[layer], self.config.intermediate_size

@@ -1,0 +1,215 @@
+"""What a run is asked for, and the refusal of what an engine can't do."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from qwen3q.errors import UsageError
+from qwen3q.models.config import Qwen3Config
+from qwen3q.plan.gguf_types import GGML_TYPES
+
+HYBRID_POSITIONS = 40960
+"""Positions of the hybrid releases: 32,768 of context and 8,192 of answer."""
+HYBRID_CONTEXT = 32768
+MAX_YARN = 4.0
+
+
+class Engine(StrEnum):
+    """Who runs the model."""
+
+    LLAMA_CPP = "llama.cpp"
+    TRANSFORMERS = "transformers"
+    VLLM = "vllm"
+
+
+KV_TYPES = {
+    Engine.LLAMA_CPP: ("f16", "bf16", "f32", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"),
+    Engine.VLLM: ("bf16", "f16", "fp8"),
+    Engine.TRANSFORMERS: ("bf16", "f16", "f32"),
+}
+"""Cache types by engine, the default first."""
+
+_ELEMENT_BYTES = {"f16": 2, "bf16": 2, "f32": 4, "fp8": 1}
+_KV_ALIASES = {
+    "auto": "", "fp16": "f16", "float16": "f16", "bfloat16": "bf16", "fp32": "f32",
+    "fp8_e4m3": "fp8", "fp8_e5m2": "fp8", "q8": "q8_0", "q4": "q4_0", "q5": "q5_0",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """One run, in the reader's terms.
+
+    Attributes:
+        context: tokens of one sequence.
+        parallel: sequences at once, each with ``context`` tokens of its own.
+        type_k, type_v: of the cache.
+        ubatch: tokens of one pass through the graph (llama.cpp's ``-ub``).
+        gpu_layers: layers on GPUs, the output layer counted (llama.cpp's ``-ngl``); None for all.
+        cpu_experts: layers whose experts stay on the CPU (``--n-cpu-moe``), from the first on.
+        yarn: YaRN factor, None for the model's own.
+        utilization: share of each GPU that vLLM may take.
+    """
+
+    context: int
+    parallel: int = 1
+    type_k: str = "f16"
+    type_v: str = "f16"
+    ubatch: int = 512
+    flash_attention: bool = True
+    gpu_layers: int | None = None
+    cpu_experts: int = 0
+    yarn: float | None = None
+    utilization: float = 0.9
+
+    def at(self, context: int) -> Settings:
+        """The same run with another context."""
+        return replace(self, context=context)
+
+
+def kv_types(text: str | None, engine: Engine) -> tuple[str, str]:
+    """Types of K and V out of ``q8_0`` or ``q8_0/q4_0``; the engine's default for None or auto.
+
+    Raises:
+        UsageError: a type that the engine's cache does not have; names the nearest.
+    """
+    known = KV_TYPES[engine]
+    halves = (text or "").strip().lower().split("/")
+    if len(halves) > 2 or (len(halves) == 2 and engine is not Engine.LLAMA_CPP):
+        raise UsageError(f"{text!r} is no cache type of {engine}.", f"One of: {', '.join(known)}.")
+    found = []
+    for half in halves:
+        name = _KV_ALIASES.get(half, half) or known[0]
+        if name not in known:
+            raise UsageError(
+                f"{engine} can't keep its cache in {half}{_why_not(name)}.",
+                f"Nearest: {_nearest(name, known)}. It takes {', '.join(known)}.",
+            )
+        found.append(name)
+    return found[0], found[-1]
+
+
+def check_settings(config: Qwen3Config, settings: Settings, engine: Engine, gpus: int) -> None:
+    """Refuses a run that the engine would refuse.
+
+    Raises:
+        UsageError: one sentence, and the nearest legal choice.
+    """
+    check_context(config, settings)
+    if engine is Engine.LLAMA_CPP:
+        _check_llama(config, settings)
+    if engine is Engine.VLLM and gpus > 1:
+        check_tensor_parallel(config, gpus)
+
+
+def native_context(config: Qwen3Config) -> int:
+    """Positions without YaRN, of one sequence."""
+    if config.yarn is not None:
+        return config.yarn.original_max_position_embeddings
+    return config.max_position_embeddings
+
+
+def yarn_base(config: Qwen3Config) -> int:
+    """The context that YaRN's factor multiplies."""
+    native = native_context(config)
+    return HYBRID_CONTEXT if native == HYBRID_POSITIONS else native
+
+
+def longest_context(config: Qwen3Config) -> int:
+    """Positions with YaRN at the largest factor that Qwen3 was validated for."""
+    return max(native_context(config), int(yarn_base(config) * MAX_YARN))
+
+
+def needed_yarn(config: Qwen3Config, context: int) -> float | None:
+    """The YaRN factor that ``context`` needs, or None where the model has it by itself."""
+    if context <= native_context(config):
+        return None
+    factor = context / yarn_base(config)
+    return next(step for step in (2.0, 3.0, MAX_YARN) if factor <= step)
+
+
+def check_context(config: Qwen3Config, settings: Settings) -> None:
+    """Refuses a context beyond what positions reach."""
+    longest = longest_context(config)
+    if settings.context < 1:
+        raise UsageError(f"A context of {settings.context} tokens holds nothing.")
+    if settings.yarn is not None and not 1.0 < settings.yarn <= MAX_YARN:
+        raise UsageError(
+            f"--yarn {settings.yarn:g} is outside what Qwen3 was validated for.",
+            f"Give a factor above 1 and up to {MAX_YARN:g}.",
+        )
+    if settings.context > longest:
+        raise UsageError(
+            f"A context of {settings.context:,} is beyond YaRN's limit for this model.",
+            f"The longest is --context {longest} (--yarn {MAX_YARN:g}).",
+        )
+    if settings.yarn is not None and settings.context > yarn_base(config) * settings.yarn:
+        reach = int(yarn_base(config) * settings.yarn)
+        raise UsageError(
+            f"--yarn {settings.yarn:g} reaches {reach:,} tokens, not {settings.context:,}.",
+            f"Take --yarn {needed_yarn(config, settings.context) or MAX_YARN:g} "
+            f"or --context {reach}.",
+        )
+
+
+def check_tensor_parallel(config: Qwen3Config, gpus: int) -> None:
+    """Refuses a number of GPUs that does not divide the attention heads."""
+    heads = config.num_attention_heads
+    if heads % gpus:
+        legal = [n for n in range(1, heads + 1) if heads % n == 0]
+        near = sorted(legal, key=lambda n: (abs(n - gpus), n))[:2]
+        raise UsageError(
+            f"Tensor parallelism over {gpus} GPUs does not divide {heads} attention heads.",
+            f"Nearest: {' or '.join(map(str, sorted(near)))} GPUs.",
+        )
+
+
+def row_bytes(kind: str, elements: int) -> int:
+    """Bytes of one row of a cache."""
+    if kind in _ELEMENT_BYTES:
+        return elements * _ELEMENT_BYTES[kind]
+    return GGML_TYPES[kind.upper()].row_bytes(elements)
+
+
+def is_quantized(kind: str) -> bool:
+    return kind not in _ELEMENT_BYTES
+
+
+def _check_llama(config: Qwen3Config, settings: Settings) -> None:
+    if is_quantized(settings.type_v) and not settings.flash_attention:
+        raise UsageError(
+            f"llama.cpp can't keep V in {settings.type_v} without flash attention.",
+            f"Leave --no-flash-attn out, or take --kv {settings.type_k}/f16.",
+        )
+    for kind in (settings.type_k, settings.type_v):
+        block = GGML_TYPES[kind.upper()].block_size
+        if config.head_dim % block:
+            raise UsageError(
+                f"{kind} has blocks of {block}, and head_dim {config.head_dim} does not divide "
+                "into them.",
+                "Take --kv f16.",
+            )
+    if not 0 <= settings.cpu_experts <= config.num_hidden_layers:
+        raise UsageError(
+            f"--offload-experts {settings.cpu_experts}: "
+            f"the model has {config.num_hidden_layers} layers."
+        )
+    if settings.cpu_experts and not config.is_moe:
+        raise UsageError(
+            "--offload-experts is for mixture-of-experts models, and this one is dense.",
+            "Keep some layers on the CPU instead: --gpu-layers.",
+        )
+
+
+def _why_not(name: str) -> str:
+    if name.upper() in GGML_TYPES and GGML_TYPES[name.upper()].block_size == 256:
+        return ": its blocks of 256 are longer than a head"
+    return ""
+
+
+def _nearest(name: str, known: tuple[str, ...]) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.3)
+    quantized = [kind for kind in known if kind.startswith(name[:2])]
+    return (quantized or close or [known[0]])[0]
