@@ -37,7 +37,9 @@ def perplexity(
             metavar="MODEL...", help="GGUF files, MODEL:TYPE such as qwen3-8b:Q4_K_M, or demo."
         ),
     ],
-    text: Annotated[Path, typer.Option(help="UTF-8 text to measure on.")],
+    text: Annotated[
+        Path | None, typer.Option(help="UTF-8 text to measure on. Default: the built-in text.")
+    ] = None,
     context: Annotated[int, typer.Option(min=2, help="Tokens per chunk.")] = 512,
     full: Annotated[
         bool,
@@ -45,7 +47,11 @@ def perplexity(
     ] = False,
     chunks: Annotated[int | None, typer.Option(min=1, help="Default: all of the text.")] = None,
     parse_special: Annotated[
-        bool, typer.Option("--parse-special", help="Read <|im_start|> and the like as tokens.")
+        bool,
+        typer.Option(
+            "--parse-special",
+            help="Read <|im_start|> and the like as tokens; always so in the built-in text.",
+        ),
     ] = False,
     cache_type: Annotated[str, typer.Option(help="How the KV cache is stored.")] = "f16",
     gpu_layers: Annotated[int, typer.Option(help="Layers on the GPU; -1 is all.")] = -1,
@@ -56,11 +62,12 @@ def perplexity(
     json_output: JsonFlag = False,
 ) -> None:
     """Perplexity on a text, as llama-perplexity computes it, of one or more models."""
+    from qwen3q.data.texts import evaluation_text
     from qwen3q.evaluate.perplexity import Scored, measure_perplexity, read_text
     from qwen3q.llama.model import LlamaModel, LoadOptions
     from qwen3q.quantize.local_gguf import local_gguf
 
-    content = read_text(text)
+    content = evaluation_text() if text is None else read_text(text)
     results = []
     for name in models:
         with progress_bar(quiet=json_output) as progress:
@@ -72,7 +79,7 @@ def perplexity(
                     context=context,
                     scored=Scored.FULL if full else Scored.HALF,
                     max_chunks=chunks,
-                    parse_special=parse_special,
+                    parse_special=parse_special or text is None,
                     threads=threads,
                     key_type=cache_type,
                     value_type=cache_type,
@@ -80,7 +87,9 @@ def perplexity(
                 )
         results.append(result)
     if json_output:
-        print_json({"text": str(text), "results": [perplexity_json(r) for r in results]})
+        print_json(
+            {"text": str(text or "built-in"), "results": [perplexity_json(r) for r in results]}
+        )
         return
     _show(results)
 

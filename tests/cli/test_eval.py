@@ -32,6 +32,14 @@ def test_perplexity_prints_everything_it_depends_on(cli, demo_gguf, text):
     assert f"{ours.perplexity:.4f}" in table.stdout
 
 
+def test_the_built_in_text_is_read_with_its_markup(cli, demo_gguf):
+    run = cli("eval", "perplexity", demo_gguf, "--chunks", 1, "--threads", 1, "--json")
+    assert run.returncode == 0, run.stderr
+    report = json.loads(run.stdout)
+    assert report["text"] == "built-in"
+    assert report["results"][0]["parse_special"] is True
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
