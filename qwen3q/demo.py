@@ -18,7 +18,8 @@ from qwen3q.models.template import ChatTemplate
 from qwen3q.plan.gguf_types import FILE_TYPES
 from qwen3q.plan.plan import Plan
 from qwen3q.progress import ProgressFn, silent
-from qwen3q.quantize.run import Artefact, GgufOptions, quantize_gguf
+from qwen3q.quantize.artefacts import Artefact
+from qwen3q.quantize.run import GgufOptions, quantize_gguf
 
 FLOAT = "BF16"
 TYPES = ("Q8_0", "Q4_K_M", "Q3_K_S")
@@ -74,7 +75,9 @@ def run_demo(
 
 def _measure(artefact: Artefact, text: str, threads: int | None) -> DemoRow:
     with LlamaModel(artefact.path) as model:
-        perplexity = measure_perplexity(model, text, context=CONTEXT, threads=threads)
+        perplexity = measure_perplexity(
+            model, text, context=CONTEXT, parse_special=True, threads=threads
+        )
         thinking, answer = ask(model, QUESTION, threads)
     right = re.findall(r"\d+", answer)[-1:] == [EXPECTED]
     return DemoRow(artefact.path, artefact.plan, perplexity, thinking, answer, right)

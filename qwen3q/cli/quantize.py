@@ -5,16 +5,35 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qwen3q.cli.output import JsonFlag, format_bytes, print_json, progress_bar, stdout_console
+from qwen3q.cli.output import (
+    JsonFlag,
+    format_bytes,
+    note,
+    print_json,
+    progress_bar,
+    stdout_console,
+)
 from qwen3q.plan.plan import Plan
+
+if TYPE_CHECKING:
+    from qwen3q.models.config import Qwen3Config
+    from qwen3q.plan.targets import Target
+    from qwen3q.quantize.artefacts import Artefact
 
 ModelArgument = Annotated[str, typer.Argument(help="Folder, Hub id, alias (qwen3-8b) or demo.")]
 RevisionOption = Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")]
 OfflineFlag = Annotated[bool, typer.Option("--offline", help="Use only what is downloaded.")]
+
+
+Formats = Annotated[
+    list[str] | None,
+    typer.Option("--to", help="Format: gguf:Q4_K_M, gptq:int4, awq:int4, int8, ... Repeatable."),
+]
+Panel = "Formats with calibration (torch)"
 
 
 def register(app: typer.Typer) -> None:
@@ -23,56 +42,109 @@ def register(app: typer.Typer) -> None:
 
 def quantize(
     model: ModelArgument,
-    to: Annotated[
-        list[str], typer.Option("--to", help="Format, such as gguf:Q4_K_M. May be repeated.")
-    ],
+    to: Formats = None,
     out: Annotated[Path, typer.Option(help="Folder to write into.")] = Path(),
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan; read no weight, write nothing.")
     ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace what exists.")] = False,
     yarn: Annotated[
-        float | None, typer.Option(help="Extend the context with YaRN by this factor (up to 4).")
+        float | None, typer.Option(help="GGUF: extend the context with YaRN, up to 4 times.")
     ] = None,
     imatrix: Annotated[
-        Path | None, typer.Option(help="llama.cpp importance matrix (GGUF) for gguf: types.")
+        Path | None, typer.Option(help="GGUF: importance matrix written by llama-imatrix.")
     ] = None,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Default: every core.", show_default=False)
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace files that exist.")] = False,
+    recipe: Annotated[
+        str | None, typer.Option(help="Recipe by name or YAML file.", rich_help_panel=Panel)
+    ] = None,
+    calibration: Annotated[
+        str | None,
+        typer.Option(help="Set, file, hub:ORG/NAME or self.", rich_help_panel=Panel),
+    ] = None,
+    calibration_samples: Annotated[
+        int | None, typer.Option(min=1, help="Rows of text.", rich_help_panel=Panel)
+    ] = None,
+    calibration_length: Annotated[
+        int | None, typer.Option(min=16, help="Tokens per row.", rich_help_panel=Panel)
+    ] = None,
+    group_size: Annotated[
+        int | None,
+        typer.Option(help="32, 64, 128, or -1 for per channel.", rich_help_panel=Panel),
+    ] = None,
+    bits: Annotated[int | None, typer.Option(rich_help_panel=Panel)] = None,
+    symmetric: Annotated[
+        bool | None, typer.Option("--sym/--asym", rich_help_panel=Panel, show_default=False)
+    ] = None,
+    device: Annotated[
+        list[str] | None,
+        typer.Option(help="cpu, cuda, cuda:1, mps. Repeatable.", rich_help_panel=Panel),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue a run that was cut.", rich_help_panel=Panel)
+    ] = False,
     revision: RevisionOption = None,
     offline: OfflineFlag = False,
     json_output: JsonFlag = False,
 ) -> None:
-    """Turn a model into smaller formats, several at once.
+    """Turn a model into smaller formats, several at once, with one calibration for all.
 
-    Each tensor of the model is read once, whatever the number of formats. A file appears under
-    its name when it is complete, never before.
+    Each tensor of the model is read once, whatever the number of formats. An artefact appears
+    under its name when it is complete, never before.
     """
     from qwen3q.models.source import describe, resolve
-    from qwen3q.plan.gguf_types import FileType
-    from qwen3q.plan.targets import parse_target
-    from qwen3q.quantize.run import GgufOptions, plan_targets, quantize_gguf
+    from qwen3q.plan.job import QuantizeRequest, job_of
+    from qwen3q.quantize.run import GgufOptions, plan_targets, quantize_targets
 
-    targets = [parse_target(name) for name in dict.fromkeys(to)]
+    request = QuantizeRequest(
+        formats=tuple(dict.fromkeys(to or ())),
+        recipe=recipe,
+        calibration=calibration,
+        samples=calibration_samples,
+        length=calibration_length,
+        group_size=group_size,
+        bits=bits,
+        symmetric=symmetric,
+    )
+    job = job_of(request)
     options = GgufOptions(yarn, imatrix, threads, force)
     if dry_run:
         source = describe(model, revision=revision, offline=offline)
-        plans = plan_targets(source, targets, options)
+        plans = plan_targets(source, job.targets, options)
         print_json({"plans": [plan_json(p) for p in plans]}) if json_output else show_plans(plans)
         return
-    file_types = [target for target in targets if isinstance(target, FileType)]
     with progress_bar(quiet=json_output) as progress:
         source = resolve(model, revision=revision, offline=offline, progress=progress)
-        artefacts = quantize_gguf(source, file_types, out, options, progress=progress)
-    rows = [(artefact.plan, str(artefact.path), artefact.seconds) for artefact in artefacts]
+        if not json_output:
+            show_limits(source.config, job.targets)
+        artefacts = quantize_targets(
+            source, job, out, options, devices=tuple(device or ()), resume=resume, progress=progress
+        )
     if json_output:
-        print_json({"artefacts": [artefact_json(*row) for row in rows]})
+        print_json({"artefacts": [artefact_json(artefact) for artefact in artefacts]})
         return
     console = stdout_console()
-    for plan, path, seconds in rows:
+    for artefact in artefacts:
+        plan = artefact.plan
         size = f"{format_bytes(plan.file_bytes)}, {plan.bits_per_weight:.2f} bits per weight"
-        console.print(f"{path}  {size}, {seconds:.1f} s")
+        console.print(f"{artefact.path}  {size}, {artefact.seconds:.1f} s", markup=False)
+
+
+def show_limits(config: Qwen3Config, targets: Sequence[Target]) -> None:
+    """Says before the work starts which tensor-parallel sizes a format will not run on."""
+    from qwen3q.plan.folder import suggest_group_size, tensor_parallel_legality
+    from qwen3q.plan.schemes import Scheme
+
+    for scheme in (target for target in targets if isinstance(target, Scheme)):
+        for parallel in tensor_parallel_legality(config, scheme):
+            if parallel.is_legal:
+                continue
+            group = suggest_group_size(config, scheme, parallel.size)
+            way = f" --group-size {group} would." if group else ""
+            note(f"{scheme.name} does not split over {parallel.size} GPUs: {parallel.reason}.{way}")
+            break
 
 
 def plan_json(plan: Plan) -> dict[str, Any]:
@@ -93,14 +165,15 @@ def plan_json(plan: Plan) -> dict[str, Any]:
     }
 
 
-def artefact_json(plan: Plan, path: str, seconds: float) -> dict[str, Any]:
+def artefact_json(artefact: Artefact) -> dict[str, Any]:
+    """A finished artefact for scripts; ``seconds`` is its run's, shared with the others of it."""
     return {
-        "model": plan.model,
-        "format": plan.format,
-        "path": path,
-        "file_bytes": plan.file_bytes,
-        "bits_per_weight": round(plan.bits_per_weight, 4),
-        "seconds": round(seconds, 3),
+        "model": artefact.plan.model,
+        "format": artefact.plan.format,
+        "path": str(artefact.path),
+        "file_bytes": artefact.plan.file_bytes,
+        "bits_per_weight": round(artefact.plan.bits_per_weight, 4),
+        "seconds": round(artefact.seconds, 3),
     }
 
 

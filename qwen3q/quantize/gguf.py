@@ -113,9 +113,13 @@ def gguf_jobs(
             has_imatrix=imatrix is not None,
             metadata_bytes=len(encode_metadata(metadata)),
         )
-        name = f"{provenance.title.replace(' ', '-')}-{file_type.name}.gguf"
-        jobs.append(GgufJob(plan, metadata, out / name))
+        jobs.append(GgufJob(plan, metadata, out / gguf_file_name(provenance.title, file_type)))
     return jobs
+
+
+def gguf_file_name(title: str, file_type: FileType) -> str:
+    """``Qwen3-8B-Q4_K_M.gguf``, as the Hub names such files."""
+    return f"{title.replace(' ', '-')}-{file_type.name}.gguf"
 
 
 def write_gguf(

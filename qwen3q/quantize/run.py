@@ -7,18 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qwen3q.checkpoint.reader import Checkpoint
-from qwen3q.errors import DiskError
+from qwen3q.errors import DiskError, MissingPackageError
 from qwen3q.files import available_threads
 from qwen3q.formats.gguf_metadata import Provenance, with_yarn
-from qwen3q.formats.imatrix import read_imatrix
+from qwen3q.formats.imatrix import ImportanceMatrix, read_imatrix
 from qwen3q.models.config import Qwen3Config
 from qwen3q.models.source import ModelSource
 from qwen3q.models.tensors import check_tensors
 from qwen3q.plan.gguf_types import FileType
+from qwen3q.plan.job import QuantizeJob
 from qwen3q.plan.plan import Plan
 from qwen3q.plan.targets import Target, plan_target
 from qwen3q.progress import ProgressFn, silent
-from qwen3q.quantize.gguf import gguf_jobs, write_gguf
+from qwen3q.quantize.artefacts import Artefact
+from qwen3q.quantize.gguf import gguf_file_name, gguf_jobs, write_gguf
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,15 +38,6 @@ class GgufOptions:
     imatrix: Path | None = None
     threads: int | None = None
     replace: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Artefact:
-    """A finished file or folder, the plan it follows and the seconds its run took."""
-
-    path: Path
-    plan: Plan
-    seconds: float
 
 
 def extended(config: Qwen3Config, options: GgufOptions) -> Qwen3Config:
@@ -74,18 +67,35 @@ def plan_targets(
     return plans
 
 
+def gguf_targets(
+    source: ModelSource, file_types: Sequence[FileType], out: Path, options: GgufOptions
+) -> list[Path]:
+    """Where each type's file goes.
+
+    Raises:
+        DiskError: one exists and may not be replaced.
+    """
+    targets = [out / gguf_file_name(source.title, file_type) for file_type in file_types]
+    for target in targets:
+        if target.exists() and not options.replace:
+            raise DiskError(f"{target} exists already.", "Add --force to replace it.")
+    return targets
+
+
 def quantize_gguf(
     source: ModelSource,
     file_types: Sequence[FileType],
     out: Path,
     options: GgufOptions | None = None,
     *,
+    imatrix: ImportanceMatrix | None = None,
     progress: ProgressFn = silent,
 ) -> list[Artefact]:
     """Writes ``out/TITLE-TYPE.gguf`` for every type in one pass over the weights.
 
     Args:
         source: resolved, so that its folder is on disk.
+        imatrix: importance that is at hand already; else the file that ``options`` names.
 
     Raises:
         DiskError: a target exists and may not be replaced, or there is too little room.
@@ -93,13 +103,12 @@ def quantize_gguf(
     """
     options = options or GgufOptions()
     assert source.folder is not None
-    imatrix = read_imatrix(options.imatrix, source.config) if options.imatrix else None
+    gguf_targets(source, file_types, out, options)
+    if options.imatrix:
+        imatrix = read_imatrix(options.imatrix, source.config)
     provenance = Provenance(source.title, source.repo, source.revision)
     config = extended(source.config, options)
     jobs = gguf_jobs(source.folder, config, provenance, file_types, out, imatrix=imatrix)
-    for job in jobs:
-        if job.target.exists() and not options.replace:
-            raise DiskError(f"{job.target} exists already.", "Add --force to replace it.")
     with Checkpoint(source.folder) as checkpoint:
         check_tensors(source.config, checkpoint.shapes, str(source.folder))
         seconds = write_gguf(
@@ -110,3 +119,70 @@ def quantize_gguf(
             progress=progress,
         )
     return [Artefact(job.target, job.plan, seconds) for job in jobs]
+
+
+def quantize_targets(
+    source: ModelSource,
+    job: QuantizeJob,
+    out: Path,
+    options: GgufOptions | None = None,
+    *,
+    devices: tuple[str, ...] = (),
+    resume: bool = False,
+    progress: ProgressFn = silent,
+) -> list[Artefact]:
+    """Writes every target of a job under ``out``, calibrating at most once.
+
+    GGUF files get the importance matrix of that calibration, unless one was given as a file or
+    nobody asked for a calibration.
+
+    Args:
+        source: resolved, so that its folder is on disk.
+        devices: where layers are solved; a GPU if there is one, if empty.
+
+    Raises:
+        MissingPackageError: a target needs torch, which is not installed.
+        Qwen3qError: whatever is wrong with model, text, options or disk, by name.
+    """
+    options = options or GgufOptions()
+    file_types = [target for target in job.targets if isinstance(target, FileType)]
+    calibrates = job.calibration_asked or any(scheme.is_uniform for scheme in job.schemes)
+    share = bool(file_types) and calibrates and options.imatrix is None
+    if not job.schemes and not share:
+        return quantize_gguf(source, file_types, out, options, progress=progress)
+    gguf_targets(source, file_types, out, options)
+    try:
+        from qwen3q.quantize.calibrated import default_devices, quantize_calibrated
+        from qwen3q.quantize.folder import RunOptions
+        from qwen3q.quantize.stream import StreamOptions
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise MissingPackageError(
+            "torch is not installed, and calibration needs it.", "pip install 'qwen3q[torch]'"
+        ) from None
+    stream = StreamOptions(devices or default_devices(), job.activation_memory_bytes, out)
+    artefacts, matrix, store = quantize_calibrated(
+        source,
+        job,
+        out,
+        RunOptions(resume, options.replace, stream),
+        importance=share,
+        threads=options.threads,
+        progress=progress,
+    )
+    if file_types:
+        artefacts += quantize_gguf(
+            source, file_types, out, options, imatrix=matrix, progress=progress
+        )
+    if store:
+        store.discard()
+    return sorted(artefacts, key=lambda artefact: _position(job, artefact))
+
+
+def _position(job: QuantizeJob, artefact: Artefact) -> int:
+    names = [
+        f"gguf:{target.name}" if isinstance(target, FileType) else target.name
+        for target in job.targets
+    ]
+    return names.index(artefact.plan.format)

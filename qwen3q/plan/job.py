@@ -1,0 +1,91 @@
+"""From what the user asked, a recipe and options, to one job: targets, text and algorithm."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from qwen3q.errors import UsageError
+from qwen3q.plan.recipes import AlgorithmRecipe, CalibrationRecipe, Recipe, load_recipe
+from qwen3q.plan.schemes import Scheme
+from qwen3q.plan.targets import Target, parse_target
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizeRequest:
+    """What the user gave; None takes the recipe's or the default.
+
+    Attributes:
+        formats: names such as ``gptq:int4``; those of the recipe if empty.
+        recipe: by name or path.
+        calibration: set, file, ``hub:...`` or ``self``.
+        samples, length: rows of calibration text and tokens per row.
+        group_size, bits, symmetric: for the formats that are solved with calibration.
+    """
+
+    formats: tuple[str, ...] = ()
+    recipe: str | None = None
+    calibration: str | None = None
+    samples: int | None = None
+    length: int | None = None
+    group_size: int | None = None
+    bits: int | None = None
+    symmetric: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizeJob:
+    """What will be done.
+
+    Attributes:
+        targets: in the order asked for.
+        calibration: the text, should a target need it.
+        calibration_asked: the user named a text or a recipe, so GGUF files use it too.
+        algorithm: how codes are found.
+        activation_memory_bytes: host memory for activations.
+    """
+
+    targets: tuple[Target, ...]
+    calibration: CalibrationRecipe
+    calibration_asked: bool
+    algorithm: AlgorithmRecipe
+    activation_memory_bytes: int
+
+    @property
+    def schemes(self) -> list[Scheme]:
+        return [target for target in self.targets if isinstance(target, Scheme)]
+
+
+def job_of(request: QuantizeRequest) -> QuantizeJob:
+    """Merges a request with its recipe: what the user gave wins.
+
+    Raises:
+        UsageError: neither formats nor recipe, an unknown name, or a number a format can't have.
+    """
+    if not request.formats and request.recipe is None:
+        raise UsageError("No format was given.", "Add --to gguf:Q4_K_M, for instance.")
+    recipe = load_recipe(request.recipe) if request.recipe else None
+    base = recipe or Recipe(formats=request.formats)
+    changes = {
+        "formats": request.formats or base.formats,
+        "bits": base.bits if request.bits is None else request.bits,
+        "group_size": base.group_size if request.group_size is None else request.group_size,
+        "symmetric": base.symmetric if request.symmetric is None else request.symmetric,
+    }
+    merged = base.model_copy(update=changes)
+    schemes = iter(merged.schemes())
+    gguf = set(merged.gguf_formats)
+    targets = tuple(
+        parse_target(name) if name in gguf else next(schemes) for name in merged.formats
+    )
+    text = {
+        "source": request.calibration or base.calibration.source,
+        "samples": request.samples or base.calibration.samples,
+        "length": request.length or base.calibration.length,
+    }
+    return QuantizeJob(
+        targets=targets,
+        calibration=base.calibration.model_copy(update=text),
+        calibration_asked=request.calibration is not None or recipe is not None,
+        algorithm=base.algorithm,
+        activation_memory_bytes=int(base.activation_memory_gib * 2**30),
+    )

@@ -1,0 +1,82 @@
+"""Folders and GGUF files from one calibration: what ``quantize`` runs when torch is needed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from qwen3q.calibrate.load import CalibrationOptions, load_calibration
+from qwen3q.calibrate.rows import TokenRows
+from qwen3q.checkpoint.reader import Checkpoint
+from qwen3q.formats.imatrix import ImportanceMatrix
+from qwen3q.models.source import ModelSource
+from qwen3q.models.tensors import model_tensors
+from qwen3q.plan.gguf import gguf_name
+from qwen3q.plan.job import QuantizeJob
+from qwen3q.progress import ProgressFn, silent
+from qwen3q.quantize.artefacts import Artefact
+from qwen3q.quantize.folder import RunOptions, folder_jobs, quantize_folders
+from qwen3q.quantize.importance import ImportanceStore
+from qwen3q.quantize.solve import SolveOptions
+
+
+def quantize_calibrated(
+    source: ModelSource,
+    job: QuantizeJob,
+    out: Path,
+    run: RunOptions,
+    *,
+    importance: bool,
+    threads: int | None,
+    progress: ProgressFn = silent,
+) -> tuple[list[Artefact], ImportanceMatrix | None, ImportanceStore | None]:
+    """Writes the job's folders from one pass, and collects GGUF's importance matrix if asked.
+
+    Returns:
+        The folders, the matrix, and where it is kept until the caller discards it.
+
+    Raises:
+        Qwen3qError: whatever is wrong with model, text, options or disk, by name.
+    """
+    assert source.folder is not None
+    rows: TokenRows | None = None
+    solve = SolveOptions(**job.algorithm.options())  # type: ignore[arg-type]
+    with Checkpoint(source.folder) as checkpoint:
+        jobs = folder_jobs(source, checkpoint, job.schemes, out, solve)
+        if importance or any(scheme.is_uniform for scheme in job.schemes):
+            text = job.calibration
+            options = CalibrationOptions(
+                samples=text.samples, length=text.length, thinking=text.thinking, threads=threads
+            )
+            rows = load_calibration(text.source, source, options, progress=progress)
+        results = quantize_folders(
+            source,
+            checkpoint,
+            jobs,
+            rows,
+            run,
+            importance=out if importance else None,
+            progress=progress,
+        )
+    artefacts = [
+        Artefact(path, job.plan, results.seconds)
+        for path, job in zip(results.folders, jobs, strict=True)
+    ]
+    store = results.importance
+    matrix = _matrix(source, store, rows) if store and rows else None
+    return artefacts, matrix, store
+
+
+def default_devices() -> tuple[str, ...]:
+    """A GPU if torch sees one, else the processor."""
+    if torch.cuda.is_available():
+        return ("cuda",)
+    return ("mps",) if torch.backends.mps.is_available() else ("cpu",)
+
+
+def _matrix(source: ModelSource, store: ImportanceStore, rows: TokenRows) -> ImportanceMatrix:
+    values = store.load(source.config.num_hidden_layers)
+    names = {gguf_name(spec) for spec in model_tensors(source.config) if spec.name in values}
+    label = str(rows.description.get("name", "calibration"))
+    return ImportanceMatrix(values, label, len(names), len(rows.rows))
