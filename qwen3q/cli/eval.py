@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
+from qwen3q.cli.eval_fidelity import fidelity
 from qwen3q.cli.output import (
     JsonFlag,
     format_bytes,
@@ -20,14 +22,27 @@ if TYPE_CHECKING:
 
 
 def register(app: typer.Typer) -> None:
-    group = typer.Typer(help="Measure what a quantization cost.", no_args_is_help=True)
+    group = typer.Typer(cls=_FidelityByDefault, no_args_is_help=True)
     group.callback()(_group)
+    group.command("fidelity")(fidelity)
     group.command("perplexity")(perplexity)
     app.add_typer(group, name="eval")
 
 
+class _FidelityByDefault(TyperGroup):
+    """``eval ARTEFACT...`` is ``eval fidelity ARTEFACT...``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in {*self.commands, "-h", "--help"}:
+            args = ["fidelity", *args]
+        return super().parse_args(ctx, args)
+
+
 def _group() -> None:
-    """Measure what a quantization cost."""
+    """Measure what a quantization cost.
+
+    `qwen3q eval ARTEFACT... --reference MODEL` is short for `qwen3q eval fidelity ARTEFACT...`.
+    """
 
 
 def perplexity(

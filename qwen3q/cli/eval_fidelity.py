@@ -1,0 +1,125 @@
+"""``qwen3q eval ARTEFACT...``: artefacts against their float model, on identical tokens."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from qwen3q.cli.output import JsonFlag, format_bytes, note, print_json, progress_bar, stdout_console
+
+
+def fidelity(
+    artefacts: Annotated[
+        list[str],
+        typer.Argument(metavar="ARTEFACT...", help="Folders, GGUF files, or MODEL:TYPE."),
+    ],
+    reference: Annotated[
+        str, typer.Option(help="The float model: folder, name, GGUF file or MODEL:BF16.")
+    ],
+    text: Annotated[
+        Path | None, typer.Option(help="UTF-8 text. Default: the built-in evaluation text.")
+    ] = None,
+    context: Annotated[int, typer.Option(min=4, help="Tokens per chunk.")] = 512,
+    max_chunks: Annotated[int | None, typer.Option(min=1, help="Default: all of the text.")] = None,
+    parse_special: Annotated[
+        bool, typer.Option("--parse-special", help="Read <|im_start|> as a token, as the built-in text is.")
+    ] = False,
+    backend: Annotated[
+        str, typer.Option(help="auto (GGUF: llama.cpp, folders: torch), llama or torch.")
+    ] = "auto",
+    device: Annotated[str | None, typer.Option(help="torch's device, such as cuda:1.")] = None,
+    gpu_layers: Annotated[int, typer.Option(help="llama.cpp's layers on the GPU; -1: all.")] = -1,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Default: physical cores.", show_default=False)
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for report.html, .md, .json and the reference's logits."),
+    ] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Only what is downloaded.")] = False,
+    json_output: JsonFlag = False,
+) -> None:
+    """Perplexity, KL divergence and same top-1 against the float model.
+
+    Definitions are llama-perplexity's: chunks are read by themselves, the second half of each is
+    scored. With --out, the reference's logits are kept there and serve the next call.
+    """
+    from qwen3q.errors import UsageError
+    from qwen3q.evaluate.artefact import find_artefact
+    from qwen3q.evaluate.backends import BackendKind, BackendOptions
+    from qwen3q.evaluate.measure import TextOptions, measure_fidelity
+    from qwen3q.evaluate.report import run_report, write_report
+
+    if backend not in list(BackendKind):
+        raise UsageError(f"{backend!r} is no backend.", f"Known: {', '.join(BackendKind)}.")
+    name, content = evaluation_content(text)
+    with progress_bar(quiet=json_output) as progress:
+        run = measure_fidelity(
+            find_artefact(reference, offline=offline, progress=progress),
+            [find_artefact(a, offline=offline, progress=progress) for a in artefacts],
+            content,
+            TextOptions(context, max_chunks, parse_special or text is None),
+            BackendOptions(BackendKind(backend), threads, gpu_layers, device),
+            out=out,
+            progress=progress,
+        )
+    report = run_report(run, name, ["qwen3q", *sys.argv[1:]])
+    written = write_report(report, out) if out is not None else []
+    if json_output:
+        print_json(report)
+        return
+    show_results(report)
+    for path in written:
+        note(str(path))
+
+
+def evaluation_content(text: Path | None) -> tuple[str, str]:
+    """A text's name and content: a file's, or the built-in one's."""
+    from qwen3q.evaluate.perplexity import read_text
+
+    if text is not None:
+        return text.name, read_text(text)
+    from qwen3q.data.texts import evaluation_text
+
+    return "built-in", evaluation_text()
+
+
+def show_results(report: Mapping[str, Any]) -> None:
+    """The table at once: one line per artefact, best divergence first within a run."""
+    from rich.table import Table
+
+    table = Table()
+    table.add_column("artefact", overflow="fold")
+    for heading in ("format", "size", "perplexity", "KL mean", "KL 99 %", "top-1"):
+        table.add_column(heading, justify="left" if heading == "format" else "right")
+    for number, run in enumerate(report["runs"]):
+        facts = run["reference"]
+        table.add_row(
+            f"{facts['artefact']} (reference)",
+            facts["format"],
+            format_bytes(facts["file_bytes"]),
+            f"{facts['perplexity']:.3f} ± {facts['perplexity_stderr']:.3f}",
+        )
+        rows = [row for row in report["results"] if row["run"] == number]
+        for row in sorted(rows, key=lambda row: float(row["kl_mean"])):
+            table.add_row(
+                row["artefact"],
+                row["format"],
+                format_bytes(row["file_bytes"]),
+                f"{row['perplexity']:.3f} ± {row['perplexity_stderr']:.3f}",
+                f"{row['kl_mean']:.5f} ± {row['kl_mean_stderr']:.5f}",
+                f"{row['kl_p99']:.4f}",
+                f"{row['top1']:.2%} ± {row['top1_stderr']:.2%}",
+            )
+    stdout_console().print(table)
+    for run in report["runs"]:
+        facts, text = run["reference"], run["text"]
+        stdout_console().print(
+            f"{text['name']}: {facts['chunks']} chunks of {facts['context']} tokens, "
+            f"{facts['tokens']:,} scored; KL in nats against {facts['artefact']}.",
+            style="dim",
+        )

@@ -1,0 +1,125 @@
+"""Running a model, whatever runs it: the protocol that every measurement is written against."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from types import TracebackType
+from typing import Any, NamedTuple, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qwen3q.errors import MissingPackageError
+from qwen3q.evaluate.artefact import Artefact
+from qwen3q.llama.threads import default_threads
+from qwen3q.progress import ProgressFn, silent
+
+
+class BackendKind(StrEnum):
+    """What runs a model. AUTO: llama.cpp for GGUF files, torch for folders."""
+
+    AUTO = "auto"
+    LLAMA = "llama"
+    TORCH = "torch"
+
+
+class LogitRows(NamedTuple):
+    """Logits of some scored positions.
+
+    Attributes:
+        start: number of the first row, counted through all chunks in order.
+        values: float32 ``[rows, vocabulary]``, valid until the next are asked for.
+    """
+
+    start: int
+    values: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class BackendOptions:
+    """How models are run.
+
+    Attributes:
+        threads: None for the physical cores.
+        gpu_layers: llama.cpp's layers on the GPU; negative for all.
+        device: torch's device; None for the fastest there is.
+    """
+
+    kind: BackendKind = BackendKind.AUTO
+    threads: int | None = None
+    gpu_layers: int = -1
+    device: str | None = None
+
+    @property
+    def thread_count(self) -> int:
+        return self.threads or default_threads()
+
+
+class Backend(Protocol):
+    """A loaded model. Close it, or use it in a ``with``."""
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What ran it: engine, version, device, arithmetic."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Width of a row of logits."""
+
+    def logits(
+        self, chunks: NDArray[np.int32], first: int, progress: ProgressFn = silent
+    ) -> Iterator[LogitRows]:
+        """Logits at positions ``first .. context - 2`` of each chunk, in order.
+
+        Args:
+            chunks: int32 ``[chunks, context]``; each is read by itself.
+        """
+
+    def generate(
+        self, prompt: Sequence[int], max_tokens: int, stop_tokens: frozenset[int]
+    ) -> list[int]:
+        """Greedy continuation; a token of ``stop_tokens`` ends it and is not returned."""
+
+    def close(self) -> None:
+        """Frees the model."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
+
+
+def open_backend(artefact: Artefact, options: BackendOptions, context: int) -> Backend:
+    """Loads ``artefact`` for up to ``context`` tokens at a time.
+
+    Raises:
+        MissingPackageError: torch or llama-cpp-python is needed and not installed.
+        Qwen3qError: the model is broken, or llama.cpp refuses it.
+    """
+    kind = options.kind
+    if kind is BackendKind.AUTO:
+        kind = BackendKind.LLAMA if artefact.is_gguf else BackendKind.TORCH
+    if kind is BackendKind.LLAMA:
+        if not artefact.is_gguf:
+            raise MissingPackageError(
+                f"llama.cpp can't run the folder {artefact.path}.",
+                "Use --backend torch, or name a GGUF type, such as MODEL:BF16.",
+            )
+        from qwen3q.evaluate.llama_backend import LlamaBackend
+
+        return LlamaBackend(artefact, options, context)
+    if importlib.util.find_spec("torch") is None:
+        raise MissingPackageError(
+            f"{artefact.name} is run by torch, which is not installed.",
+            "pip install 'qwen3q[torch]'",
+        )
+    from qwen3q.evaluate.torch_backend import TorchBackend
+
+    return TorchBackend(artefact, options)

@@ -1,0 +1,150 @@
+"""How far a model's next-token distribution is from its float reference's.
+
+The definitions are those of ``llama-perplexity --kl-divergence``
+(``tools/perplexity/perplexity.cpp``). Standard errors take tokens as independent samples.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import exp, sqrt
+
+import numpy as np
+from numpy.typing import NDArray
+
+SMALLEST_LOG_PROBABILITY = -16.0
+"""Tokens that the reference gives less than e^-16 are left out of the divergence."""
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A figure and its standard error."""
+
+    value: float
+    stderr: float
+
+
+@dataclass(frozen=True, slots=True)
+class TokenScores:
+    """What each scored position gave.
+
+    Attributes:
+        nll: negative log-likelihood of the text's next token, nats.
+        kl: KL(reference || model), nats.
+        probability_change: the next token's probability less the reference's.
+        same_top: both rank the same token first.
+    """
+
+    nll: Floats
+    kl: Floats
+    probability_change: Floats
+    same_top: NDArray[np.bool_]
+
+    @classmethod
+    def empty(cls, rows: int) -> TokenScores:
+        """Room for ``rows`` positions."""
+        return cls(np.empty(rows), np.empty(rows), np.empty(rows), np.empty(rows, np.bool_))
+
+
+@dataclass(frozen=True, slots=True)
+class Fidelity:
+    """Everything about one artefact on one text.
+
+    Attributes:
+        log_perplexity_ratio: ln of perplexity over the reference's, its error taken from pairs.
+        kl_mean, kl_median, kl_p99, kl_p999, kl_max: nats.
+        probability_rms: root mean square of the next token's change of probability.
+        top1: share of positions with the same most likely token.
+    """
+
+    tokens: int
+    perplexity: Estimate
+    log_perplexity_ratio: Estimate
+    kl_mean: Estimate
+    kl_median: Estimate
+    kl_p99: Estimate
+    kl_p999: Estimate
+    kl_max: float
+    probability_rms: Estimate
+    top1: Estimate
+
+
+def log_softmax_rows(logits: NDArray[np.float32]) -> tuple[NDArray[np.float32], Floats]:
+    """Log-probabilities float32 ``[rows, vocabulary]``, and ln of the sum of shifted exponentials.
+
+    Exponentials in float32, their sum in float64; ``logits`` stay as they are.
+    """
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    total = np.log(np.exp(shifted).sum(axis=1, dtype=np.float64))
+    shifted -= total.astype(np.float32)[:, None]
+    return shifted, total
+
+
+def compare_rows(
+    logits: NDArray[np.float32],
+    reference: NDArray[np.float32],
+    reference_nll: Floats,
+    reference_top: NDArray[np.int32],
+    targets: NDArray[np.int32],
+    out: TokenScores,
+    rows: slice,
+) -> None:
+    """Scores ``rows`` of ``out``.
+
+    Args:
+        logits: the model's, float32 ``[rows, vocabulary]``.
+        reference: the reference's log-probabilities, the same shape; overwritten.
+        targets: the text's next token of each row.
+    """
+    ours, _ = log_softmax_rows(logits)
+    nll = -ours[np.arange(len(targets)), targets].astype(np.float64)
+    probability = np.exp(reference)
+    probability[reference <= SMALLEST_LOG_PROBABILITY] = 0
+    reference -= ours
+    reference *= probability
+    out.nll[rows] = nll
+    out.kl[rows] = reference.sum(axis=1, dtype=np.float64)
+    out.probability_change[rows] = np.exp(-nll) - np.exp(-reference_nll)
+    out.same_top[rows] = ours.argmax(axis=1) == reference_top
+
+
+def summarize_fidelity(scores: TokenScores, reference_nll: Floats) -> Fidelity:
+    """The figures of one artefact."""
+    count = len(scores.nll)
+    log_perplexity = mean(scores.nll)
+    squares = mean(scores.probability_change**2)
+    rms = sqrt(squares.value)
+    top1 = float(scores.same_top.mean())
+    perplexity = exp(log_perplexity.value)
+    return Fidelity(
+        tokens=count,
+        perplexity=Estimate(perplexity, perplexity * log_perplexity.stderr),
+        log_perplexity_ratio=mean(scores.nll - reference_nll),
+        kl_mean=mean(scores.kl),
+        kl_median=quantile(scores.kl, 0.5),
+        kl_p99=quantile(scores.kl, 0.99),
+        kl_p999=quantile(scores.kl, 0.999),
+        kl_max=float(scores.kl.max()),
+        probability_rms=Estimate(rms, 0.5 / rms * squares.stderr if rms else 0.0),
+        top1=Estimate(top1, sqrt(top1 * (1 - top1) / max(1, count - 1))),
+    )
+
+
+def mean(values: Floats) -> Estimate:
+    """The mean and its standard error."""
+    error = float(values.std(ddof=1)) / sqrt(len(values)) if len(values) > 1 else 0.0
+    return Estimate(float(values.mean()), error)
+
+
+def quantile(values: Floats, share: float) -> Estimate:
+    """A quantile, linear between order statistics.
+
+    Its standard error is half the spread of the order statistics one binomial deviation to either
+    side (Woodruff, 1952).
+    """
+    spread = sqrt(share * (1 - share) / len(values))
+    at = np.clip([share - spread, share, share + spread], 0, 1)
+    low, middle, high = np.quantile(values, at)
+    return Estimate(float(middle), float(high - low) / 2)

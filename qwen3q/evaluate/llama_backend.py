@@ -1,0 +1,100 @@
+"""GGUF files through llama.cpp."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qwen3q.evaluate.artefact import Artefact
+from qwen3q.evaluate.backends import BackendOptions, LogitRows
+from qwen3q.evaluate.perplexity import BATCH_TOKENS
+from qwen3q.llama.capi import VERSION, lib
+from qwen3q.llama.context import ContextOptions, LlamaContext
+from qwen3q.llama.generate import Generator
+from qwen3q.llama.model import LlamaModel, LoadOptions
+from qwen3q.llama.sampling import Sampling
+from qwen3q.progress import ProgressFn, silent
+
+
+class LlamaBackend:
+    """A GGUF file in llama.cpp, as ``llama-perplexity`` runs it: batches of 512 tokens."""
+
+    def __init__(self, artefact: Artefact, options: BackendOptions, context: int) -> None:
+        self.model = LlamaModel(artefact.path, LoadOptions(gpu_layers=options.gpu_layers))
+        self._options = partial(ContextOptions, threads=options.thread_count)
+        self._context = context
+        self._generator: Generator | None = None
+        self.facts: Mapping[str, Any] = {
+            "engine": "llama.cpp",
+            "version": f"llama-cpp-python {VERSION}",
+            "system": lib.llama_print_system_info().decode().strip(),
+            "threads": options.thread_count,
+            "gpu_layers": options.gpu_layers if lib.llama_supports_gpu_offload() else 0,
+        }
+
+    @property
+    def vocab_size(self) -> int:
+        return self.model.vocab_size
+
+    def logits(
+        self, chunks: NDArray[np.int32], first: int, progress: ProgressFn = silent
+    ) -> Iterator[LogitRows]:
+        count, context = chunks.shape
+        side_by_side = max(1, min(BATCH_TOKENS // context, count))
+        batch = min(BATCH_TOKENS, context * side_by_side)
+        options = self._options(context=context, sequences=side_by_side, batch=batch, ubatch=batch)
+        row = 0
+        with LlamaContext(self.model, options) as llama:
+            for start in range(0, count, side_by_side):
+                group = chunks[start : start + side_by_side]
+                llama.clear()
+                for position in range(0, context, batch):
+                    positions = np.arange(position, min(position + batch, context), dtype=np.int32)
+                    wanted = (positions >= first) & (positions < context - 1)
+                    llama.decode(
+                        group[:, positions].ravel(),
+                        np.tile(positions, len(group)),
+                        sequences=np.repeat(np.arange(len(group), dtype=np.int32), len(positions)),
+                        outputs=np.tile(wanted, len(group)),
+                    )
+                    if wanted.any():
+                        values = llama.logits()
+                        yield LogitRows(row, values)
+                        row += len(values)
+                progress(start + len(group), count, "logits")
+
+    def generate(
+        self, prompt: Sequence[int], max_tokens: int, stop_tokens: frozenset[int]
+    ) -> list[int]:
+        if self._generator is None:
+            options = self._options(context=self._context, outputs=1)
+            self._generator = Generator(LlamaContext(self.model, options))
+        out = []
+        stream = self._generator.generate(prompt, Sampling(temperature=0), max_tokens=max_tokens)
+        for token in stream:
+            if token in stop_tokens:
+                break
+            out.append(token)
+        return out
+
+    def close(self) -> None:
+        if self._generator is not None:
+            self._generator.context.close()
+            self._generator = None
+        self.model.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

@@ -1,0 +1,235 @@
+"""One run: a float reference and any number of artefacts on identical tokens."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qwen3q.errors import ModelError, UsageError
+from qwen3q.evaluate.artefact import Artefact
+from qwen3q.evaluate.backends import Backend, BackendOptions, open_backend
+from qwen3q.evaluate.fidelity import Fidelity, TokenScores, compare_rows, summarize_fidelity
+from qwen3q.evaluate.perplexity import split_chunks, summarize
+from qwen3q.evaluate.reference import ReferenceKey, ReferenceLogits, write_reference
+from qwen3q.evaluate.tokens import open_codec, require_same_tokenizer
+from qwen3q.progress import ProgressFn, silent
+
+LOGITS_NAME = "reference.logits"
+
+
+@dataclass(frozen=True, slots=True)
+class TextOptions:
+    """What is measured on.
+
+    Attributes:
+        context: tokens per chunk; the second half of each is scored.
+        max_chunks: None for the whole text.
+        parse_special: read ``<|im_start|>`` and the like as tokens.
+    """
+
+    context: int = 512
+    max_chunks: int | None = None
+    parse_special: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One artefact's figures.
+
+    Attributes:
+        fidelity: against the reference.
+        backend: what ran it.
+        seconds: loading included.
+    """
+
+    artefact: Artefact
+    fidelity: Fidelity
+    backend: Mapping[str, Any]
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceFacts:
+    """The float model of a run.
+
+    Attributes:
+        backend: what ran it; empty if its logits were there already.
+        logits_bytes: size of its stored logits.
+    """
+
+    artefact: Artefact
+    key: ReferenceKey
+    perplexity: float
+    perplexity_stderr: float
+    backend: Mapping[str, Any]
+    logits_bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Everything measured in one call."""
+
+    reference: ReferenceFacts
+    results: tuple[Measured, ...]
+
+
+def measure_fidelity(
+    reference: Artefact,
+    artefacts: Sequence[Artefact],
+    text: str,
+    options: TextOptions | None = None,
+    backend: BackendOptions | None = None,
+    *,
+    out: Path | None = None,
+    progress: ProgressFn = silent,
+) -> Run:
+    """Holds every artefact against ``reference`` on the same tokens.
+
+    Args:
+        out: folder that keeps the reference's logits for the next run; None to keep none.
+
+    Raises:
+        ModelError: an artefact has another tokenizer or vocabulary.
+        UsageError: the text is too short, or ``out`` holds logits of something else.
+        Qwen3qError: a model can't be run.
+    """
+    options, backend = options or TextOptions(), backend or BackendOptions()
+    if options.context < 4:
+        raise UsageError(f"context {options.context} scores no token; at least 4.")
+    for artefact in artefacts:
+        require_same_tokenizer(reference, artefact)
+    codec = open_codec(reference)
+    tokens = codec.encode(text, parse_special=options.parse_special)
+    chunks = split_chunks(tokens, options.context, options.max_chunks, codec.bos)
+    with ThreadPoolExecutor(backend.thread_count) as pool, _folder(out) as folder:
+        facts = _reference(reference, chunks, text, options, backend, folder, pool, progress)
+        with ReferenceLogits(folder / LOGITS_NAME) as stored:
+            results = tuple(_compare(a, stored, backend, pool, progress) for a in artefacts)
+    return Run(facts, results)
+
+
+@contextmanager
+def _folder(out: Path | None) -> Iterator[Path]:
+    if out is not None:
+        yield out
+        return
+    with tempfile.TemporaryDirectory(prefix="qwen3q-eval-") as folder:
+        yield Path(folder)
+
+
+def _reference(
+    artefact: Artefact,
+    chunks: NDArray[np.int32],
+    text: str,
+    options: TextOptions,
+    backend: BackendOptions,
+    folder: Path,
+    pool: ThreadPoolExecutor,
+    progress: ProgressFn,
+) -> ReferenceFacts:
+    """Computes and stores the reference's logits, unless the folder has them."""
+    started = perf_counter()
+    path = folder / LOGITS_NAME
+    vocab_size = _vocab_size(artefact)
+    key = ReferenceKey(
+        model=_model_hash(artefact, backend),
+        tokenizer=artefact.tokenizer,
+        text=sha256(text.encode()).hexdigest(),
+        chunks=len(chunks),
+        context=options.context,
+        first=options.context // 2,
+        vocab_size=vocab_size,
+        parse_special=options.parse_special,
+    )
+    ran: Mapping[str, Any] = {}
+    if path.exists():
+        with ReferenceLogits(path) as stored:
+            stored.require(key)
+    else:
+        with open_backend(artefact, backend, options.context) as model:
+            ran = model.facts
+            rows = model.logits(chunks, key.first, _label(progress, f"{artefact.name} (reference)"))
+            write_reference(path, key, chunks, rows, pool)
+    with ReferenceLogits(path) as stored:
+        perplexity, stderr = summarize(stored.nll)
+        nbytes = stored.nbytes
+    seconds = perf_counter() - started
+    return ReferenceFacts(artefact, key, perplexity, stderr, ran, nbytes, seconds)
+
+
+def _compare(
+    artefact: Artefact,
+    stored: ReferenceLogits,
+    options: BackendOptions,
+    pool: ThreadPoolExecutor,
+    progress: ProgressFn,
+) -> Measured:
+    started = perf_counter()
+    with open_backend(artefact, options, stored.key.context) as model:
+        if model.vocab_size != stored.key.vocab_size:
+            raise ModelError(
+                f"{artefact.name} has {model.vocab_size} vocabulary rows, the reference "
+                f"{stored.key.vocab_size}."
+            )
+        scores = score(model, stored, pool, _label(progress, artefact.name))
+        facts = model.facts
+    fidelity = summarize_fidelity(scores, stored.nll)
+    return Measured(artefact, fidelity, facts, perf_counter() - started)
+
+
+def score(
+    model: Backend, stored: ReferenceLogits, pool: ThreadPoolExecutor, progress: ProgressFn = silent
+) -> TokenScores:
+    """Every scored position of ``model`` against the stored reference."""
+    out = TokenScores.empty(stored.key.rows)
+    nll, top, targets = stored.nll, stored.top, stored.targets
+    for start, values in model.logits(stored.chunks, stored.key.first, progress):
+
+        def work(rows: slice, start: int = start, logits: NDArray[np.float32] = values) -> None:
+            compare_rows(
+                logits[rows.start - start : rows.stop - start],
+                stored.log_probabilities(rows),
+                nll[rows],
+                top[rows],
+                targets[rows],
+                out,
+                rows,
+            )
+
+        list(pool.map(work, stored.spans(start, start + len(values))))
+    return out
+
+
+def _vocab_size(artefact: Artefact) -> int:
+    if artefact.is_gguf:
+        from qwen3q.formats.gguf_file import read_header
+
+        return len(read_header(artefact.path).metadata.get("tokenizer.ggml.tokens", []))
+    from qwen3q.models.config import read_config
+
+    return read_config(artefact.path).vocab_size
+
+
+def _model_hash(artefact: Artefact, backend: BackendOptions) -> str:
+    """Changes when the reference's files or what runs them do."""
+    folder = artefact.path.parent if artefact.is_gguf else artefact.path
+    pattern = artefact.path.name if artefact.is_gguf else "*.safetensors"
+    files = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(folder.glob(pattern))]
+    facts = (str(artefact.path.resolve()), files, str(backend.kind))
+    return sha256(repr(facts).encode()).hexdigest()
+
+
+def _label(progress: ProgressFn, name: str) -> ProgressFn:
+    """Reports under the artefact's name, so that each has its bar."""
+    return lambda done, total, _: progress(done, total, name)

@@ -1,0 +1,207 @@
+"""``report.json``: what one or more runs measured. docs/evaluation.md describes the schema."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from qwen3q import __version__
+from qwen3q.errors import DiskError, UsageError
+from qwen3q.evaluate.fidelity import Estimate
+from qwen3q.evaluate.measure import Measured, ReferenceFacts, Run
+from qwen3q.files import partial_path
+
+SCHEMA = "qwen3q-eval/1"
+
+_REQUIRED = {
+    "artefact": str,
+    "format": str,
+    "file_bytes": int,
+    "run": int,
+}
+_NUMBERS = ("perplexity", "perplexity_stderr", "kl_mean", "kl_mean_stderr", "kl_p99", "top1")
+
+
+def run_report(run: Run, text_name: str, command: Sequence[str]) -> dict[str, Any]:
+    """The report of one run.
+
+    Args:
+        command: the words that started it, to be shown as they are.
+    """
+    entry = {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "qwen3q": __version__,
+        "command": list(command),
+        "machine": machine_facts(),
+        "text": {"name": text_name, "sha256": run.reference.key.text},
+        "reference": _reference(run.reference),
+    }
+    results = [_result(measured, 0) for measured in run.results]
+    return {"schema": SCHEMA, "runs": [entry], "results": results}
+
+
+def merge_reports(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One report of all runs, in order; figures of the same run stay together."""
+    merged: dict[str, Any] = {"schema": SCHEMA, "runs": [], "results": [], "gate": [], "speed": []}
+    for report in reports:
+        offset = len(merged["runs"])
+        merged["runs"] += report["runs"]
+        for section in ("results", "gate", "speed"):
+            rows = report.get(section, [])
+            merged[section] += [{**row, "run": row["run"] + offset} for row in rows]
+    return {key: value for key, value in merged.items() if value or key in ("runs", "results")}
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    """Reads ``report.json`` and checks what reports are drawn from.
+
+    Raises:
+        UsageError: no such file, or no report of this version.
+    """
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"Can't read {path}: {error.strerror}.") from None
+    except (ValueError, RecursionError):
+        raise UsageError(f"{path} is no JSON.") from None
+    if not isinstance(report, dict) or report.get("schema") != SCHEMA:
+        raise UsageError(
+            f"{path} is no report of `qwen3q eval` (schema {SCHEMA}).",
+            "Give the report.json that `qwen3q eval ... --out DIR` wrote.",
+        )
+    runs = report.get("runs")
+    if not isinstance(runs, list) or not all(_is_run(run) for run in runs):
+        raise UsageError(f"{path}: runs lack their text, reference or machine.")
+    for section in ("results", "gate", "speed"):
+        for row in report.get(section, []):
+            _check_row(row, section, len(runs), path)
+    return report
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file so that it is whole or absent.
+
+    Raises:
+        DiskError: it can't be written.
+    """
+    partial = partial_path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise DiskError(f"Can't write {path}: {error.strerror}.") from None
+
+
+def write_report(report: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Writes ``report.json``, ``report.md`` and ``report.html`` into ``folder``."""
+    from qwen3q.evaluate.report_html import report_html
+    from qwen3q.evaluate.report_markdown import report_markdown
+
+    texts = {
+        "report.json": json.dumps(report, indent=2, ensure_ascii=False) + "\n",
+        "report.md": report_markdown(report),
+        "report.html": report_html(report),
+    }
+    for name, text in texts.items():
+        write_text(folder / name, text)
+    return [folder / name for name in texts]
+
+
+def machine_facts() -> dict[str, Any]:
+    """What ran it, without a name that tells whose it is."""
+    return {
+        "system": f"{platform.system()} {platform.release()}",
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+    }
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _reference(facts: ReferenceFacts) -> dict[str, Any]:
+    return {
+        "artefact": facts.artefact.name,
+        "format": facts.artefact.format,
+        "file_bytes": facts.artefact.file_bytes,
+        "perplexity": facts.perplexity,
+        "perplexity_stderr": facts.perplexity_stderr,
+        "tokens": facts.key.rows,
+        **asdict(facts.key),
+        "backend": dict(facts.backend),
+        "logits_bytes": facts.logits_bytes,
+        "seconds": round(facts.seconds, 3),
+    }
+
+
+def _result(measured: Measured, run: int) -> dict[str, Any]:
+    artefact = measured.artefact
+    row: dict[str, Any] = {
+        "run": run,
+        "artefact": artefact.name,
+        "format": artefact.format,
+        "file_bytes": artefact.file_bytes,
+        "bits_per_weight": round(artefact.bits_per_weight, 4),
+    }
+    for name, value in (
+        (name, getattr(measured.fidelity, name)) for name in measured.fidelity.__slots__
+    ):
+        if isinstance(value, Estimate):
+            row[name], row[f"{name}_stderr"] = value.value, value.stderr
+        else:
+            row[name] = value
+    row["backend"] = dict(measured.backend)
+    row["seconds"] = round(measured.seconds, 3)
+    errors = layer_errors(artefact.report)
+    if errors:
+        row["layer_errors"] = errors
+    return row
+
+
+def layer_errors(report: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """The quantizer's relative output error by layer and kind of linear; experts are averaged."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for row in report.get("linears", []):
+        words = str(row["name"]).split(".")
+        if len(words) > 4 and words[:2] == ["model", "layers"]:
+            found.setdefault(words[2], {}).setdefault(words[-2], []).append(float(row["error"]))
+    return {
+        layer: {kind: sum(values) / len(values) for kind, values in kinds.items()}
+        for layer, kinds in found.items()
+    }
+
+
+def _is_run(run: Any) -> bool:
+    return isinstance(run, dict) and all(
+        isinstance(run.get(key), dict) for key in ("text", "reference", "machine")
+    )
+
+
+def _check_row(row: Any, section: str, runs: int, path: Path) -> None:
+    kinds = dict(_REQUIRED)
+    if not isinstance(row, dict):
+        raise UsageError(f"{path}: {section} holds {row!r}, which is no row.")
+    for key, kind in kinds.items():
+        if not isinstance(row.get(key), kind):
+            raise UsageError(f"{path}: a row of {section} has {key} {row.get(key)!r}.")
+    if not 0 <= row["run"] < runs:
+        raise UsageError(f"{path}: a row of {section} belongs to run {row['run']}, of {runs}.")
+    if section == "results":
+        for key in _NUMBERS:
+            if not isinstance(row.get(key), int | float):
+                raise UsageError(f"{path}: {row['artefact']} has {key} {row.get(key)!r}.")

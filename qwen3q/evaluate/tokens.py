@@ -1,0 +1,97 @@
+"""Text to tokens and back with an artefact's own tokenizer, without loading its weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qwen3q.errors import ModelError
+from qwen3q.evaluate.artefact import Artefact
+from qwen3q.models.config import read_config
+from qwen3q.models.tokenizer import read_tokenizer
+
+
+class TextCodec(Protocol):
+    """A tokenizer.
+
+    Attributes:
+        bos: what each chunk's first token is replaced by, or None.
+        chat_template: Jinja source, or None.
+        stop_tokens: ids that end an answer.
+    """
+
+    bos: int | None
+    chat_template: str | None
+    stop_tokens: frozenset[int]
+
+    def encode(self, text: str, *, parse_special: bool) -> NDArray[np.int32]:
+        """Token ids; with ``parse_special`` ``<|im_start|>`` and the like are one token."""
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of ``tokens`` without control tokens; ``<think>`` is kept."""
+
+
+class FolderCodec:
+    """``tokenizer.json`` of a model folder, through Hugging Face's tokenizers."""
+
+    def __init__(self, artefact: Artefact) -> None:
+        from tokenizers import Tokenizer
+
+        self._tokenizer = Tokenizer.from_file(str(artefact.path / "tokenizer.json"))
+        files = read_tokenizer(artefact.path)
+        self.bos: int | None = None
+        self.chat_template = files.chat_template
+        generation = artefact.path / "generation_config.json"
+        stated = json.loads(generation.read_text()) if generation.is_file() else {}
+        ends = stated.get("eos_token_id", read_config(artefact.path).eos_token_ids)
+        self.stop_tokens = frozenset([ends] if isinstance(ends, int) else ends)
+
+    def encode(self, text: str, *, parse_special: bool) -> NDArray[np.int32]:
+        self._tokenizer.encode_special_tokens = not parse_special
+        return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True))
+
+
+class GgufCodec:
+    """The vocabulary inside a GGUF file, through llama.cpp."""
+
+    def __init__(self, artefact: Artefact) -> None:
+        from qwen3q.llama.model import LlamaModel, LoadOptions
+
+        self._model = LlamaModel(artefact.path, LoadOptions(vocab_only=True))
+        self.bos = self._model.bos if self._model.add_bos else None
+        self.chat_template = self._model.chat_template()
+        vocabulary = range(self._model.vocab_size)
+        self.stop_tokens = frozenset(t for t in vocabulary if self._model.is_end(t))
+
+    def encode(self, text: str, *, parse_special: bool) -> NDArray[np.int32]:
+        return self._model.tokenize(text, add_special=True, parse_special=parse_special)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        from qwen3q.llama.text import detokenize
+
+        return detokenize(self._model, list(tokens))
+
+
+def open_codec(artefact: Artefact) -> TextCodec:
+    """The tokenizer of ``artefact``."""
+    return GgufCodec(artefact) if artefact.is_gguf else FolderCodec(artefact)
+
+
+def require_same_tokenizer(reference: Artefact, artefact: Artefact) -> None:
+    """Tokens compare only within one vocabulary.
+
+    Raises:
+        ModelError: the two tokenizers differ.
+    """
+    if artefact.tokenizer != reference.tokenizer:
+        raise ModelError(
+            f"{artefact.name} has another tokenizer than the reference {reference.name}.",
+            "Measure an artefact against the float model it was made from.",
+        )

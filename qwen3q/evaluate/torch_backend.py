@@ -1,0 +1,147 @@
+"""Any format in torch: float32 arithmetic on dequantized weights, one decoder layer at a time.
+
+Every layer is read and dequantized once and run over all chunks before the next, so memory holds
+one layer and the hidden states, whatever the model's size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+from qwen3q.evaluate.artefact import Artefact
+from qwen3q.evaluate.backends import BackendOptions, LogitRows
+from qwen3q.evaluate.torch_generate import CachedModel
+from qwen3q.evaluate.weights import WeightSource, open_weights
+from qwen3q.models.decoder import Linear, Weights, decoder_layer, rms_norm, rope_table
+from qwen3q.models.tensors import layer_tensors
+from qwen3q.progress import ProgressFn, silent
+
+_BATCH_TOKENS = 2048
+"""Tokens run through a layer at a time; attention scores and MLP rows are made for so many."""
+
+_LOGIT_BYTES = 64 << 20
+"""About how much one block of logits takes."""
+
+
+class TorchBackend:
+    """A model whose weights come from any artefact."""
+
+    def __init__(self, artefact: Artefact, options: BackendOptions) -> None:
+        self._source = open_weights(artefact)
+        self.device = torch.device(options.device or best_device())
+        self._cached: CachedModel | None = None
+        torch.set_num_threads(options.thread_count)
+        self.facts: Mapping[str, Any] = {
+            "engine": "torch",
+            "version": torch.__version__,
+            "device": str(self.device),
+            "threads": options.thread_count,
+            "arithmetic": "float32",
+        }
+
+    @property
+    def vocab_size(self) -> int:
+        return self._source.config.vocab_size
+
+    def logits(
+        self, chunks: NDArray[np.int32], first: int, progress: ProgressFn = silent
+    ) -> Iterator[LogitRows]:
+        with torch.inference_mode():
+            hidden = self._hidden(chunks, progress)
+            scored = hidden[:, first : chunks.shape[1] - 1].flatten(0, 1)
+            head = self._weight(head_name(self._source))
+            norm = self._weight("model.norm.weight")
+            step = max(1, _LOGIT_BYTES // (4 * self.vocab_size))
+            for start in range(0, len(scored), step):
+                x = rms_norm(scored[start : start + step], norm, self._source.config.rms_norm_eps)
+                yield LogitRows(start, F.linear(x, head).cpu().numpy())
+
+    def _hidden(self, chunks: NDArray[np.int32], progress: ProgressFn) -> torch.Tensor:
+        """The last layer's output, float32 ``[chunks, context, hidden_size]``."""
+        config = self._source.config
+        count, context = chunks.shape
+        embedding = self._source.weight("model.embed_tokens.weight")
+        hidden = F.embedding(torch.from_numpy(chunks.astype(np.int64)), embedding)
+        del embedding
+        rope = rope_table(config, context, self.device)
+        rows = max(1, _BATCH_TOKENS // context)
+        for layer in range(config.num_hidden_layers):
+            weights, linear = self.layer(layer)
+            for start in range(0, count, rows):
+                part = hidden[start : start + rows].to(self.device)
+                hidden[start : start + rows] = decoder_layer(part, weights, config, rope, linear)
+                done = layer * count + min(start + rows, count)
+                progress(done, config.num_hidden_layers * count, "logits")
+        return hidden.to(self.device)
+
+    def layer(self, index: int) -> tuple[Weights, Linear]:
+        """One decoder layer's float32 weights by short name, and how its linears run."""
+        prefix = f"model.layers.{index}."
+        weights, rounded = {}, set()
+        for spec in layer_tensors(self._source.config, index):
+            short = spec.name.removeprefix(prefix).removesuffix(".weight")
+            weights[short] = self._weight(spec.name)
+            if self._source.rounds_input(spec.name):
+                rounded.add(short)
+
+        def linear(name: str, x: torch.Tensor) -> torch.Tensor:
+            return F.linear(round_to_int8(x) if name in rounded else x, weights[name])
+
+        return weights, linear
+
+    def _weight(self, name: str) -> torch.Tensor:
+        return self._source.weight(name).to(self.device)
+
+    def generate(
+        self, prompt: Sequence[int], max_tokens: int, stop_tokens: frozenset[int]
+    ) -> list[int]:
+        if self._cached is None:
+            config = self._source.config
+            self._cached = CachedModel(
+                config,
+                self._weight("model.embed_tokens.weight"),
+                [self.layer(index) for index in range(config.num_hidden_layers)],
+                self._weight("model.norm.weight"),
+                self._weight(head_name(self._source)),
+            )
+        return self._cached.generate(prompt, max_tokens, stop_tokens)
+
+    def close(self) -> None:
+        self._cached = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def best_device() -> str:
+    """``cuda``, ``mps`` or ``cpu``, the first that is there."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def head_name(source: WeightSource) -> str:
+    """The tensor that makes logits: the embedding where they are tied."""
+    tied = source.config.tie_word_embeddings
+    return "model.embed_tokens.weight" if tied else "lm_head.weight"
+
+
+def round_to_int8(x: torch.Tensor) -> torch.Tensor:
+    """Symmetric int8 with one scale per token, back in float: dynamic W8A8 at inference."""
+    scale = x.abs().amax(dim=-1, keepdim=True).clamp(min=1e-10) / 127
+    return (x / scale).round().clamp(-128, 127) * scale

@@ -1,0 +1,85 @@
+"""Greedy decoding in torch with a KV cache, all layers in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+
+from qwen3q.models.config import Qwen3Config
+from qwen3q.models.decoder import (
+    O_PROJ,
+    QKV,
+    Linear,
+    Rope,
+    Weights,
+    mlp,
+    rms_norm,
+    rope_table,
+    rotate,
+    split_heads,
+)
+
+Layer = tuple[Weights, Linear]
+Cache = list[tuple[torch.Tensor, torch.Tensor]]
+"""Keys and values of each layer, ``[1, kv_heads, length, head_dim]``."""
+
+
+class CachedModel:
+    """A whole model, for generating token by token."""
+
+    def __init__(
+        self,
+        config: Qwen3Config,
+        embedding: torch.Tensor,
+        layers: Sequence[Layer],
+        norm: torch.Tensor,
+        head: torch.Tensor,
+    ) -> None:
+        self._config = config
+        self._embedding = embedding
+        self._layers = layers
+        self._norm = norm
+        self._head = head
+
+    @torch.inference_mode()
+    def generate(
+        self, prompt: Sequence[int], max_tokens: int, stop_tokens: frozenset[int]
+    ) -> list[int]:
+        """The most likely continuation, up to a stop token, which is left out."""
+        rope = rope_table(self._config, len(prompt) + max_tokens, self._embedding.device)
+        cache: Cache = []
+        out: list[int] = []
+        token = self._step(list(prompt), 0, rope, cache)
+        while token not in stop_tokens:
+            out.append(token)
+            if len(out) == max_tokens:
+                break
+            token = self._step([token], len(prompt) + len(out) - 1, rope, cache)
+        return out
+
+    def _step(self, tokens: list[int], position: int, rope: Rope, cache: Cache) -> int:
+        """Reads ``tokens`` at ``position`` and returns the most likely next one."""
+        ids = torch.tensor([tokens], device=self._embedding.device)
+        hidden = F.embedding(ids, self._embedding)
+        here = slice(position, position + len(tokens))
+        window = Rope(rope.cos[here], rope.sin[here])
+        eps = self._config.rms_norm_eps
+        for index, (weights, linear) in enumerate(self._layers):
+            x = rms_norm(hidden, weights["input_layernorm"], eps)
+            q, k, v = (split_heads(linear(name, x), self._config.head_dim) for name in QKV)
+            q = rotate(rms_norm(q, weights["self_attn.q_norm"], eps), window)
+            k = rotate(rms_norm(k, weights["self_attn.k_norm"], eps), window)
+            if position == 0:
+                cache.append((k, v))
+            else:
+                k, v = torch.cat((cache[index][0], k), 2), torch.cat((cache[index][1], v), 2)
+                cache[index] = (k, v)
+            mixed = F.scaled_dot_product_attention(
+                q, k, v, is_causal=position == 0, enable_gqa=True
+            )
+            hidden = hidden + linear(O_PROJ, mixed.transpose(1, 2).flatten(2))
+            hidden = hidden + mlp(hidden, weights, self._config, linear)
+        last = rms_norm(hidden[0, -1], self._norm, eps)
+        return int(F.linear(last, self._head).argmax())

@@ -1,0 +1,110 @@
+"""Backends against transformers and against each other."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from qwen3q.errors import MissingPackageError
+from qwen3q.evaluate.artefact import find_artefact
+from qwen3q.evaluate.backends import BackendKind, BackendOptions, open_backend
+from qwen3q.evaluate.tokens import open_codec
+from qwen3q.evaluate.torch_backend import round_to_int8
+
+CONTEXT, FIRST = 40, 20
+
+
+def options(kind: str = "auto") -> BackendOptions:
+    return BackendOptions(BackendKind(kind), threads=2, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def chunks() -> np.ndarray:
+    return np.random.default_rng(2).integers(0, 8000, (3, CONTEXT)).astype(np.int32)
+
+
+def logits_of(name: str, kind: str, chunks: np.ndarray) -> np.ndarray:
+    with open_backend(find_artefact(name), options(kind), CONTEXT) as backend:
+        pieces = []
+        for start, values in backend.logits(chunks, FIRST):
+            assert start == sum(map(len, pieces))
+            pieces.append(values.copy())
+        assert backend.vocab_size == pieces[0].shape[1]
+        return np.concatenate(pieces)
+
+
+@pytest.fixture(scope="module")
+def transformers_logits(demo_folder, moe_folder, chunks):
+    from transformers import AutoModelForCausalLM
+
+    out = {}
+    for name, folder in (("demo", demo_folder), ("moe", moe_folder)):
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        with torch.inference_mode():
+            rows = model(torch.from_numpy(chunks).long()).logits[:, FIRST : CONTEXT - 1]
+        out[name] = rows.flatten(0, 1).numpy()
+    return out
+
+
+def test_torch_equals_transformers(transformers_logits, demo_folder, moe_folder, chunks):
+    for name, folder in (("demo", demo_folder), ("moe", moe_folder)):
+        ours = logits_of(str(folder), "torch", chunks)
+        np.testing.assert_allclose(ours, transformers_logits[name], atol=2e-4)
+
+
+@pytest.mark.parametrize("kind", ["llama", "torch"])
+def test_a_float_gguf_equals_transformers(transformers_logits, demo_ggufs, chunks, kind):
+    ours = logits_of(str(demo_ggufs["F32"]), kind, chunks)
+    # llama.cpp keeps keys and values in 16 bits
+    atol = 2e-4 if kind == "torch" else 5e-2
+    np.testing.assert_allclose(ours, transformers_logits["demo"], atol=atol)
+
+
+def test_torch_reads_quantized_gguf_as_llama_does(demo_ggufs, chunks):
+    ours = logits_of(str(demo_ggufs["Q4_K_M"]), "torch", chunks)
+    theirs = logits_of(str(demo_ggufs["Q4_K_M"]), "llama", chunks)
+    between = np.abs(ours - theirs).mean()
+    cost = np.abs(ours - logits_of("demo", "torch", chunks)).mean()
+    assert between < cost / 2
+
+
+def test_greedy_answers_equal_transformers(demo_folder, demo_ggufs):
+    from transformers import AutoModelForCausalLM
+
+    prompt = open_codec(find_artefact("demo")).encode("Once upon a time", parse_special=True)
+    model = AutoModelForCausalLM.from_pretrained(demo_folder, dtype=torch.float32)
+    expected = model.generate(
+        torch.from_numpy(prompt)[None].long(), max_new_tokens=12, do_sample=False
+    )[0, len(prompt) :].tolist()
+    stop = frozenset(model.generation_config.eos_token_id)
+    expected = [token for token in expected if token not in stop]
+    for name in ("demo", str(demo_ggufs["F32"])):
+        with open_backend(find_artefact(name), options(), 64) as backend:
+            assert backend.generate(prompt.tolist(), 12, stop) == expected
+            first = frozenset(expected[:1])
+            assert backend.generate(prompt.tolist(), 12, first) == []
+
+
+def test_a_folder_and_its_gguf_have_one_tokenizer(demo_ggufs, demo_folder):
+    folder, file = find_artefact("demo"), find_artefact(str(demo_ggufs["Q8_0"]))
+    assert folder.tokenizer == file.tokenizer
+    text = "Hello, 世界! 12 + 34 = 46\n<think>\nfine</think><|im_end|>"
+    for parse_special in (False, True):
+        ids = [open_codec(a).encode(text, parse_special=parse_special) for a in (folder, file)]
+        np.testing.assert_array_equal(ids[0], ids[1])
+    codecs = [open_codec(a) for a in (folder, file)]
+    assert codecs[0].stop_tokens <= codecs[1].stop_tokens
+    assert {c.decode(ids[1]) for c, ids in zip(codecs, [ids, ids], strict=True)} == {
+        text.removesuffix("<|im_end|>")
+    }
+
+
+def test_int8_inputs_keep_the_largest_and_round_the_rest():
+    x = torch.tensor([[1.0, -127.0, 0.4, 63.6], [0.0, 0.0, 0.0, 0.0]])
+    assert round_to_int8(x).tolist() == [[1.0, -127.0, 0.0, 64.0], [0.0, 0.0, 0.0, 0.0]]
+
+
+def test_llama_does_not_run_folders():
+    with pytest.raises(MissingPackageError, match="the folder"):
+        open_backend(find_artefact("demo"), options("llama"), 64)

@@ -1,0 +1,128 @@
+"""Whole runs, and the figures of llama.cpp's own tool on the same files."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+
+import pytest
+
+from qwen3q.data.texts import evaluation_text
+from qwen3q.errors import ModelError, UsageError
+from qwen3q.evaluate.artefact import find_artefact
+from qwen3q.evaluate.backends import BackendKind, BackendOptions
+from qwen3q.evaluate.measure import Run, TextOptions, measure_fidelity
+
+TEXT = TextOptions(context=128, max_chunks=8)
+
+
+def measure(reference: str, *names: str, kind: str = "auto", out=None, text=None) -> Run:
+    return measure_fidelity(
+        find_artefact(reference),
+        [find_artefact(name) for name in names],
+        text or evaluation_text("english"),
+        TEXT,
+        BackendOptions(BackendKind(kind), threads=2, device="cpu"),
+        out=out,
+    )
+
+
+@pytest.fixture(scope="module")
+def llama_run(demo_ggufs):
+    names = [str(demo_ggufs[kind]) for kind in ("BF16", "Q8_0", "Q4_K_M", "Q2_K")]
+    return measure(names[0], *names)
+
+
+def test_fewer_bits_cost_more(llama_run):
+    fidelity = [measured.fidelity for measured in llama_run.results]
+    divergences = [f.kl_mean.value for f in fidelity]
+    assert abs(divergences[0]) < 1e-6
+    assert divergences == sorted(divergences)
+    assert fidelity[0].top1.value == 1
+    assert [f.top1.value for f in fidelity] == sorted(
+        (f.top1.value for f in fidelity), reverse=True
+    )
+    assert fidelity[0].perplexity.value == pytest.approx(llama_run.reference.perplexity, rel=1e-6)
+    assert {f.tokens for f in fidelity} == {8 * (128 - 1 - 64)}
+
+
+@pytest.mark.peer
+def test_figures_equal_llama_perplexity(llama_run, demo_ggufs, llama_tools, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text(evaluation_text("english"))
+    common = ["--no-repack", "-t", "2", "-c", "128", "-b", "512", "--chunks", "8"]
+    base = ["--kl-divergence-base", str(tmp_path / "base")]
+
+    def tool(kind: str, *extra: str) -> str:
+        command = [llama_tools / "llama-perplexity", "-m", demo_ggufs[kind], *common, *base]
+        done = subprocess.run([*command, *extra], capture_output=True, text=True, check=True)
+        return done.stdout + done.stderr
+
+    tool("BF16", "-f", str(text))
+    for kind, measured in zip(("Q8_0", "Q4_K_M", "Q2_K"), llama_run.results[1:], strict=True):
+        printed = tool(kind, "--kl-divergence")
+
+        def figure(label: str, printed: str = printed) -> tuple[float, float]:
+            found = re.search(rf"{label}\s*:\s*(\S+)(?: ±\s*(\S+))?", printed)
+            assert found, label
+            return float(found[1]), float(found[2] or 0)
+
+        ours = measured.fidelity
+        for label, estimate in (
+            (r"Mean PPL\(Q\)", ours.perplexity),
+            (r"Mean ln\(PPL\(Q\)/PPL\(base\)\)", ours.log_perplexity_ratio),
+            ("Mean    KLD", ours.kl_mean),
+        ):
+            value, error = figure(label)
+            assert estimate.value == pytest.approx(value, rel=1e-3, abs=1.5e-6)
+            assert estimate.stderr == pytest.approx(error, rel=5e-3, abs=1.5e-6)
+        for label, estimate in (
+            ("99.9%   KLD", ours.kl_p999),
+            ("99.0%   KLD", ours.kl_p99),
+            ("Median  KLD", ours.kl_median),
+        ):
+            assert estimate.value == pytest.approx(figure(label)[0], rel=5e-3, abs=3e-6)
+        for label, estimate in (("RMS Δp", ours.probability_rms), ("Same top p", ours.top1)):
+            value, error = figure(label)
+            assert 100 * estimate.value == pytest.approx(value, rel=1e-3, abs=1e-3)
+            assert 100 * estimate.stderr == pytest.approx(error, rel=5e-3, abs=1e-3)
+
+
+def test_torch_and_llama_agree_on_one_file(llama_run, demo_ggufs):
+    torch_run = measure("demo", str(demo_ggufs["Q4_K_M"]), kind="torch")
+    ours = torch_run.results[0].fidelity.perplexity.value
+    assert ours == pytest.approx(llama_run.results[2].fidelity.perplexity.value, rel=0.01)
+    assert torch_run.reference.perplexity == pytest.approx(
+        llama_run.reference.perplexity, rel=0.001
+    )
+
+
+def test_stored_logits_serve_again_and_are_refused_for_another_text(demo_ggufs, tmp_path):
+    file = str(demo_ggufs["Q8_0"])
+    first = measure("demo", file, out=tmp_path)
+    again = measure("demo", file, out=tmp_path)
+    assert first.reference.backend
+    assert not again.reference.backend
+    assert again.results[0].fidelity == first.results[0].fidelity
+    with pytest.raises(UsageError, match=r"another .*text"):
+        measure("demo", file, out=tmp_path, text=evaluation_text("code"))
+    with pytest.raises(UsageError, match="another model"):
+        measure(str(demo_ggufs["BF16"]), file, out=tmp_path)
+
+
+def test_another_tokenizer_is_refused(tmp_path, moe_folder):
+    import shutil
+
+    other = tmp_path / "other"
+    shutil.copytree(moe_folder, other)
+    raw = json.loads((other / "tokenizer.json").read_text())
+    raw["model"]["merges"] = raw["model"]["merges"][:-1]
+    (other / "tokenizer.json").write_text(json.dumps(raw))
+    with pytest.raises(ModelError, match="another tokenizer"):
+        measure("demo", str(other))
+
+
+def test_a_short_text_is_refused():
+    with pytest.raises(UsageError, match="tokens"):
+        measure("demo", "demo", text="too short")
