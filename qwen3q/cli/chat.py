@@ -135,7 +135,9 @@ def _warn_of_greedy(choice: SamplingChoice, think: bool) -> None:
 
 
 def _context_size(asked: int | None, yarn: float | None, model: LlamaModel) -> int:
-    trained = int(model.train_context * (yarn or 1))
+    from qwen3q.llama.context import yarn_base
+
+    trained = model.train_context if yarn is None else int(yarn_base(model.train_context) * yarn)
     if asked is None:
         return min(DEFAULT_CONTEXT, trained)
     if asked > trained:

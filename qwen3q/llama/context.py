@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen3q.errors import LlamaError, UsageError
+from qwen3q.formats.gguf_metadata import HYBRID_CONTEXT, HYBRID_YARN_BASE
 from qwen3q.llama.capi import lib, log
 from qwen3q.llama.model import LlamaModel
 from qwen3q.llama.threads import default_threads
@@ -37,7 +38,7 @@ class ContextOptions:
         sequences: sequences decoded side by side.
         batch: tokens per ``decode``.
         ubatch: tokens computed at a time.
-        outputs: rows of logits per ``ubatch``; 0 for one per token. 1 saves memory in generation.
+        outputs: rows of logits per ``decode``; 0 for one per token. 1 saves memory in generation.
         threads: for single tokens and for batches; None for the physical cores.
         key_type, value_type: how the KV cache is stored, one of ``KV_TYPES``.
         flash_attention: None lets llama.cpp choose. A quantized value cache needs it.
@@ -82,6 +83,7 @@ class LlamaContext:
         self.sequences = options.sequences
         self._memory = lib.llama_get_memory(handle)
         self._batch = _Batch(self.batch_size)
+        self._most_outputs = options.outputs
         self._outputs = 0
 
     def decode(
@@ -107,6 +109,11 @@ class LlamaContext:
             LlamaError: the KV cache is full, or llama.cpp refuses the batch.
         """
         filled = self._batch.fill(tokens, positions, sequences, outputs)
+        rows = int(np.count_nonzero(self._batch.outputs[: len(tokens)]))
+        if self._most_outputs and rows > self._most_outputs:
+            raise LlamaError(
+                f"{rows} rows of logits; the context was made for {self._most_outputs}."
+            )
         since = log.line_count
         if stop is None:
             status = lib.llama_decode(self.handle, filled)
@@ -123,7 +130,7 @@ class LlamaContext:
             raise LlamaError(f"The context is full: {self.size} tokens per sequence.")
         if status:
             raise LlamaError(f"llama.cpp failed to decode ({status}): {log.reason(since)}.")
-        self._outputs = int(np.count_nonzero(self._batch.outputs[: len(tokens)]))
+        self._outputs = rows
         return True
 
     def decode_one(self, token: int, position: int) -> None:
@@ -233,6 +240,11 @@ class _Batch:
         return self._struct
 
 
+def yarn_base(train_context: int) -> int:
+    """Tokens that a YaRN factor multiplies: the trained context without room for an answer."""
+    return HYBRID_YARN_BASE if train_context == HYBRID_CONTEXT else train_context
+
+
 def _params(options: ContextOptions, model: LlamaModel) -> lib.llama_context_params:
     """llama.cpp's struct. It aborts the process for some values, so all are checked here."""
     _within("context", options.context, _MAX_CONTEXT)
@@ -257,7 +269,7 @@ def _params(options: ContextOptions, model: LlamaModel) -> lib.llama_context_par
             raise UsageError(f"YaRN factor {options.yarn:g} is below 1.")
         params.rope_scaling_type = _YARN
         params.rope_freq_scale = 1.0 / options.yarn
-        params.yarn_orig_ctx = model.train_context
+        params.yarn_orig_ctx = yarn_base(model.train_context)
     params.no_perf = True
     return params
 

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import ctypes
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from qwen3q.errors import LlamaError, UsageError
 from qwen3q.llama.capi import lib
-from qwen3q.llama.context import ContextOptions, LlamaContext
+from qwen3q.llama.context import ContextOptions, LlamaContext, yarn_base
 from qwen3q.llama.generate import Generator, StopReason
 from qwen3q.llama.model import LlamaModel
 from qwen3q.llama.sampling import Sampler, Sampling
 from qwen3q.llama.text import detokenize
 from qwen3q.models.source import resolve
 from qwen3q.plan.gguf_types import file_type
-from qwen3q.quantize.run import quantize_gguf
+from qwen3q.quantize.run import GgufOptions, quantize_gguf
 
 GREEDY = Sampling(temperature=0)
 
@@ -63,12 +64,24 @@ def test_settings_change_logits_only_by_rounding(options, demo_model, demo_conte
     assert np.linalg.norm(ours - expected) / np.linalg.norm(expected) < 0.02
 
 
-def test_yarn_changes_the_positions(demo_model, demo_context, sum_prompt):
+def test_yarn_at_run_time_equals_yarn_in_the_file(tmp_path, demo_model, demo_context, sum_prompt):
     tokens = np.array(sum_prompt, np.int32)
-    expected = demo_context.logits_of(tokens)
-    with LlamaContext(demo_model, ContextOptions(context=256, threads=1, yarn=4.0)) as other:
-        ours = other.logits_of(tokens)
-    assert np.linalg.norm(ours - expected) / np.linalg.norm(expected) > 0.02
+    extended = quantize_gguf(resolve("demo"), [file_type("Q8_0")], tmp_path, GgufOptions(yarn=4.0))[
+        0
+    ].path
+    options = ContextOptions(context=256, threads=1)
+    with LlamaModel(extended) as model, LlamaContext(model, options) as context:
+        in_file = context.logits_of(tokens)
+    with LlamaContext(demo_model, replace(options, yarn=4.0)) as context:
+        at_run_time = context.logits_of(tokens)
+    assert np.array_equal(in_file, at_run_time)
+    plain = demo_context.logits_of(tokens)
+    assert np.linalg.norm(plain - in_file) / np.linalg.norm(plain) > 0.01
+
+
+def test_the_hybrid_releases_extend_from_32768():
+    assert yarn_base(40960) == 32768
+    assert yarn_base(262144) == 262144
 
 
 def test_sequences_side_by_side_do_not_see_each_other(demo_model, sum_prompt):
@@ -242,3 +255,18 @@ def test_a_batch_that_does_not_fit_is_refused(demo_context):
     tokens = np.zeros(demo_context.batch_size + 1, np.int32)
     with pytest.raises(LlamaError, match="does not fit"):
         demo_context.decode(tokens, np.arange(len(tokens), dtype=np.int32))
+
+
+def test_more_logits_than_there_is_room_for_are_refused(demo_model):
+    tokens = np.arange(3, dtype=np.int32)
+    with (
+        LlamaContext(demo_model, ContextOptions(context=256, threads=1, outputs=1)) as context,
+        pytest.raises(LlamaError, match="3 rows of logits; the context was made for 1"),
+    ):
+        context.decode(tokens, tokens, outputs=True)
+
+
+def test_tokens_that_do_not_exist_are_refused(demo_context):
+    token = np.array([1 << 20], np.int32)
+    with pytest.raises(LlamaError, match="failed to decode"):
+        demo_context.decode(token, np.zeros(1, np.int32))
