@@ -30,6 +30,13 @@ def main() -> int:
     baseline.add_argument("--formats", default="", help="such as gptq:int4,awq:int4 (default all)")
     baseline.add_argument("--option", default="default", help="a peer's variant")
 
+    readback = commands.add_parser("readback", help="load checkpoints in the peers' engines")
+    readback.add_argument("folders", type=Path, nargs="+", metavar="QUANT_DIR")
+    readback.add_argument("--text", type=Path, required=True, help="held-out text file")
+    readback.add_argument("--peers", default="", help="only these engines")
+    readback.add_argument("--rows", type=int, default=8, help="rows of 512 tokens (default 8)")
+    readback.add_argument("--out", type=Path, default=envs.REPO / "eval" / "reports")
+
     args = parser.parse_args()
     if args.command == "make":
         for name in args.names or envs.NAMES:
@@ -41,9 +48,17 @@ def main() -> int:
         return 0
     import torch
 
+    torch.set_num_threads(2)
+    if args.command == "readback":
+        from eval.peers.readback import markdown, read_back, save
+
+        only = tuple(p for p in args.peers.split(",") if p)
+        report = read_back(args.folders, args.text, args.rows, only=only)
+        save(report, args.out)
+        print(markdown(report))
+        return int(report.failures > 0 or not report.readings)
     from eval.peers.baselines import run_all
 
-    torch.set_num_threads(2)
     formats = [f for f in args.formats.split(",") if f]
     peers = args.peers.split(",")
     return run_all(peers, args.models, formats, args.calibration, args.text, args.out, args.option)

@@ -70,7 +70,7 @@ def dequantize_folder(folder: Path) -> FloatCheckpoint:
 
 
 def unpack_words(words: Tensor, bits: int, count: int) -> Tensor:
-    """Rows of int32 `[rows, words]` as a stream of `bits`-wide fields, low bit first, `[rows, count]`.
+    """Rows of int32 `[rows, words]` as `bits`-wide fields, low bit first: `[rows, count]`.
 
     For 2, 4 and 8 bits a field never crosses a word; for 3 bits it does (32 fields in 3 words).
     """

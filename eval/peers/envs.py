@@ -74,7 +74,7 @@ def make(name: str) -> None:
 def run_module(
     peer: str, module: str, arguments: list[str], threads: int, limit_seconds: float
 ) -> subprocess.CompletedProcess[str]:
-    """Run `eval.peers.MODULE` with a peer's interpreter at low priority and few threads."""
+    """Run `eval.peers.MODULE` with a peer's interpreter, few threads and no GPU."""
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": str(threads),
@@ -84,7 +84,7 @@ def run_module(
         "TOKENIZERS_PARALLELISM": "false",
     }
     return subprocess.run(
-        ["nice", "-n", "10", python_of(peer), "-m", f"eval.peers.{module}", *arguments],
+        [python_of(peer), "-m", f"eval.peers.{module}", *arguments],
         cwd=REPO,
         env=environment,
         text=True,

@@ -23,7 +23,9 @@ from typing import Any
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -73,7 +75,9 @@ class Loaded:
 def load_float32(folder: Path, config_from: Path | None = None) -> Loaded:
     """A folder's weights in a float32 transformers model; LayoutError if keys do not match."""
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     checkpoint = dequantize_folder(folder)
     config = read_config(config_from or folder)
     config.pop("quantization_config", None)
@@ -140,6 +144,16 @@ def _rounding_linear() -> Iterator[None]:
         yield
     finally:
         torch.nn.functional.linear = plain
+
+
+@torch.inference_mode()
+def prompt_nll(model: Any, tokens: NDArray[np.int64]) -> float:
+    """Mean negative log likelihood of each row's next tokens, nats."""
+    total = 0.0
+    for row in torch.from_numpy(tokens):
+        scores = model(row[None]).logits[0, :-1].double().log_softmax(-1)
+        total -= float(scores.gather(1, row[1:, None]).mean())
+    return total / len(tokens)
 
 
 @torch.inference_mode()
