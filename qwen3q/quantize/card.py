@@ -9,7 +9,9 @@ from typing import Any
 import yaml
 
 from qwen3q import __version__
+from qwen3q.models.config import Qwen3Config
 from qwen3q.models.source import ModelSource
+from qwen3q.plan.engines import engines_for
 from qwen3q.plan.plan import Plan
 from qwen3q.plan.schemes import Layout, Scheme
 
@@ -21,17 +23,6 @@ _TAGS = {
     Layout.BNB_NF4: ["bitsandbytes", "nf4"],
     Layout.BNB_INT8: ["bitsandbytes", "int8"],
     Layout.FP8: ["fp8"],
-}
-_VLLM = frozenset(
-    {Layout.GPTQ, Layout.AWQ, Layout.PACK_QUANTIZED, Layout.INT_QUANTIZED, Layout.FP8}
-)
-_NEEDS = {
-    Layout.GPTQ: " gptqmodel optimum",
-    Layout.AWQ: " gptqmodel",
-    Layout.PACK_QUANTIZED: " compressed-tensors",
-    Layout.INT_QUANTIZED: " compressed-tensors",
-    Layout.BNB_NF4: " bitsandbytes",
-    Layout.BNB_INT8: " bitsandbytes",
 }
 
 
@@ -65,7 +56,7 @@ def model_card(
         parts.append("## Experts\n\n" + coverage)
     if notes:
         parts.append("## Notes\n\n" + "\n".join(f"- {note}" for note in dict.fromkeys(notes)))
-    parts.append("## How to run it\n\n" + _usage(name, scheme))
+    parts.append("## How to run it\n\n" + _usage(name, scheme, source.config))
     parts.append(
         "`report.json` has bits, error and seconds of every tensor; `manifest.json` the checksums "
         "of what went in and came out. `qwen3q verify` checks the folder against both."
@@ -149,17 +140,27 @@ def _coverage(rows: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def _usage(name: str, scheme: Scheme) -> str:
+def _usage(name: str, scheme: Scheme, config: Qwen3Config) -> str:
+    engines = engines_for(scheme, config)
     parts = []
-    if scheme.layout in _VLLM or scheme.layout is Layout.FLOAT:
+    if engines.vllm:
         parts.append(f"```sh\nvllm serve ./{name}\n```")
-    needs = _NEEDS.get(scheme.layout, "")
-    parts.append(
-        f"With transformers (`pip install transformers accelerate{needs}`):\n\n"
-        "```python\n"
-        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        f'tokenizer = AutoTokenizer.from_pretrained("./{name}")\n'
-        f'model = AutoModelForCausalLM.from_pretrained("./{name}", device_map="auto")\n'
-        "```"
-    )
-    return "\n\n".join(parts)
+    if engines.transformers is not None:
+        packages = " ".join(("transformers", "accelerate", *engines.transformers))
+        parts.append(
+            f"With transformers (`pip install {packages}`):\n\n"
+            "```python\n"
+            "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+            f'tokenizer = AutoTokenizer.from_pretrained("./{name}")\n'
+            f'model = AutoModelForCausalLM.from_pretrained("./{name}", device_map="auto")\n'
+            "```"
+        )
+    elif engines.gptqmodel:
+        parts.append(
+            "With gptqmodel (`pip install gptqmodel`):\n\n"
+            "```python\n"
+            "from gptqmodel import GPTQModel\n\n"
+            f'model = GPTQModel.load("./{name}")\n'
+            "```"
+        )
+    return "\n\n".join([*parts, *engines.notes])

@@ -1,0 +1,66 @@
+"""The model card says what was done, what it cost, and only what loads the folder."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import yaml
+
+from qwen3q.models.catalog import find_release
+from qwen3q.models.source import ModelSource, SourceKind
+from qwen3q.plan.folder import plan_folder
+from qwen3q.plan.schemes import Scheme, parse_scheme
+from qwen3q.quantize.card import model_card
+
+
+def card(release_name: str, scheme: Scheme, rows: list[dict[str, Any]]) -> str:
+    release = find_release(release_name)
+    assert release is not None
+    config = replace(release.config, num_hidden_layers=1)
+    source = ModelSource(
+        release.title, SourceKind.ALIAS, config, release=release, repo=release.repos[0]
+    )
+    plan = plan_folder(release.title, config, scheme)
+    name = f"{release.title}-{scheme.suffix}"
+    calibration = {"name": "balanced", "tokens": 60000}
+    return model_card(name, scheme, plan, source, calibration, rows, ["folded up into down"])
+
+
+def row(name: str, error: float, **more: Any) -> dict[str, Any]:
+    base = {"name": f"model.layers.0.{name}.weight", "error": error, "rtn_error": 2 * error}
+    return base | {"tokens": 60000, "forced_tokens": 0, "fallback": ""} | more
+
+
+def test_dense_gptq() -> None:
+    rows = [row("mlp.up_proj", 0.01), row("mlp.down_proj", 0.02)]
+    text = card("qwen3-8b", parse_scheme("gptq:int4"), rows)
+    front = yaml.safe_load(text.split("---")[1])
+    assert front["base_model"] == "Qwen/Qwen3-8B"
+    assert front["license"] == "apache-2.0"
+    assert {"gptq", "4-bit"} <= set(front["tags"])
+    assert "# Qwen3-8B-GPTQ-Int4" in text
+    assert "vllm serve ./Qwen3-8B-GPTQ-Int4" in text
+    assert "| calibration: tokens | 60000 |" in text
+    assert "| down_proj | 0.02 | 0.04 |" in text
+    assert "- folded up into down" in text
+    assert "## Experts" not in text
+
+
+def test_experts_and_what_does_not_load_them() -> None:
+    rows = [
+        row("mlp.experts.0.up_proj", 0.01, tokens=900),
+        row("mlp.experts.1.up_proj", 0.01, tokens=3, forced_tokens=125, fallback="too few tokens"),
+    ]
+    text = card("qwen3-30b-a3b", parse_scheme("gptq:int4"), rows)
+    assert "3 at the least (`model.layers.0.mlp.experts.1`)" in text
+    assert "1 experts were topped up" in text
+    assert "AutoModelForCausalLM" not in text
+    assert "experts of this format at random values" in text
+    assert "GPTQModel.load" in text
+
+
+def test_asymmetric_gptq_is_not_for_vllm() -> None:
+    text = card("qwen3-8b", parse_scheme("gptq:int4", symmetric=False), [])
+    assert "vllm serve" not in text
+    assert "vLLM refuses asymmetric GPTQ" in text
