@@ -135,8 +135,8 @@ def _coverage(rows: Sequence[Mapping[str, Any]]) -> str:
         f"Calibration tokens per expert: {fewest['tokens']} at the least "
         f"(`{fewest['name'].rsplit('.', 2)[0]}`), "
         f"{fmean(row['tokens'] for row in experts):.0f} on average. "
-        f"{len(topped_up)} experts were topped up with tokens that the router did not send them; "
-        f"{len(fallen_back)} fell back to another algorithm, named in `report.json`."
+        f"Topped up with tokens that the router did not send: {len(topped_up)} experts. "
+        f"Fallen back to another algorithm, named in `report.json`: {len(fallen_back)} experts."
     )
 
 

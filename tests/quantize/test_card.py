@@ -54,7 +54,7 @@ def test_experts_and_what_does_not_load_them() -> None:
     ]
     text = card("qwen3-30b-a3b", parse_scheme("gptq:int4"), rows)
     assert "3 at the least (`model.layers.0.mlp.experts.1`)" in text
-    assert "1 experts were topped up" in text
+    assert "did not send: 1 experts" in text
     assert "AutoModelForCausalLM" not in text
     assert "experts of this format at random values" in text
     assert "GPTQModel.load" in text
