@@ -15,6 +15,8 @@ from qwen3q.errors import Qwen3qError
 VERBS = {
     "models": "The Qwen3 releases: sizes, shapes and names.",
     "inspect": "What a model, folder or file holds.",
+    "estimate": "What a model takes in memory and how fast it will be.",
+    "fit": "The best models that given GPUs hold.",
     "download": "Fetch a model from the Hub.",
     "quantize": "Turn a model into smaller formats.",
     "verify": "Hold a quantized folder against its plan and its manifest.",

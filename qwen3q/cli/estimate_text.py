@@ -1,0 +1,232 @@
+"""Estimates for people. Plain text: rich would take longer to import than a table to compute."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from qwen3q.memory.advice import Advice
+from qwen3q.memory.devices import DeviceMemory
+from qwen3q.memory.estimate import Estimate, Verdict
+from qwen3q.memory.fit import Fit
+from qwen3q.memory.gpus import MIB, Gpu
+from qwen3q.memory.settings import Engine, Settings
+from qwen3q.memory.source import Model
+from qwen3q.memory.tables import Row, size_classes, smallest_class
+
+GIB = 1 << 30
+
+_ROWS = {
+    Engine.LLAMA_CPP: ("model buffer", "KV buffer", "compute buffer", "driver, scratch"),
+    Engine.VLLM: ("model weights", "KV cache needed", "peak activations", "non-torch, graphs"),
+    Engine.TRANSFORMERS: ("weights", "KV cache", "prefill, workspace", "CUDA context"),
+}
+_MARKS = {Verdict.FITS: "+", Verdict.TIGHT: "~", Verdict.NO: "-"}
+_NAMES_PER_CLASS = 4
+
+
+def show_estimate(
+    model: Model, found: Estimate, advice: Sequence[Advice], notes: Sequence[str]
+) -> None:
+    """One run: every part per device, what is left, the longest context, speed, advice."""
+    settings = found.settings
+    weights = found.weights
+    title = f"{model.title}  {weights.format}  {found.engine.value}"
+    shape = f"context {settings.context:,}, KV {_kv(settings)}"
+    if settings.parallel > 1:
+        shape += f", {settings.parallel} sequences"
+    lines = [f"{title}  ({shape})", ""]
+    lines += _device_table(found)
+    lines += ["", *_verdict_lines(found), *_pool_lines(found), *_speed_lines(found)]
+    lines.append(
+        f"File: {weights.file_bytes / 1e9:.2f} GB, "
+        f"{weights.total * 8 / weights.parameters:.2f} bits per weight."
+    )
+    lines += [*found.notes, *notes]
+    if advice:
+        lines += ["", "To make it fit:"]
+        lines += [f"  {a.text}: {a.options}  ({a.total / GIB:.2f} GiB)" for a in advice]
+    elif found.verdict is Verdict.NO:
+        lines += ["", "No change of cache, context, placement or quantization makes it fit."]
+    _print(lines)
+
+
+def show_table(model: Model, rows: Sequence[Row], gpus: Sequence[Gpu], notes: Sequence[str]) -> None:
+    """Every quantization at several contexts."""
+    contexts = [run.settings.context for run in rows[0].estimates]
+    head = ["quantization", "engine", "bits", "file GB", *(_tokens(c) for c in contexts)]
+    head += ["longest", "tok/s"] if gpus else []
+    body = []
+    used: set[int] = set()
+    for row in rows:
+        first = row.estimates[0]
+        cells = [
+            row.weights.format,
+            first.engine.value,
+            f"{row.weights.linear_bits:.2f}",
+            f"{row.weights.file_bytes / 1e9:.2f}",
+        ]
+        for run in row.estimates:
+            if run.verdict is not None:
+                cells.append(f"{run.total / GIB:.2f} {_MARKS[run.verdict]}")
+                continue
+            size = smallest_class(model, run)
+            cells.append(f"{run.total / GIB:.2f} ({size or '-'})")
+            used |= {size} if size else set()
+        if gpus:
+            cells.append(f"{first.max_context:,}" if first.max_context else "-")
+            cells.append(f"{first.speed.decode:.0f}" if first.speed else "")
+        body.append(cells)
+    lines = [f"{model.title}: GiB of GPU memory, context and all, one sequence"]
+    if gpus:
+        lines[0] += f", on {_gpu_names(gpus)} (+ fits, ~ just, - does not)"
+    lines += ["", *_columns([head, *body]), ""]
+    if not gpus:
+        lines.append("(n): the smallest card, in GB, that holds it by itself:")
+        classes = size_classes()
+        for size in sorted(used):
+            names = [gpu.name.removeprefix("GeForce ") for gpu in classes[size]]
+            more = f" and {len(names) - _NAMES_PER_CLASS} more" if names[_NAMES_PER_CLASS:] else ""
+            lines.append(f"  {size:>3}  {', '.join(names[:_NAMES_PER_CLASS])}{more}")
+    spread = max(run.uncertainty for row in rows for run in row.estimates)
+    lines.append(f"Uncertainty: up to {spread / GIB:.2f} GiB; give --quant for the parts of one run.")
+    beyond = [run for run in rows[0].estimates if run.notes]
+    if beyond:
+        lines.append(f"Contexts from {_tokens(beyond[0].settings.context)} on need YaRN.")
+    _print([*lines, *notes])
+
+
+def show_fits(
+    fits: Sequence[Fit],
+    total: int,
+    gpus: Sequence[Gpu],
+    settings: Settings,
+    notes: Sequence[str],
+) -> None:
+    """What fits, best first."""
+    head = ["model", "quantization", "engine", "bits", "GiB", "", "tok/s", "command"]
+    body = []
+    for fit in fits:
+        run = fit.estimate
+        assert run.verdict is not None
+        body.append(
+            [
+                fit.release.title,
+                run.weights.format,
+                run.engine.value,
+                f"{run.weights.linear_bits:.2f}",
+                f"{run.total / GIB:.2f}",
+                _MARKS[run.verdict],
+                f"{run.speed.decode_full:.0f}" if run.speed else "",
+                fit.command,
+            ]
+        )
+    lines = [
+        f"On {_gpu_names(gpus)}, context {settings.context:,}: {total} choices fit, best expected "
+        f"quality first (+ fits, ~ just)",
+        "",
+        *_columns([head, *body], left=(0, 1, 2, 7)),
+        "",
+        "tok/s: decode with the context full. Expected quality is a rule on size and bits, not a "
+        "measurement.",
+    ]
+    _print([*lines, *notes])
+
+
+def _device_table(found: Estimate) -> list[str]:
+    devices = found.devices
+    head = [""] + [_device_title(device) for device in devices]
+    parts = zip(
+        _ROWS[found.engine],
+        ([d.weights for d in devices], [d.kv for d in devices], [d.compute for d in devices],
+         [d.overhead for d in devices]),
+        strict=True,
+    )  # fmt: skip
+    body = [[label, *(_mib(value) for value in values)] for label, values in parts]
+    body.append(["total", *(_mib(d.total) for d in devices)])
+    body.append(["uncertainty", *(f"±{d.uncertainty / MIB:,.0f}" for d in devices)])
+    if any(d.gpu is not None for d in devices):
+        body.append(["usable", *(_mib(d.gpu.usable_bytes) if d.gpu else "" for d in devices)])
+        body.append(["left", *(_mib(d.left) if d.left is not None else "" for d in devices)])
+    return [*_columns([head, *body]), "(MiB)"]
+
+
+def _device_title(device: DeviceMemory) -> str:
+    return f"{device.name} {device.gpu.name}" if device.gpu else device.name
+
+
+def _verdict_lines(found: Estimate) -> list[str]:
+    total = f"{found.total / GIB:.2f} GiB ± {found.uncertainty / GIB:.2f}"
+    if found.verdict is None:
+        return [f"Needs {total}."]
+    words = {
+        Verdict.FITS: "It fits",
+        Verdict.TIGHT: "It fits, but by less than the uncertainty",
+        Verdict.NO: "It does not fit",
+    }[found.verdict]
+    longest = f" Longest context that fits: {found.max_context:,}." if found.max_context else ""
+    if found.max_context == 0:
+        longest = " No context fits."
+    return [f"{words}: {total}.{longest}"]
+
+
+def _pool_lines(found: Estimate) -> list[str]:
+    if found.pool is None:
+        return []
+    share = f"{found.settings.utilization:.0%}"
+    if found.pool.tokens < found.settings.context:
+        return [
+            f"vLLM will not start: at {share} of the GPU its cache holds {found.pool.tokens:,} "
+            f"tokens, fewer than {found.settings.context:,}."
+        ]
+    return [
+        f"At {share} of each GPU vLLM's cache holds {found.pool.tokens:,} tokens: "
+        f"{found.pool.concurrency:.1f} sequences of {found.settings.context:,}."
+    ]
+
+
+def _speed_lines(found: Estimate) -> list[str]:
+    speed = found.speed
+    if speed is None:
+        return []
+    text = (
+        f"Decode about {speed.decode:.0f} tokens/s, {speed.decode_full:.0f} at "
+        f"{found.settings.context:,} (±{speed.band:.0%})"
+    )
+    if speed.prefill is not None:
+        text += f"; prefill about {speed.prefill:,.0f} tokens/s (±40%)"
+    return [text + "."]
+
+
+def _columns(rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> list[str]:
+    """Columns as wide as their widest cell, aligned right but for ``left``."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return [
+        "  ".join(
+            cell.ljust(width) if i in left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def _kv(settings: Settings) -> str:
+    if settings.type_k == settings.type_v:
+        return settings.type_k
+    return f"{settings.type_k}/{settings.type_v}"
+
+
+def _gpu_names(gpus: Sequence[Gpu]) -> str:
+    return " + ".join(gpu.name for gpu in gpus)
+
+
+def _mib(nbytes: int) -> str:
+    return f"{nbytes / MIB:,.1f}"
+
+
+def _tokens(context: int) -> str:
+    return f"{context // 1024}k" if context % 1024 == 0 else str(context)
+
+
+def _print(lines: Sequence[str]) -> None:
+    sys.stdout.write("\n".join(lines) + "\n")

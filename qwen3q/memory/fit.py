@@ -1,0 +1,88 @@
+"""Every model and quantization that fits given GPUs, best expected quality first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from qwen3q.errors import UsageError
+from qwen3q.memory.estimate import Estimate, Verdict, default_engine, estimate
+from qwen3q.memory.gpus import Gpu
+from qwen3q.memory.quality import expected_quality
+from qwen3q.memory.settings import Engine, Settings, kv_types
+from qwen3q.memory.weights import FORMATS, release_weights
+from qwen3q.models.catalog import Release, catalog
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """One choice: how good it should be, what it takes, and the command that gets it."""
+
+    release: Release
+    estimate: Estimate
+    quality: float
+    command: str
+
+
+def fitting(
+    gpus: Sequence[Gpu],
+    settings: Settings,
+    *,
+    kv: str | None = None,
+    engine: Engine | None = None,
+    min_speed: float | None = None,
+) -> list[Fit]:
+    """What fits, best first; of formats of one model with equal quality, the smaller first.
+
+    Args:
+        kv: cache type, each engine's default if None.
+        engine: only what this engine runs.
+        min_speed: decode tokens per second at the end of the context, at least; drops what can't
+            be predicted.
+    """
+    found = [
+        Fit(release, run, expected_quality(release, run.weights), command(release, run))
+        for release, run in _runs(gpus, settings, kv, engine)
+        if run.verdict is not Verdict.NO and _fast_enough(run, min_speed)
+    ]
+    return sorted(found, key=lambda fit: (-fit.quality, fit.estimate.total))
+
+
+def command(release: Release, run: Estimate) -> str:
+    """What gets this artefact."""
+    if run.weights.format == "bf16":
+        return f"qwen3q download {release.repos[0]}"
+    return f"qwen3q quantize {release.repos[0]} --to {run.weights.format}"
+
+
+def _runs(
+    gpus: Sequence[Gpu], settings: Settings, kv: str | None, engine: Engine | None
+) -> Iterator[tuple[Release, Estimate]]:
+    for release in catalog():
+        for fmt in FORMATS:
+            runner = engine or default_engine(fmt)
+            if fmt in ("fp16", "nvfp4"):
+                continue  # the original is bf16; nvfp4 is planned, not written
+            try:
+                type_k, type_v = kv_types(kv, runner)
+                shape = _with_types(settings, type_k, type_v)
+                weights = release_weights(release, fmt)
+                yield (
+                    release,
+                    estimate(
+                        release.title, release.config, weights, runner, shape, gpus,
+                        find_max_context=False,
+                    ),
+                )  # fmt: skip
+            except UsageError:
+                continue
+
+
+def _with_types(settings: Settings, type_k: str, type_v: str) -> Settings:
+    return replace(settings, type_k=type_k, type_v=type_v)
+
+
+def _fast_enough(run: Estimate, min_speed: float | None) -> bool:
+    if min_speed is None:
+        return True
+    return run.speed is not None and run.speed.decode_full >= min_speed

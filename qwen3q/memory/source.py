@@ -1,0 +1,203 @@
+"""The model of an estimate: a release, a local file or folder (its header), or a Hub id."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qwen3q.errors import CheckpointError, UsageError
+from qwen3q.memory.weights import FORMATS, Weights, planned_weights, release_weights, sum_tensors
+from qwen3q.models.catalog import Release, find_release
+from qwen3q.models.config import Qwen3Config, parse_config
+
+_DTYPES = {"BF16": "bf16", "F16": "fp16", "F32": "fp32", "F8_E4M3": "fp8"}
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """What to estimate.
+
+    Attributes:
+        name: what to type for it.
+        stored: weights as they lie on disk, where the model is a file or folder that is not float.
+        source: what commands download or quantize: a Hub id or a path.
+    """
+
+    name: str
+    title: str
+    config: Qwen3Config
+    source: str
+    release: Release | None = None
+    stored: Weights | None = None
+
+    def weights(self, fmt: str) -> Weights:
+        """Its weights in one format.
+
+        Raises:
+            UsageError: an unknown format, or one that the model does not fit.
+        """
+        if self.release is not None:
+            return release_weights(self.release, canonical_format(fmt))
+        return planned_weights(self.title, self.config, canonical_format(fmt))
+
+    def formats(self) -> list[str]:
+        """What to list: what it is stored as, or everything it can become."""
+        if self.stored is not None:
+            return [self.stored.format]
+        return [fmt for fmt in FORMATS if self.config.is_moe or fmt != "gguf:MXFP4_MOE"]
+
+
+def find_model(name: str) -> Model:
+    """The model called ``name``: alias, Hub id, folder, GGUF or safetensors file, or ``demo``.
+
+    Raises:
+        Qwen3qError: nothing there, or what is there is broken or no Qwen3.
+    """
+    path = Path(name)
+    release = None if path.exists() else find_release(name)
+    if release is not None:
+        return Model(release.name, release.title, release.config, _repo(name, release), release)
+    if path.is_file():
+        return _gguf(path) if path.suffix == ".gguf" else _safetensors_file(path)
+    from qwen3q.models.source import describe
+
+    found = describe(name)
+    if found.folder is not None:
+        return folder_model(found.folder, found.title, name)
+    return Model(name, found.title, found.config, found.repo or name, found.release)
+
+
+def folder_model(folder: Path, title: str, source: str) -> Model:
+    """A folder of safetensors in any format, from its headers."""
+    from qwen3q.checkpoint.reader import Checkpoint
+    from qwen3q.models.config import read_config_json
+
+    raw = read_config_json(folder)
+    config = parse_config(raw, str(folder / "config.json"))
+    with Checkpoint(folder) as checkpoint:
+        sizes = {name: info.nbytes for name, info in checkpoint.tensors.items()}
+        dtypes = {info.dtype for info in checkpoint.tensors.values()}
+        nbytes = sum(path.stat().st_size for path in checkpoint.paths)
+    fmt = _folder_format(raw.get("quantization_config"), dtypes)
+    stored = sum_tensors(fmt, sizes.items(), config, nbytes)
+    if raw.get("quantization_config") is None:
+        return Model(source, title, config, source)
+    return Model(source, title, config, source, stored=stored)
+
+
+def canonical_format(fmt: str) -> str:
+    """``fmt`` in the spelling of ``FORMATS``.
+
+    Raises:
+        UsageError: no such format; suggests the nearest.
+    """
+    if fmt in FORMATS:
+        return fmt
+    from qwen3q.plan.gguf_types import FileType
+    from qwen3q.plan.targets import GGUF_PREFIX, parse_target
+
+    target = parse_target(fmt)
+    return GGUF_PREFIX + target.name if isinstance(target, FileType) else target.name
+
+
+def _repo(name: str, release: Release) -> str:
+    from qwen3q.models.catalog import release_repo
+
+    return release_repo(name) or release.repos[0]
+
+
+def _gguf(path: Path) -> Model:
+    from qwen3q.formats.gguf_file import read_header, split_paths
+    from qwen3q.plan.gguf_types import FILE_TYPES
+
+    headers = [read_header(part) for part in split_paths(path)]
+    metadata = headers[0].metadata
+    sizes = {t.name: t.nbytes for header in headers for t in header.tensors.values()}
+    config = gguf_config(metadata, str(path), tied="output.weight" not in sizes)
+    kinds = {kind.id: kind.name for kind in FILE_TYPES.values()}
+    fmt = f"gguf:{kinds.get(metadata.get('general.file_type', -1), 'mixed')}"
+    nbytes = sum(header.file_bytes for header in headers)
+    stored = sum_tensors(fmt, sizes.items(), config, nbytes)
+    title = str(metadata.get("general.name", path.stem))
+    return Model(str(path), title, config, str(path), stored=stored)
+
+
+def _safetensors_file(path: Path) -> Model:
+    from qwen3q.checkpoint.safetensors import read_header
+    from qwen3q.models.config import read_config_json
+
+    if path.suffix != ".safetensors":
+        raise UsageError(
+            f"{path} is neither a .gguf nor a .safetensors file.",
+            "Give a GGUF file, a safetensors file or a model folder.",
+        )
+    raw = read_config_json(path.parent)
+    config = parse_config(raw, str(path.parent / "config.json"))
+    header = read_header(path)
+    sizes = {info.name: info.nbytes for info in header.tensors.values()}
+    if not any("embed_tokens" in name for name in sizes):
+        raise CheckpointError(
+            f"{path} is one shard of several.", f"Give the folder: {path.parent}."
+        )
+    fmt = _folder_format(
+        raw.get("quantization_config"), {info.dtype for info in header.tensors.values()}
+    )
+    stored = sum_tensors(fmt, sizes.items(), config, path.stat().st_size)
+    return Model(str(path), path.parent.name, config, str(path.parent), stored=stored)
+
+
+def gguf_config(metadata: Mapping[str, Any], where: str, *, tied: bool) -> Qwen3Config:
+    """The shape that a GGUF's metadata declare.
+
+    Raises:
+        ModelError: another architecture, or a key that is missing.
+    """
+    architecture = str(metadata.get("general.architecture"))
+
+    def get(key: str) -> Any:
+        return metadata.get(f"{architecture}.{key}")
+
+    raw = {
+        "model_type": {"qwen3": "qwen3", "qwen3moe": "qwen3_moe"}.get(architecture, architecture),
+        "hidden_size": get("embedding_length"),
+        "num_hidden_layers": get("block_count"),
+        "num_attention_heads": get("attention.head_count"),
+        "num_key_value_heads": get("attention.head_count_kv"),
+        "head_dim": get("attention.key_length"),
+        "intermediate_size": get("feed_forward_length"),
+        "vocab_size": get("vocab_size") or len(metadata.get("tokenizer.ggml.tokens", ())),
+        "tie_word_embeddings": tied,
+        "max_position_embeddings": get("context_length"),
+        "rope_theta": get("rope.freq_base"),
+        "num_experts": get("expert_count"),
+        "num_experts_per_tok": get("expert_used_count"),
+        "moe_intermediate_size": get("expert_feed_forward_length"),
+    }
+    if get("rope.scaling.type") == "yarn":
+        raw["rope_scaling"] = {
+            "rope_type": "yarn",
+            "factor": get("rope.scaling.factor"),
+            "original_max_position_embeddings": get("rope.scaling.original_context_length"),
+        }
+    return parse_config({key: value for key, value in raw.items() if value is not None}, where)
+
+
+def _folder_format(quantization: Mapping[str, Any] | None, dtypes: set[str]) -> str:
+    """The name of a folder's format out of its ``quantization_config``, or its dtype."""
+    if quantization is None:
+        floats = [name for dtype, name in _DTYPES.items() if dtype in dtypes]
+        return floats[0] if floats else "mixed"
+    method = str(quantization.get("quant_method"))
+    bits = quantization.get("bits")
+    if method in ("gptq", "awq"):
+        return f"{method}:int{bits}"
+    if method == "bitsandbytes":
+        return "bnb:nf4" if quantization.get("load_in_4bit") else "bnb:int8"
+    if method == "compressed-tensors":
+        return {
+            "pack-quantized": "int4", "int-quantized": "int8", "nvfp4-pack-quantized": "nvfp4",
+            "float-quantized": "fp8",
+        }.get(str(quantization.get("format")), "compressed-tensors")  # fmt: skip
+    return method
