@@ -20,8 +20,17 @@ def calm_openmp() -> None:
     """
     if "GOMP_SPINCOUNT" in os.environ or "OMP_WAIT_POLICY" in os.environ:
         return
-    busy = hasattr(os, "getloadavg") and os.getloadavg()[0] > default_threads() / 2
+    busy = _busy_threads() > default_threads() / 2
     os.environ["GOMP_SPINCOUNT"] = "0" if busy else str(_SPIN_ROUNDS)
+
+
+def _busy_threads() -> float:
+    """Threads of others that want to run: over the last minute, and still now."""
+    try:
+        load, _, _, running, _ = Path("/proc/loadavg").read_text().split()
+        return min(float(load), int(running.partition("/")[0]) - 1)
+    except (OSError, ValueError):
+        return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
 
 
 def default_threads() -> int:

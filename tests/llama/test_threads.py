@@ -1,0 +1,36 @@
+"""How many threads, and how they wait."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from qwen3q.llama import threads
+
+
+def test_no_more_threads_than_processors():
+    assert 1 <= threads.default_threads() <= (os.cpu_count() or 1)
+
+
+@pytest.mark.parametrize(("busy", "spins"), [(1e6, "0"), (0.0, "10000")])
+def test_threads_spin_less_on_a_busy_machine(busy, spins, monkeypatch):
+    monkeypatch.setattr(threads, "_busy_threads", lambda: busy)
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    threads.calm_openmp()
+    assert os.environ["GOMP_SPINCOUNT"] == spins
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+
+
+@pytest.mark.parametrize("name", ["GOMP_SPINCOUNT", "OMP_WAIT_POLICY"])
+def test_the_users_own_settings_stay(name, monkeypatch):
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    monkeypatch.setenv(name, "5")
+    before = dict(os.environ)
+    threads.calm_openmp()
+    assert dict(os.environ) == before
+
+
+def test_busy_threads_are_counted():
+    assert threads._busy_threads() >= 0
