@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+from qwen3q.chat.markup import encode, guard
 from qwen3q.errors import ModelError, UsageError
 from qwen3q.llama.context import StopFn
 from qwen3q.llama.generate import Generator, StopReason, Timings
@@ -102,7 +103,7 @@ class ChatSession:
             )
         self.generator = generator
         self.thinking = thinking
-        self.messages: list[dict[str, Any]] = []
+        self.messages: list[dict[str, str]] = []
         self._template = ChatTemplate(source)
         self._choice = choice or SamplingChoice()
         self._system = system
@@ -133,12 +134,14 @@ class ChatSession:
             ModelError: the template refuses the conversation.
             LlamaError: llama.cpp fails.
         """
+        model = self.generator.context.model
         question = {"role": "user", "content": text}
         prompt = self._template.render(
-            [*self.messages, question], enable_thinking=self.thinking, **self._special_tokens()
+            [m | {"content": guard(m["content"], model)} for m in [*self.messages, question]],
+            enable_thinking=self.thinking,
+            **self._special_tokens(),
         )
-        model = self.generator.context.model
-        tokens = model.tokenize(prompt, parse_special=True).tolist()
+        tokens = encode(prompt, model)
         self._require_room(len(tokens))
         reader = _AnswerReader(model, on_piece, thinking=prompt.rstrip().endswith(_THINK))
         sampling = self.sampling
