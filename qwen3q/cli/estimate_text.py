@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from qwen3q.memory.advice import Advice
-from qwen3q.memory.devices import DeviceMemory
 from qwen3q.memory.estimate import Estimate, Verdict
-from qwen3q.memory.fit import Fit
 from qwen3q.memory.gpus import MIB, Gpu
 from qwen3q.memory.settings import Engine, Settings
-from qwen3q.memory.source import Model
 from qwen3q.memory.tables import Row, size_classes, smallest_class
+
+if TYPE_CHECKING:
+    from qwen3q.memory.advice import Advice
+    from qwen3q.memory.devices import DeviceMemory
+    from qwen3q.memory.fit import Fit
+    from qwen3q.memory.source import Model
 
 GIB = 1 << 30
 
@@ -37,7 +40,9 @@ def show_estimate(
         shape += f", {settings.parallel} sequences"
     lines = [f"{title}  ({shape})", ""]
     lines += _device_table(found)
-    lines += ["", *_verdict_lines(found), *_pool_lines(found), *_speed_lines(found)]
+    lines += ["", *_verdict_lines(found), *_pool_lines(found)]
+    if found.verdict is not Verdict.NO:
+        lines += _speed_lines(found)
     lines.append(
         f"File: {weights.file_bytes / 1e9:.2f} GB, "
         f"{weights.total * 8 / weights.parameters:.2f} bits per weight."
@@ -51,7 +56,9 @@ def show_estimate(
     _print(lines)
 
 
-def show_table(model: Model, rows: Sequence[Row], gpus: Sequence[Gpu], notes: Sequence[str]) -> None:
+def show_table(
+    model: Model, rows: Sequence[Row], gpus: Sequence[Gpu], notes: Sequence[str]
+) -> None:
     """Every quantization at several contexts."""
     contexts = [run.settings.context for run in rows[0].estimates]
     head = ["quantization", "engine", "bits", "file GB", *(_tokens(c) for c in contexts)]
@@ -89,7 +96,7 @@ def show_table(model: Model, rows: Sequence[Row], gpus: Sequence[Gpu], notes: Se
             more = f" and {len(names) - _NAMES_PER_CLASS} more" if names[_NAMES_PER_CLASS:] else ""
             lines.append(f"  {size:>3}  {', '.join(names[:_NAMES_PER_CLASS])}{more}")
     spread = max(run.uncertainty for row in rows for run in row.estimates)
-    lines.append(f"Uncertainty: up to {spread / GIB:.2f} GiB; give --quant for the parts of one run.")
+    lines.append(f"Uncertainty: up to {spread / GIB:.2f} GiB; --quant shows one run's parts.")
     beyond = [run for run in rows[0].estimates if run.notes]
     if beyond:
         lines.append(f"Contexts from {_tokens(beyond[0].settings.context)} on need YaRN.")

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from qwen3q.errors import LlamaError
 from qwen3q.formats.gguf_file import Value, ValueType, encode_header, encode_metadata
@@ -194,9 +195,7 @@ def dry_run(path: Path, load: Load, endpoints: Sequence[str] = ()) -> dict[str, 
         lib.llama_model_free(model)
 
 
-def _breakdown(
-    low: ctypes.CDLL, context: int, endpoints: Sequence[str]
-) -> dict[str, Buffers]:
+def _breakdown(low: Any, context: int, endpoints: Sequence[str]) -> dict[str, Buffers]:
     """Walks the ``std::map`` (libstdc++'s red-black tree) of ``llama_get_memory_breakdown``."""
     result = (ctypes.c_uint64 * 6)()
     low._Z26llama_get_memory_breakdownPK13llama_context(ctypes.byref(result), context)
@@ -218,7 +217,7 @@ def _breakdown(
 
 
 @cache
-def _llama() -> tuple[ctypes.CDLL, ctypes.CDLL]:
+def _llama() -> tuple[Any, Any]:
     """llama_cpp's bindings, quiet, and the library under them."""
     from llama_cpp import llama_cpp as lib
 
@@ -230,11 +229,8 @@ def _llama() -> tuple[ctypes.CDLL, ctypes.CDLL]:
         if ctypes.sizeof(struct) != size:
             raise LlamaError(f"{struct.__name__} has {ctypes.sizeof(struct)} bytes, not {size}.")
 
-    @lib.llama_log_callback
-    def quiet(level: int, text: bytes, user_data: int) -> None:
-        pass
-
-    _llama_keep.append(quiet)
+    quiet = lib.llama_log_callback(lambda level, text, user_data: None)
+    _KEPT_ALIVE.append(quiet)
     lib.llama_log_set(quiet, None)
     low = lib._lib
     breakdown = low._Z26llama_get_memory_breakdownPK13llama_context
@@ -243,7 +239,7 @@ def _llama() -> tuple[ctypes.CDLL, ctypes.CDLL]:
     return lib, low
 
 
-_llama_keep: list[object] = []
+_KEPT_ALIVE: list[object] = []
 
 
 @cache

@@ -1,4 +1,4 @@
-"""The GPUs of this machine: through nvidia-smi (NVML), amd-smi or rocm-smi, or Metal."""
+"""The GPUs of this machine: through nvidia-smi (NVML's own tool), rocm-smi or Metal."""
 
 from __future__ import annotations
 
@@ -85,15 +85,12 @@ def _detected(name: str, total: int, free: int, family: Family) -> Detected:
 
 
 def _nvidia() -> list[Detected]:
-    return parse_nvidia_smi(
-        _run("nvidia-smi", "--query-gpu=name,memory.total,memory.free", "--format=csv,noheader,nounits")
-    )
+    query = ("--query-gpu=name,memory.total,memory.free", "--format=csv,noheader,nounits")
+    return parse_nvidia_smi(_run("nvidia-smi", *query))
 
 
 def _amd() -> list[Detected]:
-    return parse_rocm_smi(
-        _run("rocm-smi", "--showproductname", "--showmeminfo", "vram", "--json")
-    )
+    return parse_rocm_smi(_run("rocm-smi", "--showproductname", "--showmeminfo", "vram", "--json"))
 
 
 def _metal() -> list[Detected]:

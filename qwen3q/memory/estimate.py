@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from qwen3q.errors import UsageError
 from qwen3q.memory import llamacpp
 from qwen3q.memory.devices import DeviceMemory
-from qwen3q.memory.gpus import Gpu
+from qwen3q.memory.gpus import Family, Gpu
 from qwen3q.memory.hf import transformers_memory
 from qwen3q.memory.settings import (
     Engine,
@@ -150,38 +150,45 @@ def estimate(
 def verdict_on(device: DeviceMemory, engine: Engine, settings: Settings) -> Verdict:
     """Whether one device's share fits it."""
     assert device.gpu is not None
-    limit = device.gpu.usable_bytes
-    if engine is Engine.VLLM:
-        limit = int(limit * settings.utilization)
-    if device.total > limit:
-        return Verdict.NO
-    return Verdict.TIGHT if device.total + device.uncertainty > limit else Verdict.FITS
+    return _judge(device.total, device.uncertainty, device.gpu, engine, settings)
 
 
 def on_single_gpus(
-    found: Estimate, config: Qwen3Config, gpus: Sequence[Gpu]
-) -> dict[str, tuple[Verdict, int]]:
+    found: Estimate, config: Qwen3Config, gpus: Iterable[Gpu]
+) -> Iterator[tuple[Gpu, Verdict, int]]:
     """For each GPU by itself: the verdict and the bytes left (negative: missing).
 
     Args:
         found: an estimate for one GPU of unknown size.
     """
-    base = found.devices[0]
-    verdicts = {}
-    extra: dict[str, tuple[int, int]] = {}
+    inside = found.devices[0].total - found.devices[0].overhead
+    outside: dict[Family, tuple[int, int]] = {}
     for gpu in gpus:
-        if gpu.family not in extra:
-            device = _overhead_on(found, config, gpu)
-            extra[gpu.family] = (device.overhead, device.uncertainty)
-        overhead, uncertainty = extra[gpu.family]
-        device = replace(base, gpu=gpu, overhead=overhead, uncertainty=uncertainty)
-        verdict = verdict_on(device, found.engine, found.settings)
-        verdicts[gpu.name] = (verdict, gpu.usable_bytes - device.total)
-    return verdicts
+        if gpu.family not in outside:
+            outside[gpu.family] = _outside(found, config, gpu)
+        overhead, uncertainty = outside[gpu.family]
+        total = inside + overhead
+        verdict = _judge(total, uncertainty, gpu, found.engine, found.settings)
+        yield gpu, verdict, gpu.usable_bytes - total
 
 
-def _overhead_on(found: Estimate, config: Qwen3Config, gpu: Gpu) -> DeviceMemory:
-    return _devices(config, found.weights, found.engine, found.settings, [gpu])[0]
+def _judge(total: int, uncertainty: int, gpu: Gpu, engine: Engine, settings: Settings) -> Verdict:
+    limit = gpu.usable_bytes
+    if engine is Engine.VLLM:
+        limit = int(limit * settings.utilization)
+    if total > limit:
+        return Verdict.NO
+    return Verdict.TIGHT if total + uncertainty > limit else Verdict.FITS
+
+
+def _outside(found: Estimate, config: Qwen3Config, gpu: Gpu) -> tuple[int, int]:
+    """Overhead and uncertainty of a run on one GPU of a family."""
+    settings = found.settings
+    whole = settings.gpu_layers is None and not settings.cpu_experts
+    if found.engine is Engine.LLAMA_CPP and whole:
+        return llamacpp.outside_bytes(config, settings, gpu)
+    device = _devices(config, found.weights, found.engine, settings, [gpu])[0]
+    return device.overhead, device.uncertainty
 
 
 def _devices(
@@ -198,9 +205,7 @@ def _devices(
     return [transformers_memory(config, weights, settings, gpus[0] if gpus else None)]
 
 
-def _verdict(
-    devices: Sequence[DeviceMemory], engine: Engine, settings: Settings
-) -> Verdict:
+def _verdict(devices: Sequence[DeviceMemory], engine: Engine, settings: Settings) -> Verdict:
     verdicts = [verdict_on(d, engine, settings) for d in devices if d.gpu is not None]
     for verdict in (Verdict.NO, Verdict.TIGHT):
         if verdict in verdicts:

@@ -13,6 +13,9 @@ from qwen3q.memory.settings import Engine, Settings, kv_types
 from qwen3q.memory.weights import FORMATS, release_weights
 from qwen3q.models.catalog import Release, catalog
 
+_NOT_OFFERED = ("fp16", "nvfp4", "gguf:F16")
+"""Copies of the original in another 16 bits, and what is planned but not written."""
+
 
 @dataclass(frozen=True, slots=True)
 class Fit:
@@ -61,8 +64,8 @@ def _runs(
     for release in catalog():
         for fmt in FORMATS:
             runner = engine or default_engine(fmt)
-            if fmt in ("fp16", "nvfp4"):
-                continue  # the original is bf16; nvfp4 is planned, not written
+            if fmt in _NOT_OFFERED or (fmt == "gguf:MXFP4_MOE" and not release.config.is_moe):
+                continue
             try:
                 type_k, type_v = kv_types(kv, runner)
                 shape = _with_types(settings, type_k, type_v)

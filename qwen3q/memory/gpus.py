@@ -24,11 +24,15 @@ MIB = 1 << 20
 
 _SIZES = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": MIB, "gib": 1 << 30}
 _NOISE = frozenset(
-    """nvidia geforce amd ati radeon intel apple tesla quadro instinct graphics gpu generation
-    edition workstation server design series r tm hbm2 hbm2e hbm3 hbm3e gddr6 gddr7 with
-    laptop_gpu ai""".split()
+    {
+        "nvidia", "geforce", "amd", "ati", "radeon", "intel", "apple", "tesla", "quadro",
+        "instinct", "graphics", "gpu", "generation", "edition", "workstation", "server", "design",
+        "series", "r", "tm", "hbm2", "hbm2e", "hbm3", "hbm3e", "gddr6", "gddr7", "ai",
+    }
+)  # fmt: skip
+_OPTIONAL = frozenset(
+    {"rtx", "gtx", "rx", "arc", "blackwell", "sxm", "pcie", "30core", "32core", "40core", "spark"}
 )
-_OPTIONAL = frozenset("rtx gtx rx arc blackwell sxm pcie 30core 32core 40core gb10 dgx spark".split())
 _SIZE_WORD = re.compile(r"\d+(gb|gib)")
 _NEAR_SIZE = 0.12
 
@@ -56,8 +60,7 @@ _BACKENDS = {
 
 _NICKNAMES = {
     "GB10 (DGX Spark)": ("gb10", "dgxspark", "spark"),
-    "Strix Halo Radeon 8060S 128GB": ("strixhalo", "8060s", "ryzenmax395", "ryzenmax395radeon8060s"),
-    "Tesla T4": ("t4",),
+    "Strix Halo Radeon 8060S 128GB": ("strixhalo", "8060s", "ryzenmax395"),
 }
 
 

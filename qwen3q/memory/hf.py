@@ -77,7 +77,7 @@ def _prefill_peak(config: Qwen3Config, settings: Settings) -> int:
 
 
 def _waste(config: Qwen3Config, fmt: str) -> int:
-    """Rounding of all code tensors, one per linear and expert; float weights are warmed up whole."""
+    """Rounding of all code tensors, one per linear and expert; of float weights there is none."""
     if fmt in ("bf16", "fp16") or fmt not in CODE_BYTES:
         return 0
     hidden, each = config.hidden_size, CODE_BYTES[fmt]

@@ -131,9 +131,7 @@ def _own_device(node: Tensor, cpu: int, offload: bool) -> int | None:
 _Split = tuple[int, list[Tensor], list[Tensor]]
 
 
-def _split(
-    graph: Graph, made: dict[tuple[int, int], list[Tensor]], copies: int
-) -> list[_Split]:
+def _split(graph: Graph, made: dict[tuple[int, int], list[Tensor]], copies: int) -> list[_Split]:
     """Pass 5: runs of nodes on one device, each with the sources to copy there first."""
     first = next(_device(node) for node in graph.nodes if not node.is_view)
     current: _Split = (first, [], [])

@@ -222,8 +222,10 @@ class _Builder:
             flat = self.linear(device, nbytes, x, n_heads * dim, tokens)
             return _view(flat, ("f32", dim, n_heads, tokens))
 
-        q, k, v = project(weights.q, heads), project(weights.k, kv_heads), project(
-            weights.v, kv_heads
+        q, k, v = (
+            project(weights.q, heads),
+            project(weights.k, kv_heads),
+            project(weights.v, kv_heads),
         )
         q = self.rope(self.norm(q, layer, dim, heads, tokens), dim, heads)
         k = self.rope(self.norm(k, layer, dim, kv_heads, tokens), dim, kv_heads)

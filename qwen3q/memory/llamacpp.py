@@ -68,6 +68,43 @@ def output_bytes(config: Qwen3Config, settings: Settings) -> int:
     return 4 * config.vocab_size * settings.parallel
 
 
+def outside_bytes(
+    config: Qwen3Config, settings: Settings, gpu: Gpu | None, moved: int = 0
+) -> tuple[int, int]:
+    """What is outside llama.cpp's buffers on one GPU, and by how much that may be off.
+
+    The driver's context; on CUDA and ROCm flash attention's F16 copy of a quantized cache (in newer
+    builds part of the compute buffer, which the dry run of another backend does not show); and
+    copies of weights.
+
+    Args:
+        moved: bytes of the weights that this GPU copies from the CPU for large batches.
+    """
+    scratch = moved
+    if gpu is not None and gpu.family in _CUDA_LIKE and settings.flash_attention:
+        halves = is_quantized(settings.type_k) + is_quantized(settings.type_v)
+        scratch += halves * cache_tokens(settings) * row_bytes("f16", config.kv_size)
+    return context_bytes(gpu) + scratch, context_spread(gpu) + scratch // 4
+
+
+@cache
+def _places(
+    n_layers: int, gpu_layers: int, ends: tuple[float, ...], cpu_experts: int
+) -> tuple[tuple[int, ...], tuple[int, ...], int]:
+    """Device of every layer, of every layer's experts, and of the output, which counts as the last
+    layer (``get_layer_buft_list`` in llama-model.cpp)."""
+    cpu = len(ends)
+    first = n_layers + 1 - gpu_layers
+
+    def device(layer: int) -> int:
+        if layer < first:
+            return cpu
+        return next(i for i, end in enumerate(ends) if (layer - first) / gpu_layers < end)
+
+    layers = tuple(map(device, range(n_layers)))
+    return layers, (cpu,) * cpu_experts + layers[cpu_experts:], device(n_layers)
+
+
 class _Run:
     def __init__(
         self,
@@ -85,27 +122,17 @@ class _Run:
         wanted = self.n_layers + 1 if settings.gpu_layers is None else settings.gpu_layers
         self.gpu_layers = min(wanted, self.n_layers + 1) if gpus else 0
         shares = [gpu.usable_bytes if gpu else 1 for gpu in gpus]
-        self.ends = [end / sum(shares) for end in accumulate(shares)]
-        self.layer_device = [self.device(layer) for layer in range(self.n_layers)]
-        self.expert_device = [
-            self.cpu if layer < settings.cpu_experts else device
-            for layer, device in enumerate(self.layer_device)
-        ]
-        self.output_device = self.device(self.n_layers)
+        ends = tuple(end / sum(shares) for end in accumulate(shares))
+        self.layer_device, self.expert_device, self.output_device = _places(
+            self.n_layers, self.gpu_layers, ends, settings.cpu_experts
+        )
         self.k_bytes, self.v_bytes = layer_cache_bytes(config, settings)
-
-    def device(self, layer: int) -> int:
-        """Where a layer goes; the output counts as the last (``get_layer_buft_list``)."""
-        first = self.n_layers + 1 - self.gpu_layers
-        if layer < first:
-            return self.cpu
-        position = (layer - first) / self.gpu_layers
-        return next(i for i, end in enumerate(self.ends) if position < end)
 
     def devices(self) -> list[DeviceMemory]:
         weights, kv = [0] * (self.cpu + 1), [0] * (self.cpu + 1)
+        moe = self.config.is_moe
         for layer, size in enumerate(self.weights.layers):
-            experts = size.ffn if self.config.is_moe else 0
+            experts = size.ffn if moe else 0
             weights[self.layer_device[layer]] += size.total - experts
             weights[self.expert_device[layer]] += experts
             kv[self.layer_device[layer]] += self.k_bytes + self.v_bytes
@@ -114,11 +141,12 @@ class _Run:
         if self.weights.head == 0 and self.output_device != self.cpu:
             weights[self.output_device] += self.weights.embedding
         compute = self.compute(offload=False)
-        scratch = self.scratch(compute)
+        moved = self.moved_bytes(compute)
         found = []
         for i, gpu in enumerate(self.gpus):
-            overhead = context_bytes(gpu) + scratch[i]
-            spread = context_spread(gpu) + scratch[i] // 4
+            overhead, spread = outside_bytes(
+                self.config, self.settings, gpu, moved if i == 0 else 0
+            )
             found.append(
                 DeviceMemory(
                     f"{gpu.backend if gpu else 'GPU'}{i}",
@@ -139,7 +167,7 @@ class _Run:
         pipeline = (
             self.cpu > 1 and self.gpu_layers > self.n_layers and not self.settings.cpu_experts
         )
-        kept = _representative(list(zip(self.layer_device, self.expert_device, strict=True)))
+        kept = _representative(self.layer_device, self.expert_device)
         placement = Placement(
             self.cpu,
             tuple(self.layer_device[i] for i in kept),
@@ -172,36 +200,40 @@ class _Run:
             for layer, device in zip(self.weights.layers, self.expert_device, strict=True)
             if device == self.cpu
         ]
-        parts = ("q", "k", "v", "o", "gate", "up", "down")
+
+        def largest(part: str) -> int:
+            return max((getattr(layer, part) for layer in on_cpu), default=0)
+
         return WeightBytes(
-            *(max((getattr(layer, part) for layer in on_cpu), default=0) for part in parts),
+            q=largest("q"),
+            k=largest("k"),
+            v=largest("v"),
+            o=largest("o"),
+            gate=largest("gate"),
+            up=largest("up"),
+            down=largest("down"),
             output=self.weights.head or self.weights.embedding,
         )
 
-    def scratch(self, compute: list[int]) -> list[int]:
-        """What backends allocate beside the dry run's buffers, by GPU."""
-        extra = [0] * self.cpu
-        for i, gpu in enumerate(self.gpus):
-            if gpu is not None and gpu.family in _CUDA_LIKE and self.settings.flash_attention:
-                cells = cache_tokens(self.settings)
-                halves = is_quantized(self.settings.type_k) + is_quantized(self.settings.type_v)
-                extra[i] += halves * cells * row_bytes("f16", self.config.kv_size)
+    def moved_bytes(self, compute: list[int]) -> int:
+        """What the first GPU's compute buffer grows by for copies of the CPU's weights."""
         first = self.gpus[0] if self.gpus else None
         uses_cpu = self.cpu in self.expert_device or self.output_device == self.cpu
-        if first is not None and first.family in _COPIES_WEIGHTS and uses_cpu:
-            extra[0] += max(0, self.compute(offload=True)[0] - compute[0])
-        return extra
+        if first is None or first.family not in _COPIES_WEIGHTS or not uses_cpu:
+            return 0
+        return max(0, self.compute(offload=True)[0] - compute[0])
 
 
 def _padded(context: int) -> int:
     return -(-context // _CELLS) * _CELLS
 
 
-def _representative(places: list[tuple[int, int]]) -> list[int]:
+@cache
+def _representative(layers: tuple[int, ...], experts: tuple[int, ...]) -> list[int]:
     """Layers that have the peak of all: of each run on one device the first few."""
-    kept = []
+    kept: list[int] = []
     start = 0
-    for _, run in groupby(places):
+    for _, run in groupby(zip(layers, experts, strict=True)):
         length = len(list(run))
         few = length
         if length > _PERIOD_FROM:

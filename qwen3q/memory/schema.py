@@ -90,24 +90,19 @@ def gpus_json(
     Args:
         runs: estimates for one GPU of unknown size.
     """
-    verdicts = [on_single_gpus(run, config, catalog) for run in runs]
-    found = []
-    for gpu in catalog:
-        entry = gpu_json(gpu)
-        if len(runs) == 1:
-            verdict, left = verdicts[0][gpu.name]
-            entry |= {"fits": verdict is not Verdict.NO, "verdict": verdict.value}
-            entry["left_bytes"] = left
-        else:
-            longest: dict[str, int] = {}
-            for run, on in zip(runs, verdicts, strict=True):
-                holds = run.settings.context if on[gpu.name][0] is not Verdict.NO else 0
-                fmt = run.weights.format
-                longest[fmt] = max(holds, longest.get(fmt, 0))
-            entry["fits"] = any(longest.values())
-            entry["longest_context"] = longest
-        found.append(entry)
-    return found
+    entries = {gpu.name: gpu_json(gpu) for gpu in catalog}
+    for run in runs:
+        fmt, context = run.weights.format, run.settings.context
+        for gpu, verdict, left in on_single_gpus(run, config, catalog):
+            entry = entries[gpu.name]
+            holds = verdict is not Verdict.NO
+            entry["fits"] = holds or entry.get("fits", False)
+            if len(runs) == 1:
+                entry |= {"verdict": verdict.value, "left_bytes": left}
+                continue
+            longest = entry.setdefault("longest_context", {})
+            longest[fmt] = max(context if holds else 0, longest.get(fmt, 0))
+    return list(entries.values())
 
 
 def fit_json(fit: Fit) -> dict[str, Any]:

@@ -210,6 +210,8 @@ def _why_not(name: str) -> str:
 
 
 def _nearest(name: str, known: tuple[str, ...]) -> str:
+    if name.startswith("q") and "fp8" in known:
+        return "fp8"
+    same_bits = [kind for kind in known if kind.startswith(name[:2])]
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.3)
-    quantized = [kind for kind in known if kind.startswith(name[:2])]
-    return (quantized or close or [known[0]])[0]
+    return (same_bits or close or [known[0]])[0]

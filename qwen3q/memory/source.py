@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from qwen3q.errors import CheckpointError, UsageError
-from qwen3q.memory.weights import FORMATS, Weights, planned_weights, release_weights, sum_tensors
+from qwen3q.memory.weights import (
+    FORMATS,
+    GGUF_PREFIX,
+    Weights,
+    planned_weights,
+    release_weights,
+    sum_tensors,
+)
 from qwen3q.models.catalog import Release, find_release
 from qwen3q.models.config import Qwen3Config, parse_config
 
@@ -96,7 +103,7 @@ def canonical_format(fmt: str) -> str:
     if fmt in FORMATS:
         return fmt
     from qwen3q.plan.gguf_types import FileType
-    from qwen3q.plan.targets import GGUF_PREFIX, parse_target
+    from qwen3q.plan.targets import parse_target
 
     target = parse_target(fmt)
     return GGUF_PREFIX + target.name if isinstance(target, FileType) else target.name

@@ -178,9 +178,7 @@ def _layer_split_seconds(
     return seconds
 
 
-def _cpu_read(
-    config: Qwen3Config, weights: Weights, devices: Sequence[DeviceMemory]
-) -> float:
+def _cpu_read(config: Qwen3Config, weights: Weights, devices: Sequence[DeviceMemory]) -> float:
     """Bytes of the CPU's weights that one token reads; experts go first to the CPU."""
     held = sum(d.weights for d in devices if d.gpu is None) - weights.embedding
     if held <= 0:

@@ -84,9 +84,9 @@ def size_classes() -> dict[int, list[Gpu]]:
 
 def smallest_class(model: Model, found: Estimate) -> int | None:
     """The smallest of ``size_classes`` whose every GPU holds a run; None if none does."""
-    leads = {size: parts[0] for size, parts in size_classes().items()}
-    verdicts = on_single_gpus(found, model.config, list(leads.values()))
-    holding = (size for size, gpu in leads.items() if verdicts[gpu.name][0] is not Verdict.NO)
+    leads = {parts[0].name: size for size, parts in size_classes().items()}
+    verdicts = on_single_gpus(found, model.config, (c[0] for c in size_classes().values()))
+    holding = (leads[gpu.name] for gpu, verdict, _ in verdicts if verdict is not Verdict.NO)
     return next(holding, None)
 
 

@@ -8,14 +8,17 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qwen3q.models.catalog import Release
 from qwen3q.models.config import Qwen3Config
 from qwen3q.models.tensors import parameter_count
 from qwen3q.plan.gguf_types import FILE_TYPES
-from qwen3q.plan.plan import Plan
-from qwen3q.plan.targets import GGUF_PREFIX, parse_target, plan_target
+
+if TYPE_CHECKING:
+    from qwen3q.plan.plan import Plan
+
+GGUF_PREFIX = "gguf:"
 
 FOLDER_FORMATS = (
     "bf16", "fp16", "fp8", "nvfp4", "gptq:int8", "gptq:int4", "awq:int4", "int8", "int4",
@@ -187,6 +190,8 @@ def planned_weights(model: str, config: Qwen3Config, fmt: str) -> Weights:
     Raises:
         UsageError: no such format, or one that this model does not fit.
     """
+    from qwen3q.plan.targets import parse_target, plan_target
+
     return weights_of_plan(plan_target(model, config, parse_target(fmt)), config)
 
 
