@@ -43,7 +43,8 @@ from qwen3q.progress import ProgressFn, silent
 
 SLAB_WEIGHTS = 1 << 19
 """Weights a thread takes at a time: 2 MiB as float32, about one core's second-level cache."""
-TENSORS_AHEAD = 2
+AHEAD_BYTES = 64 << 20
+"""Source bytes of tensors begun before the oldest of them is done; keeps every thread busy."""
 
 Importance = Mapping[str, NDArray[np.float32]]
 
@@ -219,19 +220,20 @@ def _quantize_all(
     importance: Importance,
     progress: ProgressFn,
 ) -> None:
-    """Feeds slabs to the pool, a few tensors ahead, and gives finished tensors' memory back."""
+    """Feeds slabs to the pool, some tensors ahead, and gives finished tensors' memory back."""
     total = sum(info.nbytes for info in checkpoint.tensors.values())
-    done = 0
+    done = ahead = 0
     buffers = threading.local()
     pending: deque[tuple[str, list[Future[None]]]] = deque()
 
     def finish_oldest() -> None:
-        nonlocal done
+        nonlocal done, ahead
         name, futures = pending.popleft()
         for future in futures:
             future.result()
         checkpoint.release(name)
         done += checkpoint.tensors[name].nbytes
+        ahead -= checkpoint.tensors[name].nbytes
         progress(done, total, "quantize")
 
     with ThreadPoolExecutor(threads) as pool:
@@ -242,7 +244,8 @@ def _quantize_all(
                     for slab in _slabs(source, outputs)
                 ]
                 pending.append((source.name, futures))
-                if len(pending) > TENSORS_AHEAD:
+                ahead += checkpoint.tensors[source.name].nbytes
+                while ahead > AHEAD_BYTES and len(pending) > 1:
                     finish_oldest()
             while pending:
                 finish_oldest()
