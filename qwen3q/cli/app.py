@@ -21,6 +21,7 @@ VERBS = {
     "quantize": "Turn a model into smaller formats.",
     "verify": "Hold a quantized folder against its plan and its manifest.",
     "eval": "Measure what a quantization cost.",
+    "report": "Reports of several evaluations in one.",
     "chat": "Talk with a model in the terminal.",
     "doctor": "What works on this machine, and how to get what does not.",
     "demo": "The whole path on the embedded demo model.",

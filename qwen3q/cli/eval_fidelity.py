@@ -26,7 +26,10 @@ def fidelity(
     context: Annotated[int, typer.Option(min=4, help="Tokens per chunk.")] = 512,
     max_chunks: Annotated[int | None, typer.Option(min=1, help="Default: all of the text.")] = None,
     parse_special: Annotated[
-        bool, typer.Option("--parse-special", help="Read <|im_start|> as a token, as the built-in text is.")
+        bool,
+        typer.Option(
+            "--parse-special", help="Read <|im_start|> as a token, as the built-in text is."
+        ),
     ] = False,
     backend: Annotated[
         str, typer.Option(help="auto (GGUF: llama.cpp, folders: torch), llama or torch.")
@@ -40,6 +43,9 @@ def fidelity(
         Path | None,
         typer.Option(help="Folder for report.html, .md, .json and the reference's logits."),
     ] = None,
+    card: Annotated[
+        bool, typer.Option("--update-card", help="Put the figures into each folder's README.md.")
+    ] = False,
     offline: Annotated[bool, typer.Option("--offline", help="Only what is downloaded.")] = False,
     json_output: JsonFlag = False,
 ) -> None:
@@ -51,6 +57,7 @@ def fidelity(
     from qwen3q.errors import UsageError
     from qwen3q.evaluate.artefact import find_artefact
     from qwen3q.evaluate.backends import BackendKind, BackendOptions
+    from qwen3q.evaluate.card import update_card
     from qwen3q.evaluate.measure import TextOptions, measure_fidelity
     from qwen3q.evaluate.report import run_report, write_report
 
@@ -60,7 +67,10 @@ def fidelity(
     with progress_bar(quiet=json_output) as progress:
         run = measure_fidelity(
             find_artefact(reference, offline=offline, progress=progress),
-            [find_artefact(a, offline=offline, progress=progress) for a in artefacts],
+            [
+                find_artefact(a, offline=offline, progress=progress)
+                for a in dict.fromkeys(artefacts)
+            ],
             content,
             TextOptions(context, max_chunks, parse_special or text is None),
             BackendOptions(BackendKind(backend), threads, gpu_layers, device),
@@ -69,6 +79,11 @@ def fidelity(
         )
     report = run_report(run, name, ["qwen3q", *sys.argv[1:]])
     written = write_report(report, out) if out is not None else []
+    for measured in run.results if card else ():
+        artefact = measured.artefact
+        if not artefact.is_gguf:
+            update_card(artefact.path / "README.md", report, artefact.name)
+            written.append(artefact.path / "README.md")
     if json_output:
         print_json(report)
         return
@@ -93,27 +108,25 @@ def show_results(report: Mapping[str, Any]) -> None:
     from rich.table import Table
 
     table = Table()
-    table.add_column("artefact", overflow="fold")
-    for heading in ("format", "size", "perplexity", "KL mean", "KL 99 %", "top-1"):
-        table.add_column(heading, justify="left" if heading == "format" else "right")
+    table.add_column("artefact", overflow="fold", min_width=16)
+    for heading in ("size", "perplexity", "KL mean", "KL 99 %", "top-1"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for number, run in enumerate(report["runs"]):
         facts = run["reference"]
         table.add_row(
             f"{facts['artefact']} (reference)",
-            facts["format"],
             format_bytes(facts["file_bytes"]),
-            f"{facts['perplexity']:.3f} ± {facts['perplexity_stderr']:.3f}",
+            f"{facts['perplexity']:.3f}",
         )
         rows = [row for row in report["results"] if row["run"] == number]
         for row in sorted(rows, key=lambda row: float(row["kl_mean"])):
             table.add_row(
                 row["artefact"],
-                row["format"],
                 format_bytes(row["file_bytes"]),
-                f"{row['perplexity']:.3f} ± {row['perplexity_stderr']:.3f}",
+                f"{row['perplexity']:.3f}",
                 f"{row['kl_mean']:.5f} ± {row['kl_mean_stderr']:.5f}",
                 f"{row['kl_p99']:.4f}",
-                f"{row['top1']:.2%} ± {row['top1_stderr']:.2%}",
+                f"{row['top1']:.2%}",
             )
     stdout_console().print(table)
     for run in report["runs"]:

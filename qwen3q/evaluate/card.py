@@ -1,0 +1,64 @@
+"""An artefact's model card with the figures of an evaluation in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from qwen3q.errors import UsageError
+from qwen3q.evaluate.groups import comparable
+from qwen3q.evaluate.report import write_text
+from qwen3q.evaluate.report_markdown import FIDELITY_NOTE
+from qwen3q.evaluate.tables import Table, fidelity_table, markdown
+
+START = "<!-- qwen3q eval -->"
+END = "<!-- /qwen3q eval -->"
+
+
+def update_card(card: Path, report: Mapping[str, Any], artefact: str) -> None:
+    """Puts the figures of ``artefact`` into ``card``, in place of those of an earlier call.
+
+    Everything outside the two marker comments stays as it is.
+
+    Raises:
+        UsageError: there is no such card.
+        DiskError: it can't be written.
+    """
+    try:
+        text = card.read_text(encoding="utf-8")
+    except OSError:
+        raise UsageError(
+            f"There is no model card at {card}.", "--update-card is for folders with a README.md."
+        ) from None
+    section = f"{START}\n{_section(report, artefact)}\n{END}"
+    before, found, rest = text.partition(START)
+    if found:
+        _, closed, after = rest.partition(END)
+        if not closed:
+            raise UsageError(f"{card} has {START} without {END}.", "Remove that line.")
+        write_text(card, before + section + after)
+    else:
+        write_text(card, f"{text.rstrip()}\n\n{section}\n")
+
+
+def _section(report: Mapping[str, Any], artefact: str) -> str:
+    parts = ["## Evaluation"]
+    for group in comparable(report):
+        table = fidelity_table(group)
+        rows = tuple(
+            cells
+            for index, cells in enumerate(table.rows)
+            if index == 0 or group.rows[index - 1]["artefact"] == artefact
+        )
+        if len(rows) > 1:
+            run = group.reference
+            parts.append(markdown(Table(table.heads, rows, table.text_columns)))
+            parts.append(
+                f"On {group.text.get('name')}: {run.get('tokens'):,} positions, chunks of "
+                f"{run.get('context')} tokens. {FIDELITY_NOTE.removesuffix(_BOLD)}"
+            )
+    return "\n\n".join(parts)
+
+
+_BOLD = " Bold: no other artefact here is both smaller and closer."

@@ -1,0 +1,63 @@
+"""What a report compares: results on the same tokens against the same reference."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Row = Mapping[str, Any]
+
+_SAME = ("artefact", "tokenizer", "chunks", "context", "first", "parse_special")
+INDISTINGUISHABLE = 1e-6
+"""A mean divergence below this (nats) is the arithmetic's, not the quantization's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Results that may be held against each other.
+
+    Attributes:
+        reference: the float model's facts, of the group's first run.
+        text: name and hash of the text.
+        rows: best divergence first.
+        front: artefacts that no other beats in both size and divergence, as row indices.
+    """
+
+    reference: Row
+    text: Row
+    rows: tuple[Row, ...]
+    front: frozenset[int]
+
+
+def comparable(report: Mapping[str, Any]) -> list[Group]:
+    """The report's results in groups, in order of their first run."""
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in report["results"]:
+        run = report["runs"][row["run"]]
+        key = (run["text"].get("sha256"), *(run["reference"].get(name) for name in _SAME))
+        groups.setdefault(key, []).append(row)
+    out = []
+    for rows in groups.values():
+        rows = sorted(rows, key=lambda row: float(row["kl_mean"]))
+        run = report["runs"][rows[0]["run"]]
+        out.append(Group(run["reference"], run["text"], tuple(rows), pareto_front(rows)))
+    return out
+
+
+def pareto_front(rows: Sequence[Row]) -> frozenset[int]:
+    """Indices of rows that no other row equals or beats in size and divergence both."""
+
+    def beats(a: Row, b: Row) -> bool:
+        ours, theirs = (a["file_bytes"], a["kl_mean"]), (b["file_bytes"], b["kl_mean"])
+        return ours != theirs and all(x <= y for x, y in zip(ours, theirs, strict=True))
+
+    return frozenset(
+        index for index, row in enumerate(rows) if not any(beats(other, row) for other in rows)
+    )
+
+
+def short_format(row: Row) -> str:
+    """How a plot names an artefact: its format without ``gguf:``, or its name if that is long."""
+    name = str(row["format"]).removeprefix("gguf:")
+    return name if len(name) <= 24 else str(row["artefact"])

@@ -1,0 +1,136 @@
+"""``report.html``: one page with everything in it; no network, light and dark, printable."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from html import escape
+from importlib import resources
+from typing import Any
+
+from qwen3q.evaluate.charts import layer_heat_map, size_against_divergence, speed_lines
+from qwen3q.evaluate.gate_tables import gate_tables
+from qwen3q.evaluate.groups import INDISTINGUISHABLE, Group, comparable
+from qwen3q.evaluate.speed_tables import speed_series, speed_table
+from qwen3q.evaluate.tables import Table, facts_table, fidelity_table, size
+
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+
+
+def report_html(report: Mapping[str, Any]) -> str:
+    """The whole page."""
+    groups = comparable(report)
+    body = [_head(report, groups)]
+    for group in groups:
+        body += _fidelity(group)
+    body += _layers(report)
+    body += [_section(title, _table(table)) for title, table in gate_tables(report)]
+    body += _speed(report)
+    runs = "".join(_table(facts_table(run), kind="facts") for run in report["runs"])
+    body.append(_section("What was run", runs))
+    style = (resources.files("qwen3q.data") / "report.css").read_text("utf-8")
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+        '<meta name="color-scheme" content="light dark">'
+        f"<title>What the quantization cost</title><style>{style}</style></head>"
+        f"<body><main>{''.join(body)}</main></body></html>\n"
+    )
+
+
+def _head(report: Mapping[str, Any], groups: list[Group]) -> str:
+    count = len(report["results"])
+    names = sorted({str(group.reference["artefact"]) for group in groups})
+    runs = report["runs"]
+    against = f" against {', '.join(names)}" if names else ""
+    lead = f"{count} artefact{'s' if count != 1 else ''}{against}, on identical tokens."
+    when = ", ".join(sorted({str(run.get("created", ""))[:10] for run in runs}))
+    version = escape(str(runs[0].get("qwen3q", "")))
+    return (
+        f"<header><h1>What the quantization cost</h1><p class=lead>{escape(lead)}</p>"
+        f"<p class=muted>{escape(when)} · qwen3q {version}</p></header>"
+    )
+
+
+def _fidelity(group: Group) -> list[str]:
+    text = escape(str(group.text.get("name", "")))
+    title = f"Fidelity to {escape(str(group.reference['artefact']))}"
+    chart = size_against_divergence(group)
+    hidden = [str(r["artefact"]) for r in group.rows if r["kl_mean"] <= INDISTINGUISHABLE]
+    caption = (
+        "Lower and further left is better. The line joins the Pareto front: artefacts than which "
+        "no other is both smaller and closer to the reference. Bars are one standard error."
+    )
+    if hidden:
+        caption += f" Not drawn, as no divergence was measured: {escape(', '.join(hidden))}."
+    parts = [f"<figure>{chart}<figcaption>{caption}</figcaption></figure>"] if chart else []
+    parts.append(_table(fidelity_table(group)))
+    tokens = group.reference.get("tokens", 0)
+    parts.append(
+        f"<p class=note>{tokens:,} positions of the text “{text}”, chunks of "
+        f"{group.reference.get('context')} tokens, the second half of each scored. KL divergence "
+        "from the reference's next-token distribution in nats; Δp is the change of the next "
+        "token's probability. ± is one standard error, tokens taken as independent; the "
+        "definitions are those of llama-perplexity. Bold: on the Pareto front.</p>"
+    )
+    return [_section(title, "".join(parts))]
+
+
+def _layers(report: Mapping[str, Any]) -> list[str]:
+    maps = []
+    for row in report["results"]:
+        chart = layer_heat_map(row.get("layer_errors") or {}, f"Error by layer, {row['artefact']}")
+        if chart:
+            name = escape(str(row["artefact"]))
+            maps.append(
+                f"<figure><h3>{name} <small>{escape(size(row['file_bytes']))}</small></h3>{chart}"
+                "</figure>"
+            )
+    if not maps:
+        return []
+    note = (
+        "<p class=note>Squared error of each linear's output over its squared output, on the "
+        "calibration tokens, as the quantizer reported it. Stronger colour is larger, by "
+        "logarithm within one artefact.</p>"
+    )
+    return [_section("Error by layer", "".join(maps) + note)]
+
+
+def _speed(report: Mapping[str, Any]) -> list[str]:
+    table = speed_table(report)
+    if table is None:
+        return []
+    parts = []
+    for phase, x_name in (("decode", "tokens in the context before"), ("prefill", "prompt tokens")):
+        chart = speed_lines(speed_series(report, phase), x_name)
+        if chart:
+            parts.append(f"<figure><h3>{phase.capitalize()}</h3>{chart}</figure>")
+    return [_section("Speed", "".join(parts) + _table(table))]
+
+
+def _section(title: str, content: str) -> str:
+    return f"<section><h2>{title}</h2>{content}</section>"
+
+
+def _table(table: Table, kind: str = "") -> str:
+    def row(cells: tuple[str, ...], tag: str, strong: bool = False) -> str:
+        marks = ["" if c < table.text_columns else " class=n" for c in range(len(cells))]
+        inner = "".join(
+            f"<{tag}{mark}>{_cell(cell)}</{tag}>" for cell, mark in zip(cells, marks, strict=True)
+        )
+        return f"<tr{' class=strong' if strong else ''}>{inner}</tr>"
+
+    head = f"<thead>{row(table.heads, 'th')}</thead>" if any(table.heads) else ""
+    body = "".join(
+        row(cells, "td", index in table.strong) for index, cells in enumerate(table.rows)
+    )
+    return f'<div class="scroll {kind}"><table>{head}<tbody>{body}</tbody></table></div>'
+
+
+def _cell(text: str) -> str:
+    """A cell's text; a standard error goes under its figure."""
+    figure, between, error = text.partition(" ± ")
+    if not between:
+        return escape(text)
+    unit = " %" if error.endswith(" %") else ""
+    return f"{escape(figure)}{unit}<small>± {escape(error.removesuffix(' %'))}</small>"

@@ -1,0 +1,33 @@
+"""``report.md``: the report's tables for a repository or a model card."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from qwen3q.evaluate.gate_tables import gate_tables
+from qwen3q.evaluate.groups import comparable
+from qwen3q.evaluate.speed_tables import speed_table
+from qwen3q.evaluate.tables import facts_table, fidelity_table, markdown
+
+FIDELITY_NOTE = (
+    "KL divergence in nats from the float reference's next-token distribution; Δp is the change of "
+    "the next token's probability. Standard errors take tokens as independent. Bold: no other "
+    "artefact here is both smaller and closer."
+)
+
+
+def report_markdown(report: Mapping[str, Any]) -> str:
+    """All sections of the report as Markdown."""
+    parts = ["# What the quantization cost"]
+    for group in comparable(report):
+        title = f"## Fidelity to {group.reference['artefact']} on {group.text.get('name', '')}"
+        parts += [title, markdown(fidelity_table(group)), FIDELITY_NOTE]
+    for title, table in gate_tables(report):
+        parts += [f"## {title}", markdown(table)]
+    speed = speed_table(report)
+    if speed is not None:
+        parts += ["## Speed", markdown(speed)]
+    parts.append("## What was run")
+    parts += [markdown(facts_table(run)) for run in report["runs"]]
+    return "\n\n".join(parts) + "\n"

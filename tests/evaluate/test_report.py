@@ -1,0 +1,267 @@
+"""Reports: what they say, merging, broken input, and that a browser draws the page."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import pytest
+
+from qwen3q.errors import UsageError
+from qwen3q.evaluate.card import update_card
+from qwen3q.evaluate.groups import comparable
+from qwen3q.evaluate.report import (
+    SCHEMA,
+    layer_errors,
+    merge_reports,
+    read_report,
+    write_report,
+)
+from qwen3q.evaluate.report_html import report_html
+from qwen3q.evaluate.report_markdown import report_markdown
+
+
+def row(name: str, nbytes: int, divergence: float, **more) -> dict:
+    figures = {"perplexity": 8.0, "kl_mean": divergence, "kl_p99": 9 * divergence, "top1": 0.9}
+    errors = {f"{key}_stderr": value / 50 for key, value in figures.items()}
+    facts = {"run": 0, "artefact": name, "format": f"gguf:{name}", "file_bytes": nbytes}
+    return {**facts, "bits_per_weight": 4.5, **figures, **errors, **more}
+
+
+def report(*rows: dict, text: str = "a", machine: str = "one") -> dict:
+    reference = {
+        "artefact": "Qwen3 <b>",
+        "format": "bfloat16",
+        "file_bytes": 16_000_000,
+        "perplexity": 7.9,
+        "perplexity_stderr": 0.1,
+        "tokens": 2550,
+        "chunks": 10,
+        "context": 512,
+        "first": 256,
+    }
+    run = {
+        "created": "2025-01-02T03:04:05+00:00",
+        "qwen3q": "0.1.0",
+        "command": ["qwen3q", "eval", "<script>alert(1)</script>"],
+        "machine": {"processor": machine},
+        "text": {"name": "books & more", "sha256": text},
+        "reference": reference,
+    }
+    return {"schema": SCHEMA, "runs": [run], "results": list(rows)}
+
+
+EXAMPLE = report(
+    row("Q8_0", 8_000_000, 0.0003),
+    row("Q4_K_M", 5_000_000, 0.008),
+    row("Q4_0", 5_100_000, 0.012),
+    row(
+        "Q2_K",
+        4_000_000,
+        0.07,
+        layer_errors={"0": {"q_proj": 0.01, "up_proj": 0.02}, "1": {"q_proj": 0.03}},
+    ),
+)
+
+
+def test_the_pareto_front_is_what_nothing_beats():
+    (group,) = comparable(EXAMPLE)
+    assert [r["artefact"] for r in group.rows] == ["Q8_0", "Q4_K_M", "Q4_0", "Q2_K"]
+    assert {group.rows[i]["artefact"] for i in group.front} == {"Q8_0", "Q4_K_M", "Q2_K"}
+
+
+def test_equals_stay_on_the_front_together():
+    (group,) = comparable(report(row("a", 10, 0.5), row("b", 10, 0.5), row("c", 10, 0.6)))
+    assert group.front == {0, 1}
+
+
+def test_merging_keeps_runs_apart_and_same_tokens_together():
+    other = report(row("IQ4_XS", 4_900_000, 0.009), machine="two")
+    code = report(row("Q8_0", 8_000_000, 0.001), text="b")
+    merged = merge_reports([EXAMPLE, other, code])
+    assert [r["run"] for r in merged["results"]] == [0, 0, 0, 0, 1, 2]
+    assert [run["machine"]["processor"] for run in merged["runs"]] == ["one", "two", "one"]
+    assert [len(group.rows) for group in comparable(merged)] == [5, 1]
+    assert [r["run"] for r in EXAMPLE["results"]] == [0] * 4
+
+
+class Page(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict]] = []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+
+def test_the_page_has_everything_in_it():
+    text = report_html(EXAMPLE)
+    page = Page()
+    page.feed(text)
+    tags = [tag for tag, _ in page.tags]
+    assert tags.count("svg") == 2
+    assert not {"script", "link", "img", "iframe"} & set(tags)
+    assert not any(key in attrs for _, attrs in page.tags for key in ("src", "href", "onclick"))
+    assert "http://" not in text
+    assert "https://" not in text
+    assert "url(" not in text
+    assert "@media (prefers-color-scheme: dark)" in text
+    assert "@media print" in text
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
+
+
+def test_plots_are_well_formed_and_within_their_frame():
+    for svg in re.findall(r"<svg.*?</svg>", report_html(EXAMPLE), re.DOTALL):
+        root = ElementTree.fromstring(svg)
+        width, height = map(float, root.attrib["viewBox"].split()[2:])
+        for mark in root.iter():
+            for name, limit in (("cx", width), ("cy", height), ("x1", width), ("y2", height)):
+                assert 0 <= float(mark.get(name, 0)) <= limit
+
+
+def test_points_lie_where_their_figures_say():
+    svg = re.findall(r"<svg.*?</svg>", report_html(EXAMPLE), re.DOTALL)[0]
+    dots = [m for m in ElementTree.fromstring(svg).iter() if m.tag == "circle"]
+    at = {d[0].text.split(":")[0]: (float(d.get("cx")), float(d.get("cy"))) for d in dots}
+    by_size = sorted(at, key=lambda name: at[name][0])
+    by_height = sorted(at, key=lambda name: -at[name][1])
+    assert by_size == ["Q2_K", "Q4_K_M", "Q4_0", "Q8_0"]
+    assert by_height == ["Q8_0", "Q4_K_M", "Q4_0", "Q2_K"]
+    assert at["Q8_0"][0] - at["Q2_K"][0] == pytest.approx(
+        4 * (at["Q4_K_M"][0] - at["Q2_K"][0]), abs=0.5
+    )
+
+
+def test_a_report_of_the_float_model_alone_has_no_plot():
+    text = report_html(report(row("BF16", 16_000_000, 0.0)))
+    assert "<svg" not in text
+    assert "BF16" in text
+
+
+def test_markdown_has_a_row_per_artefact():
+    text = report_markdown(EXAMPLE)
+    for name in ("**Q8_0**", "**Q4_K_M**", "| Q4_0", "**Q2_K**", "(reference)"):
+        assert name in text
+
+
+def test_written_reports_are_read_again(tmp_path):
+    paths = write_report(EXAMPLE, tmp_path / "new")
+    assert [p.name for p in paths] == ["report.json", "report.md", "report.html"]
+    assert read_report(paths[0]) == EXAMPLE
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("[", "JSON"),
+        ("{}", "no report"),
+        (json.dumps({"schema": SCHEMA}), "runs"),
+        (json.dumps({"schema": SCHEMA, "runs": [{}], "results": []}), "runs"),
+        (json.dumps(EXAMPLE | {"results": [{}]}), "artefact"),
+        (json.dumps(EXAMPLE | {"results": [row("a", 1, 1.0) | {"run": 7}]}), "run 7"),
+        (json.dumps(EXAMPLE | {"results": [row("a", 1, 1.0) | {"kl_mean": "x"}]}), "kl_mean"),
+    ],
+)
+def test_other_files_are_refused(tmp_path, content, says):
+    path = tmp_path / "r.json"
+    path.write_text(content)
+    with pytest.raises(UsageError, match=says):
+        read_report(path)
+
+
+def test_layer_errors_average_experts():
+    rows = [{"name": f"model.layers.3.mlp.experts.{e}.up_proj.weight", "error": e} for e in (1, 3)]
+    rows.append({"name": "model.layers.3.self_attn.q_proj.weight", "error": 0.5})
+    assert layer_errors({"linears": rows}) == {"3": {"up_proj": 2.0, "q_proj": 0.5}}
+
+
+def test_a_card_gets_its_figures_once(tmp_path):
+    card = tmp_path / "README.md"
+    card.write_text("---\ntags: [qwen3]\n---\n\n# Name\n")
+    update_card(card, EXAMPLE, "Q4_0")
+    once = card.read_text()
+    assert once.startswith("---\ntags: [qwen3]\n---\n\n# Name\n")
+    assert "0.01200" in once
+    assert "Q2_K" not in once
+    update_card(card, EXAMPLE, "Q4_0")
+    assert card.read_text() == once
+    with pytest.raises(UsageError, match="no model card"):
+        update_card(tmp_path / "none.md", EXAMPLE, "Q4_0")
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_browser_draws_it(tmp_path, scheme):
+    browser = shutil.which("chromium") or shutil.which("chromium-browser")
+    if browser is None:
+        pytest.skip("no chromium on this machine")
+    page = tmp_path / "report.html"
+    page.write_text(report_html(EXAMPLE))
+    shot = tmp_path / "shot.png"
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"]
+    flags += ["--disable-background-networking", "--disable-component-update"]
+    flags += [f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1000,900"]
+    if scheme == "dark":
+        flags += ["--blink-settings=preferredColorScheme=0"]
+    command = [browser, *flags, f"--screenshot={shot}", page.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert "Content Security Policy" not in done.stderr
+    pixels = _pixels(shot)
+    background = pixels[2, 2]
+    assert (background.mean() > 200) == (scheme == "light")
+    drawn = (abs(pixels.astype(int) - background).max(axis=2) > 60).mean()
+    assert 0.01 < drawn < 0.5
+
+
+def _pixels(path):
+    """A PNG as uint8 ``[height, width, 3]``, with the standard library's zlib."""
+    import struct
+    import zlib
+
+    import numpy as np
+
+    data = path.read_bytes()[8:]
+    body, width, height, channels = b"", 0, 0, 3
+    while data:
+        (length,) = struct.unpack(">I", data[:4])
+        kind, chunk, data = data[4:8], data[8 : 8 + length], data[12 + length :]
+        if kind == b"IHDR":
+            width, height, _, color = struct.unpack(">IIBB", chunk[:10])
+            channels = {2: 3, 6: 4}[color]
+        body += chunk if kind == b"IDAT" else b""
+    rows = np.frombuffer(zlib.decompress(body), np.uint8).reshape(height, 1 + channels * width)
+    out = np.zeros((height, width, channels), np.uint8)
+    above = np.zeros((width, channels), np.uint8)
+    for y, raw in enumerate(rows):
+        above = out[y] = _unfilter(raw[0], raw[1:].reshape(width, channels), above)
+    return out[:, :, :3]
+
+
+def _unfilter(kind, line, above):
+    """Undoes one PNG row filter (PNG specification, section 9)."""
+    import numpy as np
+
+    if kind == 0:
+        return line
+    if kind == 1:
+        return np.cumsum(line, axis=0, dtype=np.uint8)
+    if kind == 2:
+        return line + above
+    out = np.zeros_like(line)
+    left = np.zeros(line.shape[1], int)
+    corner = left
+    for x in range(len(line)):
+        up = above[x].astype(int)
+        if kind == 3:
+            guess = (left + up) // 2
+        else:
+            p = left + up - corner
+            a, b, c = abs(p - left), abs(p - up), abs(p - corner)
+            guess = np.where((a <= b) & (a <= c), left, np.where(b <= c, up, corner))
+        out[x] = (line[x] + guess).astype(np.uint8)
+        left, corner = out[x].astype(int), up
+    return out
