@@ -1,7 +1,7 @@
 """The files beside the shards: config, tokenizer, model card, report and manifest.
 
 Nothing in them depends on when or how fast the work ran, except ``report.json``, which holds
-the seconds and so stands outside the manifest's checksums.
+the seconds.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ from qwen3q.quantize.names import (
 )
 
 MANIFEST_FORMAT = 1
+NOT_CHECKSUMMED = (REPORT_NAME, CARD_NAME)
+"""The report holds seconds; the card is for people, and evaluations add to it."""
 
 COPIED_NAMES = (
     "tokenizer.json",
@@ -193,7 +195,7 @@ def manifest(
     outputs = {
         path.name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
         for path in sorted(folder.iterdir())
-        if path.name not in (MANIFEST_NAME, REPORT_NAME)
+        if path.name not in (MANIFEST_NAME, *NOT_CHECKSUMMED)
     }
     return {
         "manifest": MANIFEST_FORMAT,
@@ -211,7 +213,7 @@ def manifest(
         "calibration": dict(calibration),
         "fingerprint": dict(fingerprint),
         "outputs": outputs,
-        "not_checksummed": [REPORT_NAME],
+        "not_checksummed": list(NOT_CHECKSUMMED),
     }
 
 

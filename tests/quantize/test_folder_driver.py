@@ -234,13 +234,18 @@ def other_scheme(folder: Path) -> None:
     path.write_text(path.read_text().replace('"fp8"', '"int8"'))
 
 
+def add_to_card(folder: Path) -> None:
+    with (folder / "README.md").open("a") as file:
+        file.write("more figures")
+
+
 def lose_tokenizer(folder: Path) -> None:
     (folder / "tokenizer.json").unlink()
 
 
 def escape(folder: Path) -> None:
     path = folder / "manifest.json"
-    path.write_text(path.read_text().replace('"README.md"', '"../README.md"'))
+    path.write_text(path.read_text().replace('"config.json"', '"../config.json"'))
 
 
 @pytest.mark.parametrize(
@@ -252,7 +257,8 @@ def escape(folder: Path) -> None:
         (drop_row, {"report"}),
         (other_scheme, {"plan", "report"}),
         (lose_tokenizer, {"checksums"}),
-        (escape, {"checksums"}),
+        (add_to_card, set()),
+        (escape, {"checksums", "source"}),
     ],
 )
 def test_verify_finds(
