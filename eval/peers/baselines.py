@@ -44,7 +44,14 @@ def run_baseline(
     suffix = "" if option == "default" else f"-{option}"
     folder = out / f"{model.name}-{peer}-{format_key.replace(':', '-')}{suffix}"
     shutil.rmtree(folder, ignore_errors=True)
-    arguments = [str(model), str(folder), "--format", format_key, "--tokens", str(tokens)]
+    arguments = [
+        str(model.resolve()),
+        str(folder.resolve()),
+        "--format",
+        format_key,
+        "--tokens",
+        str(tokens.resolve()),
+    ]
     arguments += ["--threads", str(threads), "--option", option]
     done = envs.run_module(peer, f"{peer}.quantize", arguments, threads, LIMIT_SECONDS)
     folder.with_suffix(".log").write_text(done.stdout)

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -74,7 +75,10 @@ def make(name: str) -> None:
 def run_module(
     peer: str, module: str, arguments: list[str], threads: int, limit_seconds: float
 ) -> subprocess.CompletedProcess[str]:
-    """Run `eval.peers.MODULE` with a peer's interpreter, few threads and no GPU."""
+    """Run `eval.peers.MODULE` with a peer's interpreter, few threads and no GPU.
+
+    Paths among the arguments must be absolute.
+    """
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": str(threads),
@@ -82,17 +86,19 @@ def run_module(
         "CUDA_VISIBLE_DEVICES": "",
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONPATH": str(REPO),
     }
-    return subprocess.run(
-        [python_of(peer), "-m", f"eval.peers.{module}", *arguments],
-        cwd=REPO,
-        env=environment,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        timeout=limit_seconds,
-        check=False,
-    )
+    with tempfile.TemporaryDirectory() as litter:  # some peers write logs where they stand
+        return subprocess.run(
+            [python_of(peer), "-m", f"eval.peers.{module}", *arguments],
+            cwd=litter,
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=limit_seconds,
+            check=False,
+        )
 
 
 def _build_llama_cpp() -> None:

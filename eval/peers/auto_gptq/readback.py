@@ -31,11 +31,8 @@ def main() -> None:
     for known in (_base.SUPPORTED_MODELS, _const.SUPPORTED_MODELS):
         if "qwen3" not in known:
             known.append("qwen3")
-    # AutoGPTQ asks for offload_state_dict, with which accelerate 1.15 drops tied embeddings.
-    load = accelerate.utils.modeling.load_checkpoint_in_model
-    accelerate.utils.modeling.load_checkpoint_in_model = lambda model, **options: load(
-        model, **{**options, "offload_state_dict": False}
-    )
+    # accelerate 1.15 ties the loaded embeddings to the empty lm_head instead of the reverse.
+    accelerate.utils.modeling.retie_parameters = lambda model, _: model.tie_weights()
     model = AutoGPTQForCausalLM.from_quantized(
         str(prompt.folder),
         device="cpu",

@@ -16,7 +16,7 @@ def main() -> None:
     awq.models.base.get_best_device = lambda: "cuda:0"  # "cpu" would ask for IPEX's own layout
     awq.modules.linear.gemm.TRITON_AVAILABLE = False
     model = AutoAWQForCausalLM.from_quantized(
-        str(prompt.folder), fuse_layers=False, device_map="cpu", torch_dtype=torch.float16
+        str(prompt.folder), fuse_layers=False, device_map={"": "cpu"}, torch_dtype=torch.float16
     ).model
     missing, unexpected = odd_keys(prompt.folder, model.state_dict())
     tell("autoawq", mean_nll(model, prompt.tokens), missing, unexpected)
