@@ -2,7 +2,8 @@
 
 Weights are named as in the checkpoint, without ``model.layers.L.`` and ``.weight``:
 ``self_attn.q_proj``, ``mlp.experts.3.up_proj``. Every linear goes through one function, so a
-caller can watch its input or quantize it. Equal to transformers' Qwen3 and Qwen3-MoE.
+caller can watch its input or quantize it. Equal to transformers' Qwen3 and Qwen3-MoE in float32; with bfloat16 linears, norms and
+the residual stream stay float32.
 """
 
 from __future__ import annotations
@@ -67,9 +68,11 @@ def attention(
 ) -> torch.Tensor:
     """Norm, q/k/v, QK-norm, RoPE, causal attention: o_proj's input ``[rows, length, q_size]``."""
     x = rms_norm(hidden, weights["input_layernorm"], config.rms_norm_eps)
+    x = x.to(weights[O_PROJ].dtype)
     q, k, v = (split_heads(linear(name, x), config.head_dim) for name in QKV)
     q = rotate(rms_norm(q, weights["self_attn.q_norm"], config.rms_norm_eps), rope)
     k = rotate(rms_norm(k, weights["self_attn.k_norm"], config.rms_norm_eps), rope)
+    q, k = q.to(v.dtype), k.to(v.dtype)
     mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
     return mixed.transpose(1, 2).flatten(2)
 
@@ -80,9 +83,10 @@ def mlp(
     """Norm and the gated feed-forward, or the routed experts where the layer has a router."""
     x = rms_norm(hidden, weights["post_attention_layernorm"], config.rms_norm_eps)
     if ROUTER not in weights:
-        return linear(DOWN, gated(x, *GATE_UP, linear))
+        return linear(DOWN, gated(x.to(weights[O_PROJ].dtype), *GATE_UP, linear))
     flat = x.flatten(0, 1)
-    return experts(flat, route(flat, weights[ROUTER], config), config, linear).view_as(x)
+    routing = route(flat, weights[ROUTER], config)
+    return experts(flat.to(weights[O_PROJ].dtype), routing, config, linear).view_as(x)
 
 
 def gated(x: torch.Tensor, gate: str, up: str, linear: Linear) -> torch.Tensor:
@@ -114,12 +118,12 @@ def route(x: torch.Tensor, router: torch.Tensor, config: Qwen3Config) -> Routing
     shares, chosen = probabilities.topk(config.num_experts_per_tok, dim=-1)
     if config.norm_topk_prob:
         shares = shares / shares.sum(dim=-1, keepdim=True)
-    return Routing(chosen, shares.to(x.dtype))
+    return Routing(chosen, shares)
 
 
 def experts(x: torch.Tensor, routing: Routing, config: Qwen3Config, linear: Linear) -> torch.Tensor:
     """The weighted sum of the routed experts' outputs, ``[tokens, hidden_size]``."""
-    out = torch.zeros_like(x)
+    out = torch.zeros_like(x, dtype=torch.float32)
     for expert in range(config.num_experts):
         token, share = routing.tokens_of(expert)
         if token.numel():
@@ -137,7 +141,8 @@ def expert_names(expert: int) -> tuple[str, str, str]:
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """``x / rms(x) * weight`` over the last dimension (Zhang and Sennrich, arXiv 1910.07467)."""
-    return F.rms_norm(x, (x.shape[-1],), weight, eps)
+    wide = x.float()
+    return wide * (wide.square().mean(-1, keepdim=True) + eps).rsqrt() * weight
 
 
 def split_heads(x: torch.Tensor, head_dim: int) -> torch.Tensor:
