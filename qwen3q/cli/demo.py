@@ -90,12 +90,12 @@ def _show(rows: Sequence[DemoRow]) -> None:
     ):
         table.add_column(label, justify=justify)  # type: ignore[arg-type]
     for row in rows:
-        mark = "[green]right[/green]" if row.right else "[red]wrong[/red]"
+        mark = "[green]✓[/green]" if row.right else "[red]✗[/red]"
         table.add_row(
-            row.plan.format + (" (float)" if row is first else ""),
+            "float (BF16)" if row is first else row.plan.format,
             format_bytes(row.plan.file_bytes),
             f"{row.plan.bits_per_weight:.2f}",
             f"{row.perplexity.perplexity:.2f} ± {row.perplexity.stderr:.2f}",
-            f"{row.answer} {mark}",
+            f"{mark} {row.answer}",
         )
     stdout_console().print(table)
