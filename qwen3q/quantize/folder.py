@@ -7,11 +7,12 @@ are packed straight from the weights.
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -277,28 +278,43 @@ def _solve_layers(
     def restore(layer: int, scheme: Scheme) -> SolvedLayer:
         return solving[scheme].restore(layer, checkpoint)
 
-    for layer in stream_layers(
-        checkpoint,
-        source.config,
-        rows,
-        list(solving),
-        stream,
-        start=start,
-        restore=restore,
-        progress=steps.progress,
-    ):
-        if store is not None:
-            store.save(layer.index, layer.moments)
-        for scheme, work in solving.items():
-            if work.is_done(unit_name(layer.index)):
-                layer.keep(scheme, restore(layer.index, scheme))
-                continue
-            solved = solve_layer(layer, scheme, SolveOptions(**work.job.options))
-            report = [asdict(row) for row in solved.report]
-            tensors = work.packed(solved, layer.index, checkpoint)
-            work.finish_unit(unit_name(layer.index), tensors, report, solved.notes)
-            layer.keep(scheme, solved)
-            steps.step()
+    with _scratch(works, store, stream) as stream:
+        for layer in stream_layers(
+            checkpoint,
+            source.config,
+            rows,
+            list(solving),
+            stream,
+            start=start,
+            restore=restore,
+            progress=steps.progress,
+        ):
+            if store is not None:
+                store.save(layer.index, layer.moments)
+            for scheme, work in solving.items():
+                if work.is_done(unit_name(layer.index)):
+                    layer.keep(scheme, restore(layer.index, scheme))
+                    continue
+                solved = solve_layer(layer, scheme, SolveOptions(**work.job.options))
+                report = [asdict(row) for row in solved.report]
+                tensors = work.packed(solved, layer.index, checkpoint)
+                work.finish_unit(unit_name(layer.index), tensors, report, solved.notes)
+                layer.keep(scheme, solved)
+                steps.step()
+
+
+@contextmanager
+def _scratch(
+    works: Sequence[FolderWork], store: ImportanceStore | None, stream: StreamOptions
+) -> Iterator[StreamOptions]:
+    """Stream options with a work folder of this job's own; what a killed run left is removed."""
+    owner = works[0].job.target if works else store.folder if store else Path("qwen3q")
+    folder = (stream.work_folder or owner.parent) / f".{owner.name.lstrip('.')}.activations"
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        yield replace(stream, work_folder=folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _complete(
