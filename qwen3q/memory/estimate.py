@@ -128,7 +128,7 @@ def estimate(
         raise UsageError(
             "transformers is estimated on one GPU.", "For several take --engine vllm or llama.cpp."
         )
-    check_settings(config, settings, engine, len(gpus))
+    check_settings(config, weights.format, settings, engine, len(gpus))
     devices = _devices(config, weights, engine, settings, gpus)
     max_context = None
     if gpus and find_max_context:

@@ -7,8 +7,8 @@ MoE. ``bits`` are those of the decoder's linears, scales counted. The loss is ne
 a tenth of a doubling at 4.85 (Q4_K_M), and equals halving the model at 2.9. Bits of llama.cpp's
 older types and of bitsandbytes, which have no second scale or no calibration, count nine tenths.
 The best use of a given number of bytes is about 3.7 bits per weight, in line with Dettmers and
-Zettlemoyer, "The case for 4-bit precision" (2023, arXiv 2212.09720). Between equals the newer release wins, and
-a specialised one (Coder) comes after the general one.
+Zettlemoyer, "The case for 4-bit precision" (2023, arXiv 2212.09720). Between equals
+the newer release wins, and a specialised one (Coder) comes after the general one.
 """
 
 from __future__ import annotations

@@ -91,7 +91,9 @@ def kv_types(text: str | None, engine: Engine) -> tuple[str, str]:
     return found[0], found[-1]
 
 
-def check_settings(config: Qwen3Config, settings: Settings, engine: Engine, gpus: int) -> None:
+def check_settings(
+    config: Qwen3Config, fmt: str, settings: Settings, engine: Engine, gpus: int
+) -> None:
     """Refuses a run that the engine would refuse.
 
     Raises:
@@ -101,7 +103,7 @@ def check_settings(config: Qwen3Config, settings: Settings, engine: Engine, gpus
     if engine is Engine.LLAMA_CPP:
         _check_llama(config, settings)
     if engine is Engine.VLLM and gpus > 1:
-        check_tensor_parallel(config, gpus)
+        check_tensor_parallel(config, fmt, gpus)
 
 
 def native_context(config: Qwen3Config) -> int:
@@ -154,16 +156,31 @@ def check_context(config: Qwen3Config, settings: Settings) -> None:
         )
 
 
-def check_tensor_parallel(config: Qwen3Config, gpus: int) -> None:
-    """Refuses a number of GPUs that does not divide the attention heads."""
-    heads = config.num_attention_heads
-    if heads % gpus:
-        legal = [n for n in range(1, heads + 1) if heads % n == 0]
-        near = sorted(legal, key=lambda n: (abs(n - gpus), n))[:2]
+def check_tensor_parallel(config: Qwen3Config, fmt: str, gpus: int) -> None:
+    """Refuses a number of GPUs that vLLM can't split this model in this format over."""
+    reason = _split_reason(config, fmt, gpus)
+    if reason:
+        legal = [n for n in (1, 2, 4, 8, 16, 32) if not _split_reason(config, fmt, n)]
+        near = [n for n in legal if n < gpus][-1:] + [n for n in legal if n > gpus][:1]
         raise UsageError(
-            f"Tensor parallelism over {gpus} GPUs does not divide {heads} attention heads.",
-            f"Nearest: {' or '.join(map(str, sorted(near)))} GPUs.",
+            f"{gpus} GPUs can't share {fmt} by tensor parallelism: {reason}.",
+            f"Nearest: {' or '.join(map(str, near))} GPUs.",
         )
+
+
+def _split_reason(config: Qwen3Config, fmt: str, gpus: int) -> str:
+    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+    if heads % gpus:
+        return f"{heads} attention heads do not divide by {gpus}"
+    if kv_heads % gpus and gpus % kv_heads:
+        return f"{kv_heads} key-value heads do not divide by {gpus}"
+    from qwen3q.plan.folder import tensor_parallel_legality
+    from qwen3q.plan.schemes import parse_scheme, scheme_names
+
+    if fmt not in scheme_names():
+        return ""
+    [legality] = tensor_parallel_legality(config, parse_scheme(fmt), (gpus,))
+    return legality.reason
 
 
 def row_bytes(kind: str, elements: int) -> int:

@@ -70,7 +70,7 @@ class LayerWeights:
 
     @property
     def total(self) -> int:
-        return self.attention + self.ffn + self.small
+        return self.q + self.k + self.v + self.o + self.gate + self.up + self.down + self.small
 
 
 @dataclass(frozen=True, slots=True)

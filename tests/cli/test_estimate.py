@@ -1,0 +1,110 @@
+"""``qwen3q estimate`` and ``qwen3q fit`` as a user runs them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+
+def qwen3q(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "qwen3q", *arguments], capture_output=True, text=True, check=False
+    )
+
+
+def json_of(*arguments: str) -> dict:
+    done = qwen3q(*arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_one_run_in_json() -> None:
+    found = json_of(
+        "estimate", "qwen3-32b", "--quant", "gguf:Q4_K_M", "--context", "32768", "--kv", "q8_0",
+        "--gpu", "RTX 4090",
+    )  # fmt: skip
+    [run] = found["estimates"]
+    assert (run["model"], run["engine"], run["context"]) == ("Qwen3-32B", "llama.cpp", 32768)
+    assert (
+        run["weights_bytes"] + run["kv_bytes"] + run["compute_bytes"] + run["overhead_bytes"]
+        == run["total_bytes"]
+    )
+    assert run["kv_bytes"] == 64 * 32768 * 2 * 8 * 128 * 34 // 32
+    assert run["fits"] is True
+    assert run["max_context"] >= 32768
+    assert 20 < run["decode_tokens_per_second"] < 60
+    assert run["uncertainty_bytes"] > 0
+    assert [device["name"] for device in run["devices"]] == ["CUDA0", "CPU"]
+    verdicts = {gpu["name"]: gpu["fits"] for gpu in found["gpus"]}
+    assert verdicts["GeForce RTX 4090"]
+    assert not verdicts["GeForce RTX 4080"]
+
+
+def test_a_table_of_every_quantization() -> None:
+    found = json_of("estimate", "qwen3-8b")
+    contexts = {run["context"] for run in found["estimates"]}
+    assert contexts == {1024, 8192, 32768, 65536, 131072}
+    formats = {run["quantization"] for run in found["estimates"]}
+    assert {"bf16", "fp8", "gguf:Q4_K_M", "gptq:int4", "awq:int4", "int8", "int4"} <= formats
+    assert {"bnb:nf4", "bnb:int8"} <= formats
+    text = qwen3q("estimate", "qwen3-8b").stdout
+    assert "gguf:Q4_K_M" in text
+    assert "128k" in text
+    assert "RTX 5060" in text
+
+
+def test_two_gpus_and_several_sequences() -> None:
+    found = json_of(
+        "estimate", "qwen3-32b", "--quant", "gguf:Q6_K", "--gpu", "2x RTX 3090", "--parallel", "4"
+    )
+    [run] = found["estimates"]
+    assert [device["name"] for device in run["devices"]] == ["CUDA0", "CUDA1", "CPU"]
+    assert run["kv_bytes"] == 4 * 64 * 8192 * 2 * 8 * 128 * 2
+    vllm = json_of("estimate", "qwen3-32b", "--quant", "awq:int4", "--gpu", "2x RTX 3090")
+    [run] = vllm["estimates"]
+    assert run["engine"] == "vllm"
+    assert run["kv_tokens"] > run["context"]
+
+
+def test_fit_in_json_and_text() -> None:
+    found = json_of("fit", "--vram", "12GiB", "--context", "16k")
+    assert all(run["fits"] for run in found["estimates"])
+    assert found["estimates"][0]["command"].startswith("qwen3q quantize Qwen/")
+    assert "best expected quality" in qwen3q("fit", "--gpu", "3060", "--context", "16384").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (("estimate", "qwen3-8b", "--gpu", "RTX 4091"), "RTX 4090"),
+        (("estimate", "qwen3-8b", "--context", "200000"), "131072"),
+        (("estimate", "qwen3-8b", "--quant", "gguf:Q4_K_M", "--kv", "q4_k"), "q4_1"),
+        (("estimate", "qwen3-8b", "--quant", "gguf:Q4_KM"), "Q4_K_M"),
+        (("estimate", "qwen3-32b", "--quant", "awq:int4", "--gpu", "3x 3090"), "2 or 4"),
+        (("estimate", "qwen3-8b", "--engine", "vlm"), "vllm"),
+        (("estimate", "qwen3-8b", "--context", "long"), "32k"),
+        (("estimate", "qwen3-30b-a3b", "--offload-experts", "some"), "all"),
+        (("fit",), "--vram"),
+        (("fit", "--vram", "100MiB"), "shorter"),
+    ],
+)
+def test_wrong_input_is_one_sentence_and_a_choice(arguments: tuple[str, ...], hint: str) -> None:
+    done = qwen3q(*arguments)
+    assert done.returncode == 2
+    assert hint in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 2
+    assert "Traceback" not in done.stderr
+
+
+def test_neither_torch_nor_llama_cpp_is_imported() -> None:
+    code = (
+        "import sys; from qwen3q.cli.app import main\n"
+        "sys.argv = ['qwen3q', 'estimate', 'qwen3-8b']\n"
+        "try: main()\nexcept SystemExit: pass\n"
+        "heavy = {'torch', 'llama_cpp', 'numpy', 'rich', 'huggingface_hub', 'transformers'}\n"
+        "sys.exit(len(heavy & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL).returncode == 0
