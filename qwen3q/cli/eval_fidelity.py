@@ -11,6 +11,9 @@ import typer
 
 from qwen3q.cli.output import JsonFlag, format_bytes, note, print_json, progress_bar, stdout_console
 
+GATE_FAILED = 3
+"""Exit code when ``--gate`` finds an artefact's answers worse than its float model's."""
+
 
 def fidelity(
     artefacts: Annotated[
@@ -43,6 +46,16 @@ def fidelity(
         Path | None,
         typer.Option(help="Folder for report.html, .md, .json and the reference's logits."),
     ] = None,
+    gate: Annotated[
+        bool,
+        typer.Option("--gate", help="Ask questions too; exit with 3 if answers got worse."),
+    ] = False,
+    gate_level: Annotated[str, typer.Option(help="basic (small models) or standard.")] = "standard",
+    gate_questions: Annotated[int, typer.Option(min=1, help="Questions per kind.")] = 20,
+    needle_words: Annotated[
+        int, typer.Option(min=0, help="Also ask for a needle in a text of so many words.")
+    ] = 0,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Where a reply is cut off.")] = 2048,
     card: Annotated[
         bool, typer.Option("--update-card", help="Put the figures into each folder's README.md.")
     ] = False,
@@ -53,43 +66,61 @@ def fidelity(
 
     Definitions are llama-perplexity's: chunks are read by themselves, the second half of each is
     scored. With --out, the reference's logits are kept there and serve the next call.
+
+    With --gate, float model and artefacts answer the same generated questions, with thinking and
+    without; the exit code is 3 where an artefact gives fewer right answers or more flawed replies,
+    by 95 % bootstrap intervals.
     """
     from qwen3q.errors import UsageError
-    from qwen3q.evaluate.artefact import find_artefact
     from qwen3q.evaluate.backends import BackendKind, BackendOptions
-    from qwen3q.evaluate.card import update_card
-    from qwen3q.evaluate.measure import TextOptions, measure_fidelity
-    from qwen3q.evaluate.report import run_report, write_report
+    from qwen3q.evaluate.evaluation import EvaluationOptions, evaluate
+    from qwen3q.evaluate.gate_run import GateOptions, passed
+    from qwen3q.evaluate.measure import TextOptions
+    from qwen3q.evaluate.tasks import Level
 
     if backend not in list(BackendKind):
         raise UsageError(f"{backend!r} is no backend.", f"Known: {', '.join(BackendKind)}.")
+    if gate_level not in list(Level):
+        raise UsageError(f"{gate_level!r} is no level.", f"Known: {', '.join(Level)}.")
+    questions = GateOptions(Level(gate_level), gate_questions, needle_words, max_tokens)
+    options = EvaluationOptions(
+        TextOptions(context, max_chunks, parse_special or text is None),
+        BackendOptions(BackendKind(backend), threads, gpu_layers, device),
+        gate=questions if gate else None,
+        out=out,
+        cards=card,
+        command=("qwen3q", *sys.argv[1:]),
+        offline=offline,
+    )
     name, content = evaluation_content(text)
     with progress_bar(quiet=json_output) as progress:
-        run = measure_fidelity(
-            find_artefact(reference, offline=offline, progress=progress),
-            [
-                find_artefact(a, offline=offline, progress=progress)
-                for a in dict.fromkeys(artefacts)
-            ],
-            content,
-            TextOptions(context, max_chunks, parse_special or text is None),
-            BackendOptions(BackendKind(backend), threads, gpu_layers, device),
-            out=out,
-            progress=progress,
-        )
-    report = run_report(run, name, ["qwen3q", *sys.argv[1:]])
-    written = write_report(report, out) if out is not None else []
-    for measured in run.results if card else ():
-        artefact = measured.artefact
-        if not artefact.is_gguf:
-            update_card(artefact.path / "README.md", report, artefact.name)
-            written.append(artefact.path / "README.md")
+        done = evaluate(reference, artefacts, name, content, options, progress)
+    report = done.report
     if json_output:
         print_json(report)
-        return
-    show_results(report)
-    for path in written:
-        note(str(path))
+    else:
+        show_results(report)
+        show_gate(report)
+        for path in done.written:
+            note(str(path))
+    if gate and not passed(report["gate"]):
+        raise typer.Exit(GATE_FAILED)
+
+
+def show_gate(report: Mapping[str, Any]) -> None:
+    """The gate's tables, if it was asked for."""
+    from rich.table import Table
+
+    from qwen3q.evaluate.gate_tables import gate_tables
+
+    for title, cells in gate_tables(report):
+        table = Table(title=title, title_style="bold", title_justify="left")
+        for column, head in enumerate(cells.heads):
+            right = column >= cells.text_columns
+            table.add_column(head, justify="right" if right else "left", no_wrap=right)
+        for row in cells.rows:
+            table.add_row(*row)
+        stdout_console().print(table)
 
 
 def evaluation_content(text: Path | None) -> tuple[str, str]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from qwen3q.checkpoint.writer import file_sha256
 from qwen3q.errors import UsageError
 from qwen3q.evaluate.groups import comparable
 from qwen3q.evaluate.report import write_text
 from qwen3q.evaluate.report_markdown import FIDELITY_NOTE
 from qwen3q.evaluate.tables import Table, fidelity_table, markdown
+from qwen3q.quantize.names import MANIFEST_NAME
 
 START = "<!-- qwen3q eval -->"
 END = "<!-- /qwen3q eval -->"
@@ -19,7 +22,8 @@ END = "<!-- /qwen3q eval -->"
 def update_card(card: Path, report: Mapping[str, Any], artefact: str) -> None:
     """Puts the figures of ``artefact`` into ``card``, in place of those of an earlier call.
 
-    Everything outside the two marker comments stays as it is.
+    Everything outside the two marker comments stays as it is. The folder's manifest, if it has
+    one, is told the card's new checksum.
 
     Raises:
         UsageError: there is no such card.
@@ -33,13 +37,25 @@ def update_card(card: Path, report: Mapping[str, Any], artefact: str) -> None:
         ) from None
     section = f"{START}\n{_section(report, artefact)}\n{END}"
     before, found, rest = text.partition(START)
-    if found:
-        _, closed, after = rest.partition(END)
-        if not closed:
-            raise UsageError(f"{card} has {START} without {END}.", "Remove that line.")
-        write_text(card, before + section + after)
-    else:
-        write_text(card, f"{text.rstrip()}\n\n{section}\n")
+    _, closed, after = rest.partition(END)
+    if found and not closed:
+        raise UsageError(f"{card} has {START} without {END}.", "Remove that line.")
+    write_text(card, before + section + after if found else f"{text.rstrip()}\n\n{section}\n")
+    _update_manifest(card)
+
+
+def _update_manifest(card: Path) -> None:
+    """Gives the card's new checksum to the folder's manifest, if it has one."""
+    path = card.with_name(MANIFEST_NAME)
+    if not path.is_file():
+        return
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        entry = manifest["outputs"][card.name]
+    except (ValueError, KeyError, TypeError):
+        return
+    entry["bytes"], entry["sha256"] = card.stat().st_size, file_sha256(card)
+    write_text(path, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
 
 
 def _section(report: Mapping[str, Any], artefact: str) -> str:

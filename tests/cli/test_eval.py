@@ -1,59 +1,72 @@
-"""``qwen3q eval``: what it prints, and what it refuses."""
+"""``qwen3q eval`` and ``qwen3q report`` as a user runs them."""
 
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 
-from qwen3q.evaluate.perplexity import measure_perplexity
-from qwen3q.llama.model import LlamaModel
+from qwen3q.models.source import resolve
+from qwen3q.plan.gguf_types import FILE_TYPES
+from qwen3q.quantize.run import GgufOptions, quantize_gguf
+
+COMMON = ("--context", "128", "--max-chunks", "2", "--threads", "2")
 
 
 @pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    path = tmp_path_factory.mktemp("text") / "numbers"
-    path.write_text(" ".join(str(number) for number in range(400)))
-    return path
+def files(tmp_path_factory) -> dict[str, Path]:
+    types = [FILE_TYPES[name] for name in ("BF16", "Q8_0", "Q2_K")]
+    folder = tmp_path_factory.mktemp("ggufs")
+    made = quantize_gguf(resolve("demo"), types, folder, GgufOptions(threads=2))
+    return {kind.name: artefact.path for kind, artefact in zip(types, made, strict=True)}
 
 
-def test_perplexity_prints_everything_it_depends_on(cli, demo_gguf, text):
-    arguments = ["--text", text, "--chunks", 2, "--context", 128, "--threads", 1]
-    run = cli("eval", "perplexity", demo_gguf, *arguments, "--json")
-    assert run.returncode == 0, run.stderr
-    (result,) = json.loads(run.stdout)["results"]
-    with LlamaModel(demo_gguf) as model:
-        ours = measure_perplexity(model, text.read_text(), context=128, max_chunks=2, threads=1)
-    assert result["perplexity"] == pytest.approx(ours.perplexity, rel=1e-6)
-    assert result["tokens"] == 2 * 63
-    assert result["scored"] == "half"
-    assert result["add_bos"] is False
-    table = cli("eval", "perplexity", demo_gguf, *arguments)
-    assert f"{ours.perplexity:.4f}" in table.stdout
+def test_artefacts_against_their_float_model(cli, files, tmp_path):
+    out = tmp_path / "out"
+    reference = ("--reference", files["BF16"])
+    done = cli("eval", files["Q8_0"], files["Q2_K"], *reference, *COMMON, "--out", out, "--json")
+    assert done.returncode == 0, done.stderr
+    printed = json.loads(done.stdout)
+    assert json.loads((out / "report.json").read_text()) == printed
+    assert [row["format"] for row in printed["results"]] == ["gguf:Q8_0", "gguf:Q2_K"]
+    assert [row["file_bytes"] for row in printed["results"]] == [
+        os.path.getsize(files["Q8_0"]),
+        os.path.getsize(files["Q2_K"]),
+    ]
+    assert {p.name for p in out.iterdir()} == {
+        "report.json",
+        "report.md",
+        "report.html",
+        "reference.logits",
+    }
+    merged = tmp_path / "merged"
+    done = cli("report", out / "report.json", out / "report.json", "--out", merged)
+    assert done.returncode == 0, done.stderr
+    assert "Q2_K" in done.stdout
+    assert len(json.loads((merged / "report.json").read_text())["results"]) == 4
 
 
-def test_the_built_in_text_is_read_with_its_markup(cli, demo_gguf):
-    run = cli("eval", "perplexity", demo_gguf, "--chunks", 1, "--threads", 1, "--json")
-    assert run.returncode == 0, run.stderr
-    report = json.loads(run.stdout)
-    assert report["text"] == "built-in"
-    assert report["results"][0]["parse_special"] is True
+def test_the_gate_has_its_own_exit_code(cli, files):
+    arguments = ("--gate", "--gate-level", "basic", "--gate-questions", "5", "--max-tokens", "150")
+    done = cli("eval", files["Q2_K"], "--reference", files["BF16"], *COMMON, *arguments)
+    assert done.returncode == 3, done.stderr
+    assert "fail" in done.stdout
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "message"),
+    ("arguments", "code", "says"),
     [
-        (["none.gguf", "--text", "{text}"], 1, "no GGUF file at none.gguf"),
-        (["demo:Q4", "--text", "{text}"], 2, "'Q4' is no GGUF file type"),
-        (["qwen3-8b", "--text", "{text}"], 2, "qwen3-8b names no GGUF file"),
-        (["{gguf}", "--text", "none.txt"], 2, "Can't read none.txt"),
-        (["{gguf}", "--text", "{text}", "--context", "99999"], 2, "less than one chunk"),
-        (["{gguf}", "--text", "{text}", "--cache-type", "q3"], 2, "'q3' is no type"),
+        (("nothing-here", "--reference", "demo"), 1, "nothing-here"),
+        (("demo", "--reference", "demo", "--backend", "gpu"), 2, "'gpu'"),
+        (("demo", "--reference", "demo", "--gate-level", "hard"), 2, "'hard'"),
+        (("demo", "--reference", "demo", "--text", "/nowhere.txt"), 2, "/nowhere.txt"),
+        (("demo", "--reference", "demo", "--backend", "llama"), 1, "--backend torch"),
     ],
 )
-def test_bad_input_is_one_sentence(cli, demo_gguf, text, arguments, code, message):
-    run = cli("eval", "perplexity", *(a.format(gguf=demo_gguf, text=text) for a in arguments))
-    assert run.returncode == code
-    assert message in run.stderr
-    assert "Traceback" not in run.stderr
-    assert run.stdout == ""
+def test_mistakes_are_explained(cli, arguments, code, says):
+    done = cli("eval", *arguments)
+    assert done.returncode == code
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,97 @@
+"""The gate: flaws in replies, its intervals, and a model that lost its arithmetic."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from qwen3q.evaluate.artefact import find_artefact
+from qwen3q.evaluate.backends import BackendOptions
+from qwen3q.evaluate.gate import Flaw, Mode, Reply, bootstrap, compare, find_flaws, scripts
+from qwen3q.evaluate.gate_run import GateOptions, passed, run_gate
+from qwen3q.evaluate.gate_tables import gate_tables
+from qwen3q.evaluate.tables import markdown
+from qwen3q.evaluate.tasks import Kind, Level, Task
+
+THINKING, PLAIN = Mode.THINKING, Mode.PLAIN
+
+
+@pytest.mark.parametrize(
+    ("reply", "mode", "ended", "flaws"),
+    [
+        ("<think>\n1+1\n</think>\n\n2", THINKING, True, set()),
+        ("2", PLAIN, True, set()),
+        ("2", THINKING, True, {Flaw.UNOPENED}),
+        ("<think>\n1+1", THINKING, True, {Flaw.UNCLOSED, Flaw.EMPTY}),
+        ("<think>\n1+1+1+1", THINKING, False, {Flaw.ENDLESS}),
+        ("<think>\n1+1\n</think>\n\n", THINKING, True, {Flaw.EMPTY}),
+        ("<think>\n1\n</think>\n\n2 </think> 2", THINKING, True, {Flaw.LEAKED}),
+        ("<think>\n1\n</think>\n\n2", PLAIN, True, {Flaw.LEAKED}),
+        ("1\n</think>\n\n2", PLAIN, True, {Flaw.LEAKED}),
+        ("", PLAIN, True, {Flaw.EMPTY}),
+        ("2 2 2 2", PLAIN, False, {Flaw.ENDLESS}),
+        ("<think>\n一加一\n</think>\n\n2", THINKING, True, {Flaw.LANGUAGE}),
+    ],
+)
+def test_flaws(reply, mode, ended, flaws):
+    assert find_flaws("What is 1 + 1?", reply, mode, ended=ended) == flaws
+
+
+def test_a_reply_in_the_questions_own_script_is_fine():
+    assert find_flaws("一加一是多少？", "二", PLAIN, ended=True) == set()
+    assert scripts("Naïve café, α ≤ β × 2 — “ok”") == set()
+    assert scripts("да 和") == {"CYRILLIC", "CJK"}
+
+
+def test_intervals_cover_the_true_mean_as_often_as_they_say():
+    rng = np.random.default_rng(4)
+    truth = 0.1
+    covered = 0
+    for seed in range(200):
+        values = rng.choice([-1.0, 0.0, 1.0], 60, p=[0.15, 0.6, 0.25])
+        interval = bootstrap(values, seed)
+        assert interval.low <= interval.mean <= interval.high
+        covered += interval.low <= truth <= interval.high
+    assert 0.9 <= covered / 200 <= 0.99
+
+
+def replies(right: list[bool], flawed: list[bool]) -> list[Reply]:
+    task = Task(Kind.ARITHMETIC, "What is 1 + 1?", "2")
+    return [
+        Reply(task, "", r, frozenset({Flaw.EMPTY} if f else ()), 0)
+        for r, f in zip(right, flawed, strict=True)
+    ]
+
+
+def test_verdicts():
+    good = replies([True] * 30, [False] * 30)
+    one_less = replies([True] * 29 + [False], [False] * 30)
+    half = replies([True] * 15 + [False] * 15, [False] * 30)
+    flawed = replies([True] * 30, [True] * 10 + [False] * 20)
+    assert compare(good, good).passed
+    assert compare(good, one_less).passed
+    assert not compare(good, half).passed
+    assert not compare(good, flawed).passed
+    assert compare(half, good).passed
+    assert compare(flawed, good).passed
+    assert compare(good, half) == compare(good, half)
+
+
+def test_the_gate_lets_q8_pass_and_stops_q2(demo_ggufs):
+    options = GateOptions(Level.BASIC, each=6, max_tokens=200)
+    files = [find_artefact(str(demo_ggufs[kind])) for kind in ("BF16", "Q8_0", "Q2_K")]
+    rows = run_gate(files[0], files[1:], options, BackendOptions(threads=2))
+    verdicts = {(row["format"], row["mode"]): row["verdict"] for row in rows}
+    assert verdicts["gguf:BF16", "thinking"] == "reference"
+    assert verdicts["gguf:Q8_0", "thinking"] == "pass"
+    assert verdicts["gguf:Q2_K", "thinking"] == "fail"
+    assert not passed(rows)
+    assert passed(rows[:4])
+    float_thinking, float_plain = rows[:2]
+    assert float_thinking["by_kind"]["arithmetic"] == {"asked": 6, "right": 6}
+    assert float_plain["by_kind"]["arithmetic"]["right"] == 0
+    assert float_thinking["thinking_tokens"] > 10
+    assert float_plain["thinking_tokens"] == 0
+    text = "\n".join(markdown(table) for _, table in gate_tables({"gate": rows}))
+    assert "| gguf" not in text
+    assert text.count("| fail |") >= 1
