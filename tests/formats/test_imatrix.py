@@ -1,0 +1,144 @@
+"""Importance matrices: llama.cpp's file, and its quantizer with the same one."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import replace
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+from conftest import random_model
+
+from qwen3q.checkpoint.reader import Checkpoint
+from qwen3q.errors import CheckpointError, ModelError
+from qwen3q.formats.gguf_metadata import Provenance
+from qwen3q.formats.imatrix import read_imatrix
+from qwen3q.models.config import read_config
+from qwen3q.plan.gguf import plan_gguf
+from qwen3q.plan.gguf_types import FILE_TYPES
+from qwen3q.quantize.gguf import gguf_jobs, write_gguf
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory, demo_folder) -> Path:
+    """Two layers with four experts."""
+    return random_model(
+        tmp_path_factory.mktemp("small") / "moe",
+        demo_folder,
+        model_type="qwen3_moe",
+        num_hidden_layers=2,
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=256,
+        norm_topk_prob=True,
+        tie_word_embeddings=False,
+    )
+
+
+def importance_file(path: Path, config, *, unseen: tuple[str, int] | None = None) -> Path:
+    """An importance matrix as llama-imatrix lays it out; ``unseen`` expert has count 0."""
+    rng = np.random.default_rng(3)
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_type("imatrix")
+    writer.add_array("imatrix.datasets", ["text"])
+    writer.add_uint32("imatrix.chunk_count", 5)
+    writer.add_uint32("imatrix.chunk_size", 512)
+    for tensor in plan_gguf("m", config, FILE_TYPES["F16"]).tensors:
+        if "blk" not in tensor.name or "norm" in tensor.name or "gate_inp" in tensor.name:
+            continue
+        experts = tensor.shape[0] if len(tensor.shape) == 3 else 1
+        sums = rng.gamma(0.3, 50, (experts, tensor.shape[-1])).astype(np.float32)
+        counts = np.full((experts, 1), 2560, np.float32)
+        if unseen is not None and tensor.name == unseen[0]:
+            sums[unseen[1]], counts[unseen[1]] = 0, 0
+        writer.add_tensor(tensor.name + ".in_sum2", sums)
+        writer.add_tensor(tensor.name + ".counts", counts)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def llama_quantize(source: Path, target: Path, kind: str, imatrix: dict[str, np.ndarray]) -> None:
+    import llama_cpp
+
+    from qwen3q.llama.capi import collect_log
+
+    collect_log()
+    entries = (llama_cpp.llama_cpp.llama_model_imatrix_data * (len(imatrix) + 1))()
+    for entry, (name, values) in zip(entries, imatrix.items(), strict=False):
+        entry.name = name.encode()
+        entry.data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+        entry.size = values.size
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.ftype, params.nthread = FILE_TYPES[kind].id, 2
+    params.imatrix = ctypes.cast(entries, type(params.imatrix))
+    code = llama_cpp.llama_model_quantize(
+        str(source).encode(), str(target).encode(), ctypes.byref(params)
+    )
+    assert code == 0
+
+
+def tensors(path: Path) -> dict[str, tuple[str, bytes]]:
+    return {t.name: (t.tensor_type.name, t.data.tobytes()) for t in gguf.GGUFReader(path).tensors}
+
+
+def test_blocks_equal_llamas_with_the_same_matrix(small, tmp_path):
+    """IQ types and Q2_K_S, which llama.cpp writes only with a matrix, and a K-quant."""
+    config = read_config(small)
+    unseen = ("blk.1.ffn_up_exps.weight", 2)
+    path = importance_file(tmp_path / "imatrix.gguf", config, unseen=unseen)
+    imatrix = read_imatrix(path, config)
+    raw = {t.name: t.data for t in gguf.GGUFReader(path).tensors}
+    means = {}
+    for name in raw:
+        if name.endswith(".in_sum2"):
+            base = name.removesuffix(".in_sum2")
+            counts = raw[base + ".counts"]
+            seen = np.where(counts > 0, raw[name] / np.maximum(counts, 1), 1)
+            means[base] = np.ascontiguousarray(seen, np.float32)
+    kinds = ["F32", "IQ2_XXS", "IQ3_XS", "Q2_K_S", "Q4_0", "Q4_K_M"]
+    with Checkpoint(small) as checkpoint:
+        jobs = gguf_jobs(
+            small,
+            config,
+            Provenance("m"),
+            [FILE_TYPES[kind] for kind in kinds],
+            tmp_path / "ours",
+            imatrix=imatrix,
+        )
+        write_gguf(checkpoint, jobs, threads=2, imatrix=imatrix)
+    for kind, job in list(zip(kinds, jobs, strict=True))[1:]:
+        theirs = tmp_path / f"{kind}.gguf"
+        llama_quantize(jobs[0].target, theirs, kind, means)
+        assert tensors(job.target) == tensors(theirs), kind
+    fields = gguf.GGUFReader(jobs[-1].target).fields
+    assert fields["quantize.imatrix.file"].contents() == "imatrix.gguf"
+    assert fields["quantize.imatrix.chunks_count"].contents() == 5
+
+
+def test_unseen_expert_has_importance_one(small, tmp_path):
+    config = read_config(small)
+    path = importance_file(tmp_path / "i.gguf", config, unseen=("blk.0.ffn_gate_exps.weight", 3))
+    values = read_imatrix(path, config).values
+    assert (values["model.layers.0.mlp.experts.3.gate_proj.weight"] == 1).all()
+    assert not (values["model.layers.0.mlp.experts.2.gate_proj.weight"] == 1).any()
+
+
+def test_matrix_of_another_model_is_refused(small, tmp_path):
+    config = read_config(small)
+    path = importance_file(tmp_path / "i.gguf", config)
+    other = replace(config, hidden_size=512)
+    with pytest.raises(ModelError, match=r"has importance of shape"):
+        read_imatrix(path, other)
+
+
+def test_model_file_is_no_matrix(small, tmp_path):
+    with Checkpoint(small) as checkpoint:
+        jobs = gguf_jobs(small, read_config(small), Provenance("m"), [FILE_TYPES["Q8_0"]], tmp_path)
+        write_gguf(checkpoint, jobs, threads=2)
+    with pytest.raises(CheckpointError, match="no importance matrix"):
+        read_imatrix(jobs[0].target, read_config(small))
