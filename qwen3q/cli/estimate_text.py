@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from qwen3q.memory.estimate import Estimate, Verdict
 from qwen3q.memory.gpus import MIB, Gpu
-from qwen3q.memory.settings import Engine, Settings
+from qwen3q.memory.settings import Engine, Settings, native_context
 from qwen3q.memory.tables import Row, size_classes, smallest_class
 
 if TYPE_CHECKING:
@@ -97,9 +97,9 @@ def show_table(
             lines.append(f"  {size:>3}  {', '.join(names[:_NAMES_PER_CLASS])}{more}")
     spread = max(run.uncertainty for row in rows for run in row.estimates)
     lines.append(f"Uncertainty: up to {spread / GIB:.2f} GiB; --quant shows one run's parts.")
-    beyond = [run for run in rows[0].estimates if run.notes]
+    beyond = [c for c in contexts if c > native_context(model.config)]
     if beyond:
-        lines.append(f"Contexts from {_tokens(beyond[0].settings.context)} on need YaRN.")
+        lines.append(f"Contexts from {_tokens(beyond[0])} on need YaRN.")
     _print([*lines, *notes])
 
 

@@ -19,7 +19,7 @@ from qwen3q.memory.settings import (
     native_context,
     needed_yarn,
 )
-from qwen3q.memory.speed import Speed, predict_speed
+from qwen3q.memory.speed import HOST_BANDWIDTH, Speed, predict_speed
 from qwen3q.memory.vllm import KvPool, kv_pool, vllm_memory
 from qwen3q.memory.weights import Weights
 from qwen3q.models.config import Qwen3Config
@@ -143,7 +143,7 @@ def estimate(
         max_context=max_context,
         speed=predict_speed(config, weights, settings, engine, devices),
         pool=kv_pool(config, weights, settings, gpus) if gpus and engine is Engine.VLLM else None,
-        notes=tuple(_notes(config, settings)),
+        notes=tuple(_notes(config, settings, devices, bool(gpus))),
     )
 
 
@@ -251,12 +251,20 @@ def _max_context(
     return low * _STEP
 
 
-def _notes(config: Qwen3Config, settings: Settings) -> list[str]:
+def _notes(
+    config: Qwen3Config, settings: Settings, devices: Sequence[DeviceMemory], known: bool
+) -> list[str]:
     notes = []
     factor = needed_yarn(config, settings.context)
     if factor is not None and settings.yarn is None and config.yarn is None:
         notes.append(
             f"{settings.context:,} tokens are beyond the model's own {native_context(config):,}: "
             f"turn YaRN on (--yarn {factor:g})."
+        )
+    cpu = devices[-1]
+    if known and cpu.gpu is None and (settings.cpu_experts or settings.gpu_layers is not None):
+        notes.append(
+            f"The CPU holds {cpu.total / (1 << 30):.1f} GiB; its part of the speed assumes "
+            f"{HOST_BANDWIDTH / 1e9:.0f} GB/s of memory bandwidth."
         )
     return notes

@@ -61,6 +61,10 @@ BEHAVIOUR = {
     Family.APPLE: Behaviour(0.72, 80e-6, 0.45, 100e-6, 0.65, 0.40, 0.20, 5),
 }
 
+_ENGINE_BAND = {Engine.LLAMA_CPP: 0.0, Engine.VLLM: 0.20, Engine.TRANSFORMERS: 0.50}
+_CPU_BAND = 0.40
+"""Error bands beside the family's: of other engines, and of hosts, whose memory is not known."""
+
 _VLLM_SHARE = {"float": 0.90, "quantized": 0.72}
 _VLLM_LAYER_SECONDS = 25e-6
 _TRANSFORMERS_LAYER_SECONDS = {False: 600e-6, True: 10e-3}
@@ -73,7 +77,8 @@ class Speed:
     Attributes:
         decode: with a short cache.
         decode_full: at the end of the context.
-        prefill: of a prompt of 512 tokens; None where the GPU's compute is unknown.
+        prefill: of a prompt of 512 tokens; None where the GPU's compute is unknown or the CPU
+            takes part.
         band: relative error of decode on published rows.
     """
 
@@ -99,14 +104,13 @@ def predict_speed(
         decode_seconds(config, weights, settings, engine, devices, at)
         for at in (depth, settings.context)
     ]
+    uses_cpu = engine is Engine.LLAMA_CPP and _cpu_read(config, weights, devices) > 0
     band = max(BEHAVIOUR[gpu.family].band for gpu in parts)
-    if engine is not Engine.LLAMA_CPP or any(d.gpu is None and d.kv for d in devices):
-        band = max(band, 0.3 if engine is not Engine.TRANSFORMERS else 0.5)
     return Speed(
         decode=1 / times[0],
         decode_full=1 / times[1],
-        prefill=_prefill(config, weights, engine, parts),
-        band=band,
+        prefill=None if uses_cpu else _prefill(config, weights, engine, parts),
+        band=max(band, _CPU_BAND if uses_cpu else _ENGINE_BAND[engine]),
     )
 
 
