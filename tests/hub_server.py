@@ -100,7 +100,8 @@ def git_sha1(data: bytes) -> str:
 
 
 def folder_files(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    """A folder's files as a repository's, but for its data sheet."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".md"}
 
 
 class HubServer:

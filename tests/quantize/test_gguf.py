@@ -153,22 +153,27 @@ def test_full_disk_is_told_before_the_start(demo_folder, tmp_path, monkeypatch):
 
 
 def test_killed_run_leaves_no_target(demo_folder, tmp_path):
-    """SIGKILL in the middle: no file under the final name, and the next run succeeds."""
+    """SIGKILL in the middle: no file under the final name, and the same command again succeeds."""
     script = (
         "import os, signal, sys; import qwen3q.quantize.gguf as g; calls = []\n"
         "real = g._write\n"
         "def write(*a):\n"
         "    calls.append(1); real(*a)\n"
-        "    if len(calls) == 20: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    if len(calls) == int(os.environ['KILL_AT']): os.kill(os.getpid(), signal.SIGKILL)\n"
         "g._write = write\n"
         "from qwen3q.cli.app import main\n"
         f"sys.argv = ['qwen3q', 'quantize', {str(demo_folder)!r}, '--to', 'gguf:Q8_0',"
         f" '--out', {str(tmp_path)!r}]\n"
         "main()"
     )
-    run = subprocess.run([sys.executable, "-c", script], env={**os.environ}, check=False)
-    assert run.returncode == -signal.SIGKILL
+
+    def run(kill_at: int) -> int:
+        env = {**os.environ, "KILL_AT": str(kill_at)}
+        return subprocess.run([sys.executable, "-c", script], env=env, check=False).returncode
+
+    assert run(20) == -signal.SIGKILL
     assert not list(tmp_path.glob("*.gguf"))
-    files = write(demo_folder, tmp_path, ["Q8_0"])
-    assert tensors(files["Q8_0"])
-    assert not list(tmp_path.glob(".*"))
+    assert run(0) == 0
+    (file,) = tmp_path.iterdir()
+    assert file.suffix == ".gguf"
+    assert tensors(file)
