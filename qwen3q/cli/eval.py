@@ -9,6 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from qwen3q.cli.eval_fidelity import fidelity
+from qwen3q.cli.eval_speed import speed
 from qwen3q.cli.output import (
     JsonFlag,
     format_bytes,
@@ -26,6 +27,7 @@ def register(app: typer.Typer) -> None:
     group.callback()(_group)
     group.command("fidelity")(fidelity)
     group.command("perplexity")(perplexity)
+    group.command("speed")(speed)
     app.add_typer(group, name="eval")
 
 

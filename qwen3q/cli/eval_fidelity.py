@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from qwen3q.cli.eval_speed import show_speed
 from qwen3q.cli.output import JsonFlag, format_bytes, note, print_json, progress_bar, stdout_console
 
 GATE_FAILED = 3
@@ -56,6 +57,9 @@ def fidelity(
         int, typer.Option(min=0, help="Also ask for a needle in a text of so many words.")
     ] = 0,
     max_tokens: Annotated[int, typer.Option(min=1, help="Where a reply is cut off.")] = 2048,
+    speed: Annotated[
+        bool, typer.Option("--speed", help="Time GGUF files: prefill and decode at two depths.")
+    ] = False,
     card: Annotated[
         bool, typer.Option("--update-card", help="Put the figures into each folder's README.md.")
     ] = False,
@@ -76,6 +80,7 @@ def fidelity(
     from qwen3q.evaluate.evaluation import EvaluationOptions, evaluate
     from qwen3q.evaluate.gate_run import GateOptions, passed
     from qwen3q.evaluate.measure import TextOptions
+    from qwen3q.evaluate.speed_options import SpeedOptions
     from qwen3q.evaluate.tasks import Level
 
     if backend not in list(BackendKind):
@@ -87,6 +92,7 @@ def fidelity(
         TextOptions(context, max_chunks, parse_special or text is None),
         BackendOptions(BackendKind(backend), threads, gpu_layers, device),
         gate=questions if gate else None,
+        speed=SpeedOptions((128, 512), 64, (0, 512), 5, threads) if speed else None,
         out=out,
         cards=card,
         command=("qwen3q", *sys.argv[1:]),
@@ -101,6 +107,7 @@ def fidelity(
     else:
         show_results(report)
         show_gate(report)
+        show_speed(report.get("speed", []))
         for path in done.written:
             note(str(path))
     if gate and not passed(report["gate"]):

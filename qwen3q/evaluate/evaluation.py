@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qwen3q.evaluate.artefact import find_artefact
+from qwen3q.evaluate.artefact import Artefact, find_artefact
 from qwen3q.evaluate.backends import BackendOptions
 from qwen3q.evaluate.card import update_card
 from qwen3q.evaluate.gate_run import GateOptions, run_gate
 from qwen3q.evaluate.measure import TextOptions, measure_fidelity
 from qwen3q.evaluate.report import run_report, write_report
+from qwen3q.evaluate.speed_options import SpeedOptions
 from qwen3q.progress import ProgressFn, silent
 
 
@@ -22,6 +23,7 @@ class EvaluationOptions:
 
     Attributes:
         gate: None asks no questions.
+        speed: None times nothing; only GGUF files are timed.
         out: folder for reports and the reference's logits; None writes nothing.
         cards: put the figures into the model cards of artefacts that are folders.
         command: the words of the call, for the report.
@@ -31,6 +33,7 @@ class EvaluationOptions:
     text: TextOptions
     backend: BackendOptions
     gate: GateOptions | None = None
+    speed: SpeedOptions | None = None
     out: Path | None = None
     cards: bool = False
     command: tuple[str, ...] = ()
@@ -67,6 +70,13 @@ def evaluate(
     report = run_report(run, text_name, options.command)
     if options.gate is not None:
         report["gate"] = run_gate(model, artefacts, options.gate, options.backend, progress)
+    if options.speed is not None:
+        report["speed"] = [
+            row
+            for artefact in (model, *artefacts)
+            if artefact.is_gguf
+            for row in _speed(artefact, options.speed, options.backend.gpu_layers, progress)
+        ]
     written = write_report(report, options.out) if options.out is not None else []
     for artefact in artefacts if options.cards else ():
         if not artefact.is_gguf:
@@ -74,3 +84,23 @@ def evaluate(
             update_card(card, report, artefact.name)
             written.append(card)
     return Evaluation(report, tuple(written))
+
+
+def _speed(
+    artefact: Artefact, options: SpeedOptions, gpu_layers: int, progress: ProgressFn
+) -> list[dict[str, Any]]:
+    from qwen3q.evaluate.speed import measure_speed, speed_row
+    from qwen3q.llama.model import LlamaModel, LoadOptions
+
+    facts = {
+        "run": 0,
+        "artefact": artefact.name,
+        "format": artefact.format,
+        "file_bytes": artefact.file_bytes,
+    }
+
+    def report(done: int, total: int, _: str) -> None:
+        progress(done, total, f"{artefact.name}: speed")
+
+    with LlamaModel(artefact.path, LoadOptions(gpu_layers=gpu_layers)) as model:
+        return [facts | speed_row(test) for test in measure_speed(model, options, report)]

@@ -105,7 +105,11 @@ def _speed(report: Mapping[str, Any]) -> list[str]:
         chart = speed_lines(speed_series(report, phase), x_name)
         if chart:
             parts.append(f"<figure><h3>{phase.capitalize()}</h3>{chart}</figure>")
-    return [_section("Speed", "".join(parts) + _table(table))]
+    note = (
+        "<p class=note>Median of the repeats after a warm-up, ± their standard deviation. Three "
+        "latencies are times between tokens at the 50th, 95th and 99th percentile.</p>"
+    )
+    return [_section("Speed", "".join(parts) + _table(table) + note)]
 
 
 def _section(title: str, content: str) -> str:

@@ -9,14 +9,15 @@ from qwen3q.evaluate.tables import Table
 
 
 def speed_table(report: Mapping[str, Any]) -> Table | None:
-    """One row per artefact and test; None if speed was not measured."""
+    """One row per artefact and test; None if speed was not measured.
+
+    Speed is the median of the repeats and their standard deviation.
+    """
     rows = report.get("speed", [])
     if not rows:
         return None
-    predicted = any("predicted_tokens_per_second" in row for row in rows)
-    heads = ("artefact", "phase", "depth", "tokens", "tokens/s", "first token", "p50", "p95", "p99")
-    cells = [_row(row, predicted) for row in rows]
-    return Table((*heads, "predicted") if predicted else heads, tuple(cells), 2)
+    heads = ("artefact", "test", "tokens/s", "latency")
+    return Table(heads, tuple(_row(row) for row in rows), 2)
 
 
 def speed_series(report: Mapping[str, Any], phase: str) -> dict[str, list[dict[str, Any]]]:
@@ -34,18 +35,16 @@ def speed_series(report: Mapping[str, Any], phase: str) -> dict[str, list[dict[s
     return series
 
 
-def _row(row: Mapping[str, Any], predicted: bool) -> tuple[str, ...]:
-    latency = row.get("latency_ms") or {}
-    cells = (
-        str(row["artefact"]),
-        str(row["phase"]),
-        str(row["depth"]),
-        str(row["tokens"]),
-        f"{row['tokens_per_second']:.2f} ± {row['tokens_per_second_stddev']:.2f}",
-        f"{row['first_token_ms']:.1f} ms" if "first_token_ms" in row else "",
-        *(f"{latency[p]:.1f} ms" if p in latency else "" for p in ("p50", "p95", "p99")),
-    )
-    if not predicted:
-        return cells
-    figure = row.get("predicted_tokens_per_second")
-    return (*cells, f"{figure:.2f}" if figure is not None else "")
+def _row(row: Mapping[str, Any]) -> tuple[str, ...]:
+    test = f"{row['phase']} {row['tokens']}"
+    speed = f"{row['tokens_per_second']:.2f} ± {row['tokens_per_second_stddev']:.2f}"
+    depth = f" at depth {row['depth']}" if row["depth"] else ""
+    return (str(row["artefact"]), test + depth, speed, _latency(row))
+
+
+def _latency(row: Mapping[str, Any]) -> str:
+    """Time to the first token, or between tokens at the 50th, 95th and 99th percentile."""
+    if "first_token_ms" in row:
+        return f"first token {row['first_token_ms']:.1f} ms"
+    between = row["latency_ms"]
+    return f"{between['p50']:.1f} / {between['p95']:.1f} / {between['p99']:.1f} ms"

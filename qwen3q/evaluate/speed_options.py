@@ -1,0 +1,23 @@
+"""What a speed run times; apart from ``speed.py``, which loads llama.cpp."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class SpeedOptions:
+    """What is timed.
+
+    Attributes:
+        prompts: lengths of prompts to read.
+        generate: tokens to decode.
+        depths: tokens that the cache holds before.
+        threads: None for the physical cores.
+    """
+
+    prompts: tuple[int, ...] = (512,)
+    generate: int = 64
+    depths: tuple[int, ...] = (0,)
+    repeats: int = 5
+    threads: int | None = None
