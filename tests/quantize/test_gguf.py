@@ -155,11 +155,11 @@ def test_full_disk_is_told_before_the_start(demo_folder, tmp_path, monkeypatch):
 def test_killed_run_leaves_no_target(demo_folder, tmp_path):
     """SIGKILL in the middle: no file under the final name, and the same command again succeeds."""
     script = (
-        "import os, signal, sys; import qwen3q.quantize.gguf as g; calls = []\n"
-        "real = g._write\n"
+        "import itertools, os, signal, sys; import qwen3q.quantize.gguf as g\n"
+        "real, calls = g._write, itertools.count(1)\n"
         "def write(*a):\n"
-        "    calls.append(1); real(*a)\n"
-        "    if len(calls) == int(os.environ['KILL_AT']): os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    call = next(calls); real(*a)\n"
+        "    if call == int(os.environ['KILL_AT']): os.kill(os.getpid(), signal.SIGKILL)\n"
         "g._write = write\n"
         "from qwen3q.cli.app import main\n"
         f"sys.argv = ['qwen3q', 'quantize', {str(demo_folder)!r}, '--to', 'gguf:Q8_0',"
