@@ -39,11 +39,11 @@ def run_baseline(
 ) -> dict[str, Any]:
     """One peer's run on one model, judged on `text`. Raises RuntimeError with the log's end."""
     out.mkdir(parents=True, exist_ok=True)
-    tokens = out / "calibration.npy"
-    np.save(tokens, token_rows(model, calibration, LENGTH, ROWS))
     suffix = "" if option == "default" else f"-{option}"
     folder = out / f"{model.name}-{peer}-{format_key.replace(':', '-')}{suffix}"
     shutil.rmtree(folder, ignore_errors=True)
+    tokens = folder.with_suffix(".npy")
+    np.save(tokens, token_rows(model, calibration, LENGTH, ROWS))
     arguments = [
         str(model.resolve()),
         str(folder.resolve()),
