@@ -138,7 +138,7 @@ def evaluation_content(text: Path | None) -> tuple[str, str]:
         return text.name, read_text(text)
     from qwen3q.data.texts import evaluation_text
 
-    return "built-in", evaluation_text()
+    return "the built-in text", evaluation_text()
 
 
 def show_results(report: Mapping[str, Any]) -> None:

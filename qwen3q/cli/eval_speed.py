@@ -65,19 +65,21 @@ def speed(
 
 
 def show_speed(rows: Sequence[Mapping[str, Any]]) -> None:
-    """One line per test."""
+    """A table per artefact, one line per test."""
     from rich.table import Table
 
     from qwen3q.evaluate.speed_tables import speed_table
 
-    cells = speed_table({"speed": rows})
-    if cells is None:
-        return
-    table = Table(caption="Three latencies: between tokens at the 50th, 95th and 99th percentile.")
-    table.add_column(cells.heads[0], overflow="fold")
-    table.add_column(cells.heads[1], no_wrap=True)
-    for head in cells.heads[2:]:
-        table.add_column(head, justify="right", no_wrap=True)
-    for row in cells.rows:
-        table.add_row(*row)
-    stdout_console().print(table)
+    for name in dict.fromkeys(str(row["artefact"]) for row in rows):
+        cells = speed_table({"speed": [row for row in rows if row["artefact"] == name]})
+        assert cells is not None
+        table = Table(title=name, title_style="bold", title_justify="left")
+        for column, head in enumerate(cells.heads[1:]):
+            table.add_column(head, justify="right" if column else "left", no_wrap=True)
+        for row in cells.rows:
+            table.add_row(*row[1:])
+        stdout_console().print(table)
+    if rows:
+        stdout_console().print(
+            "Three latencies: between tokens at the 50th, 95th and 99th percentile.", style="dim"
+        )

@@ -15,6 +15,9 @@ _KINDS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_
 _CELLS_WITH_TEXT = 16
 """Layers up to which a heat map's cells have room for their figure."""
 
+_LABEL_HEIGHT = 15.0
+_LABEL_LETTERS = 21
+
 
 def size_against_divergence(group: Group) -> str:
     """Every artefact as a point, with one standard error; the Pareto front as a line.
@@ -102,7 +105,7 @@ def speed_lines(series: Mapping[str, Sequence[Mapping[str, Any]]], x_name: str) 
     x_ticks = linear_ticks(0, max(row["x"] for row in rows))
     y_ticks = linear_ticks(0, max(row["value"] + row["stddev"] for row in rows))
     canvas = Canvas(WIDTH, 360, f"Tokens per second by {x_name}")
-    x = Scale(*_ends(x_ticks), 70, WIDTH - 150)
+    x = Scale(*_ends(x_ticks), 70, WIDTH - 190)
     y = Scale(*_ends(y_ticks), 305, 34)
     axes(canvas, x, y, (x_ticks, y_ticks), (x_name, "tokens per second"))
     for number, (name, points) in enumerate(series.items()):
@@ -115,8 +118,21 @@ def speed_lines(series: Mapping[str, Sequence[Mapping[str, Any]]], x_name: str) 
             canvas.line(px, y(low), px, y(min(high, y_ticks[-1])), "whisker")
             tip = f"{name}, {row['x']}: {row['value']:.2f} ± {row['stddev']:.2f} tokens/s"
             canvas.dot(px, py, f"mark {kind}", tip, 4)
-        canvas.label(*path[-1], name, f"label {kind}")
+    ends = [(y(points[-1]["value"]), name) for name, points in series.items()]
+    for number, height in enumerate(spread([end for end, _ in ends], _LABEL_HEIGHT)):
+        name = ends[number][1]
+        short = name if len(name) <= _LABEL_LETTERS else f"…{name[1 - _LABEL_LETTERS :]}"
+        canvas.text(WIDTH - 180, height + 4, short, f"label s{number % 6}")
     return canvas.finish()
+
+
+def spread(heights: Sequence[float], apart: float) -> list[float]:
+    """Heights in the same order, moved as little as lets each keep ``apart`` from the one above."""
+    out = list(heights)
+    above = float("-inf")
+    for index in sorted(range(len(out)), key=lambda i: heights[i]):
+        above = out[index] = max(heights[index], above + apart)
+    return out
 
 
 def _ends(ticks: Sequence[float]) -> tuple[float, float]:

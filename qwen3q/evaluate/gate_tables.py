@@ -9,7 +9,10 @@ from qwen3q.evaluate.tables import Table
 
 
 def gate_tables(report: Mapping[str, Any]) -> list[tuple[str, Table]]:
-    """Title and table of each mode that was gated: answers right and how thinking went."""
+    """Title and table of each mode that was gated: answers right and how thinking went.
+
+    Failed artefacts are strong.
+    """
     rows = report.get("gate", [])
     out = []
     for mode in dict.fromkeys(row["mode"] for row in rows):
@@ -18,7 +21,8 @@ def gate_tables(report: Mapping[str, Any]) -> list[tuple[str, Table]]:
         cells = tuple(_row(row, flaws) for row in of_mode)
         heads = ("artefact", "verdict", "right", "change, 95 %", "thinking tokens", *flaws)
         title = "Answers with thinking" if mode == "thinking" else "Answers without thinking"
-        out.append((title, Table(heads, cells, 2)))
+        failed = frozenset(i for i, row in enumerate(of_mode) if row["verdict"] == "fail")
+        out.append((title, Table(heads, cells, 2, failed)))
     return out
 
 

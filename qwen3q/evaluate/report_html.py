@@ -15,6 +15,12 @@ from qwen3q.evaluate.tables import Table, facts_table, fidelity_table, size
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
+_GATE_NOTE = (
+    "<p class=note>The same questions, answered greedily. The change of the share of right answers "
+    "is against the float model, question by question, with its 95 % bootstrap interval; an "
+    "artefact fails (bold) where that interval, or the one of flawed replies, shows it worse.</p>"
+)
+
 
 def report_html(report: Mapping[str, Any]) -> str:
     """The whole page."""
@@ -23,7 +29,7 @@ def report_html(report: Mapping[str, Any]) -> str:
     for group in groups:
         body += _fidelity(group)
     body += _layers(report)
-    body += [_section(title, _table(table)) for title, table in gate_tables(report)]
+    body += [_section(title, _table(table) + _GATE_NOTE) for title, table in gate_tables(report)]
     body += _speed(report)
     runs = "".join(_table(facts_table(run), kind="facts") for run in report["runs"])
     body.append(_section("What was run", runs))
@@ -54,7 +60,7 @@ def _head(report: Mapping[str, Any], groups: list[Group]) -> str:
 
 def _fidelity(group: Group) -> list[str]:
     text = escape(str(group.text.get("name", "")))
-    title = f"Fidelity to {escape(str(group.reference['artefact']))}"
+    title = f"Fidelity to {escape(str(group.reference['artefact']))} on {text}"
     chart = size_against_divergence(group)
     hidden = [str(r["artefact"]) for r in group.rows if r["kl_mean"] <= INDISTINGUISHABLE]
     caption = (

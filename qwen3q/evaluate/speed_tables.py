@@ -21,11 +21,11 @@ def speed_table(report: Mapping[str, Any]) -> Table | None:
 
 
 def speed_series(report: Mapping[str, Any], phase: str) -> dict[str, list[dict[str, Any]]]:
-    """Points by artefact for a plot of ``phase``: decode over depth, prefill over length."""
+    """Points by artefact: decode over depth, prefill over length with an empty cache."""
     along = "depth" if phase == "decode" else "tokens"
     series: dict[str, list[dict[str, Any]]] = {}
     for row in report.get("speed", []):
-        if row["phase"] == phase:
+        if row["phase"] == phase and (phase == "decode" or row["depth"] == 0):
             point = {
                 "x": row[along],
                 "value": row["tokens_per_second"],

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from qwen3q.errors import MissingPackageError
 from qwen3q.evaluate.artefact import find_artefact
 from qwen3q.evaluate.backends import BackendKind, BackendOptions, open_backend
 from qwen3q.evaluate.tokens import open_codec
 from qwen3q.evaluate.torch_backend import round_to_int8
+from qwen3q.formats.folder import pack_linear, quantization_config
+from qwen3q.models.config import read_config
+from qwen3q.models.tensors import model_tensors
+from qwen3q.plan.schemes import parse_scheme
+from qwen3q.quantize.grid import QuantizedLinear
 
 CONTEXT, FIRST = 40, 20
 
@@ -103,6 +113,59 @@ def test_a_folder_and_its_gguf_have_one_tokenizer(demo_ggufs, demo_folder):
 def test_int8_inputs_keep_the_largest_and_round_the_rest():
     x = torch.tensor([[1.0, -127.0, 0.4, 63.6], [0.0, 0.0, 0.0, 0.0]])
     assert round_to_int8(x).tolist() == [[1.0, -127.0, 0.0, 64.0], [0.0, 0.0, 0.0, 0.0]]
+
+
+def test_w8a8_rounds_the_inputs_of_quantized_linears(demo_folder, tmp_path, chunks):
+    from transformers import AutoModelForCausalLM
+
+    folder = tmp_path / "w8a8"
+    dequantized = write_w8a8(folder, demo_folder)
+    model = AutoModelForCausalLM.from_pretrained(demo_folder, dtype=torch.float32)
+    for name, module in model.named_modules():
+        if f"{name}.weight" in dequantized:
+            module.weight.data = dequantized[f"{name}.weight"]
+            module.register_forward_pre_hook(lambda _, args: (naive_int8(args[0]),))
+    with torch.inference_mode():
+        rows = model(torch.from_numpy(chunks).long()).logits[:, FIRST : CONTEXT - 1]
+    ours = logits_of(str(folder), "torch", chunks)
+    between = np.abs(ours - rows.flatten(0, 1).numpy())
+    cost = np.abs(ours - logits_of("demo", "torch", chunks))
+    # a value on the border of two steps may round either way, and all after it differ a little
+    assert (between.max(axis=1) < 1e-4).sum() >= 3
+    assert between.mean() < cost.mean() / 3
+    assert (cost.max(axis=1) > 1e-2).all()
+
+
+def naive_int8(x: torch.Tensor) -> torch.Tensor:
+    out = torch.empty_like(x)
+    for row, values in zip(out.view(-1, x.shape[-1]), x.view(-1, x.shape[-1]), strict=True):
+        step = values.abs().max() / 127
+        row.copy_(torch.round(values / step) * step)
+    return out
+
+
+def write_w8a8(folder: Path, demo: Path) -> dict[str, torch.Tensor]:
+    """The demo in compressed-tensors W8A8; returns the weights its linears stand for."""
+    shutil.copytree(demo, folder)
+    scheme, config = parse_scheme("int8"), read_config(demo)
+    raw = json.loads((demo / "config.json").read_text())
+    raw["quantization_config"] = quantization_config(scheme, config)
+    (folder / "config.json").write_text(json.dumps(raw))
+    stored = load_file(demo / "model.safetensors")
+    dequantized = {}
+    for spec in model_tensors(config):
+        if spec.is_linear:
+            weight = stored.pop(spec.name).float()
+            scales = (weight.abs().amax(1, keepdim=True) / 127).to(torch.bfloat16).float()
+            codes = ((weight / scales).round().clamp(-128, 127) + 128).to(torch.uint8)
+            zeros = torch.full_like(scales, 128, dtype=torch.uint8)
+            linear = QuantizedLinear(codes, scales, zeros, 8, weight.shape[1], True)
+            dequantized[spec.name] = linear.dequantize()
+            module = spec.name.removesuffix("weight")
+            parts = pack_linear(scheme, linear)
+            stored |= {f"{module}{suffix}": tensor for suffix, tensor in parts.items()}
+    save_file(stored, folder / "model.safetensors")
+    return dequantized
 
 
 def test_llama_does_not_run_folders():

@@ -13,6 +13,7 @@ import pytest
 
 from qwen3q.errors import UsageError
 from qwen3q.evaluate.card import update_card
+from qwen3q.evaluate.charts import spread
 from qwen3q.evaluate.groups import comparable
 from qwen3q.evaluate.report import (
     SCHEMA,
@@ -134,6 +135,36 @@ def test_points_lie_where_their_figures_say():
     assert at["Q8_0"][0] - at["Q2_K"][0] == pytest.approx(
         4 * (at["Q4_K_M"][0] - at["Q2_K"][0]), abs=0.5
     )
+
+
+def test_labels_of_lines_keep_apart():
+    heights = [50.0, 10.0, 52.0, 51.0]
+    moved = spread(heights, 15)
+    assert moved == [50, 10, 80, 65]
+
+
+def test_speed_is_drawn_by_artefact():
+    speed = [
+        {
+            "run": 0,
+            "artefact": name,
+            "format": name,
+            "file_bytes": 1,
+            "phase": phase,
+            "tokens": tokens,
+            "depth": depth,
+            "tokens_per_second": 50.0,
+            "tokens_per_second_stddev": 2.0,
+            "first_token_ms": 3.0,
+        }
+        for name in ("A", "B")
+        for phase, tokens, depth in (("decode", 64, 0), ("decode", 64, 512), ("prefill", 128, 0))
+    ]
+    text = report_html(EXAMPLE | {"speed": speed})
+    drawn = [ElementTree.fromstring(svg) for svg in re.findall(r"<svg.*?</svg>", text, re.DOTALL)]
+    decode, prefill = drawn[-2:]
+    assert [len(list(plot.iter("circle"))) for plot in (decode, prefill)] == [4, 2]
+    assert [len(list(plot.iter("path"))) for plot in (decode, prefill)] == [2, 0]
 
 
 def test_a_report_of_the_float_model_alone_has_no_plot():
