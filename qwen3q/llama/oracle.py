@@ -41,7 +41,6 @@ class Load:
         tensor_split: share of the layers per device; one entry per device in use, empty for CPU.
         gpu_layers: layers on the devices, the output layer counted; negative for all.
         experts_on_cpu: keep the routed experts of every layer on the CPU.
-        n_outputs_max: rows of logits that are reserved; 0 for one per token of a batch.
     """
 
     context: int
@@ -53,8 +52,6 @@ class Load:
     type_k: str = "F16"
     type_v: str = "F16"
     flash_attention: bool = True
-    kv_unified: bool = False
-    n_outputs_max: int = 0
     experts_on_cpu: bool = False
 
 
@@ -114,8 +111,10 @@ def pseudo_gpus(count: int) -> Iterator[tuple[str, ...]]:
     """Runs ``count`` CPU-backed RPC servers on loopback; yields their endpoints.
 
     Raises:
+        MissingPackageError: llama.cpp was built without RPC.
         LlamaError: a server does not start.
     """
+    _rpc()
     servers: list[subprocess.Popen[bytes]] = []
     endpoints = []
     try:
@@ -174,11 +173,9 @@ def dry_run(path: Path, load: Load, endpoints: Sequence[str] = ()) -> dict[str, 
     context_params.n_batch = load.batch
     context_params.n_ubatch = load.ubatch
     context_params.n_seq_max = load.parallel
-    context_params.n_outputs_max = load.n_outputs_max
     context_params.type_k = GGML_TYPES[load.type_k.upper()].id
     context_params.type_v = GGML_TYPES[load.type_v.upper()].id
     context_params.flash_attn_type = int(load.flash_attention)
-    context_params.kv_unified = load.kv_unified
 
     model = lib.llama_model_load_from_file(os.fsencode(path), model_params)
     if not model:

@@ -95,10 +95,6 @@ class Weights:
     linear_parameters: int
 
     @property
-    def is_gguf(self) -> bool:
-        return self.format.startswith(GGUF_PREFIX)
-
-    @property
     def total(self) -> int:
         return self.embedding + self.head + self.final_norm + sum(x.total for x in self.layers)
 
