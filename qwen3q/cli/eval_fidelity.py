@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,6 +25,9 @@ def fidelity(
     reference: Annotated[
         str, typer.Option(help="The float model: folder, name, GGUF file or MODEL:BF16.")
     ],
+    suite: Annotated[
+        str | None, typer.Option(help="quick, standard or full: text, gate and speed in one.")
+    ] = None,
     text: Annotated[
         Path | None, typer.Option(help="UTF-8 text. Default: the built-in evaluation text.")
     ] = None,
@@ -49,7 +53,9 @@ def fidelity(
     ] = None,
     gate: Annotated[
         bool,
-        typer.Option("--gate", help="Ask questions too; exit with 3 if answers got worse."),
+        typer.Option(
+            "--gate", help="Ask questions too (suites do); exit with 3 if answers got worse."
+        ),
     ] = False,
     gate_level: Annotated[str, typer.Option(help="basic (small models) or standard.")] = "standard",
     gate_questions: Annotated[int, typer.Option(min=1, help="Questions per kind.")] = 20,
@@ -81,6 +87,7 @@ def fidelity(
     from qwen3q.evaluate.gate_run import GateOptions, passed
     from qwen3q.evaluate.measure import TextOptions
     from qwen3q.evaluate.speed_options import SpeedOptions
+    from qwen3q.evaluate.suites import Suite, read_suite
     from qwen3q.evaluate.tasks import Level
 
     if backend not in list(BackendKind):
@@ -88,11 +95,21 @@ def fidelity(
     if gate_level not in list(Level):
         raise UsageError(f"{gate_level!r} is no level.", f"Known: {', '.join(Level)}.")
     questions = GateOptions(Level(gate_level), gate_questions, needle_words, max_tokens)
-    options = EvaluationOptions(
+    timed = SpeedOptions((128, 512), 64, (0, 512), 5)
+    asked = Suite(
         TextOptions(context, max_chunks, parse_special or text is None),
+        questions if gate else None,
+        timed if speed else None,
+    )
+    if suite is not None:
+        if text is not None or speed:
+            raise UsageError("--suite brings its own text and speed tests.", "Leave those out.")
+        asked = read_suite(suite)
+    options = EvaluationOptions(
+        asked.text,
         BackendOptions(BackendKind(backend), threads, gpu_layers, device),
-        gate=questions if gate else None,
-        speed=SpeedOptions((128, 512), 64, (0, 512), 5, threads) if speed else None,
+        gate=asked.gate,
+        speed=replace(asked.speed, threads=threads) if asked.speed else None,
         out=out,
         cards=card,
         command=("qwen3q", *sys.argv[1:]),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from qwen3q.evaluate.suites import SUITES, read_suite
 from qwen3q.models.source import resolve
 from qwen3q.plan.gguf_types import FILE_TYPES
 from qwen3q.quantize.run import GgufOptions, quantize_gguf
@@ -55,9 +56,28 @@ def test_the_gate_has_its_own_exit_code(cli, files):
     assert "fail" in done.stdout
 
 
+def test_the_quick_suite_measures_everything(cli, files, tmp_path):
+    arguments = ("--reference", files["BF16"], "--suite", "quick", "--threads", "2", "--json")
+    done = cli("eval", files["Q8_0"], *arguments)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["runs"][0]["reference"]["chunks"] == 8
+    assert {row["mode"] for row in report["gate"]} == {"thinking", "plain"}
+    assert {row["phase"] for row in report["speed"]} == {"prefill", "decode"}
+
+
+def test_every_suite_reads():
+    suites = [read_suite(name) for name in SUITES]
+    questions = [suite.gate.each for suite in suites]
+    assert questions == sorted(questions)
+    assert suites[2].gate.needle_words > 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
+        (("demo", "--reference", "demo", "--suite", "huge"), 2, "'huge'"),
+        (("demo", "--reference", "demo", "--suite", "quick", "--speed"), 2, "--suite"),
         (("nothing-here", "--reference", "demo"), 1, "nothing-here"),
         (("demo", "--reference", "demo", "--backend", "gpu"), 2, "'gpu'"),
         (("demo", "--reference", "demo", "--gate-level", "hard"), 2, "'hard'"),
