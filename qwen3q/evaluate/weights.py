@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -54,7 +55,7 @@ class GgufWeights:
     def __init__(self, artefact: Artefact) -> None:
         headers = [read_header(part) for part in split_paths(artefact.path)]
         self._tensors = {
-            name: (np.memmap(header.path, np.uint8, "r"), tensor)
+            name: (header.path, tensor)
             for header in headers
             for name, tensor in header.tensors.items()
         }
@@ -67,8 +68,7 @@ class GgufWeights:
         stored = gguf_name(spec)
         if stored not in self._tensors:
             raise CheckpointError(f"The GGUF file has no tensor {stored}.")
-        data, tensor = self._tensors[stored]
-        return torch.from_numpy(_dequantize(data, tensor, spec))
+        return torch.from_numpy(_dequantize(*self._tensors[stored], spec))
 
     def rounds_input(self, name: str) -> bool:
         return False
@@ -120,7 +120,7 @@ def gguf_config(metadata: Mapping[str, Any], where: str, *, tied: bool) -> Qwen3
 
 
 def _dequantize(
-    data: np.memmap[Any, np.dtype[np.uint8]], tensor: GgufTensor, spec: TensorSpec
+    path: Path, tensor: GgufTensor, spec: TensorSpec
 ) -> np.ndarray[Any, np.dtype[np.float32]]:
     """One checkpoint tensor out of a stored one; of stacked experts only the wanted one."""
     from gguf import GGMLQuantizationType
@@ -134,6 +134,7 @@ def _dequantize(
         )
     each = tensor.nbytes // experts
     start = tensor.start + each * (spec.expert or 0)
-    raw = np.array(data[start : start + each]).reshape(spec.shape[0] if len(shape) == 2 else 1, -1)
-    values = dequantize(raw, GGMLQuantizationType[tensor.type])
+    raw = np.fromfile(path, np.uint8, each, offset=start)
+    rows = raw.reshape(spec.shape[0] if len(shape) == 2 else 1, -1)
+    values = dequantize(rows, GGMLQuantizationType[tensor.type])
     return np.ascontiguousarray(values.reshape(spec.shape), np.float32)

@@ -63,7 +63,10 @@ class QuantizedFolder:
         tensors = {
             suffix: read_tensor(self._checkpoint, part) for suffix, part in stored.parts.items()
         }
-        return self._dequantize(stored, tensors)
+        weight = self._dequantize(stored, tensors)
+        for part in stored.parts.values():
+            self._checkpoint.release(part)
+        return weight
 
     def _dequantize(self, stored: StoredWeight, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
         match stored.storage:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -222,6 +223,20 @@ def test_a_card_gets_its_figures_once(tmp_path):
     assert card.read_text() == once
     with pytest.raises(UsageError, match="no model card"):
         update_card(tmp_path / "none.md", EXAMPLE, "Q4_0")
+
+
+def test_the_manifest_learns_the_cards_checksum(tmp_path):
+    card, manifest = tmp_path / "README.md", tmp_path / "manifest.json"
+    card.write_text("# Name\n")
+    other = {"bytes": 3, "sha256": "abc"}
+    outputs = {"README.md": {"bytes": 7, "sha256": "old"}, "config.json": other}
+    manifest.write_text(json.dumps({"name": "x", "outputs": outputs}))
+    update_card(card, EXAMPLE, "Q4_0")
+    updated = json.loads(manifest.read_text())
+    digest = hashlib.sha256(card.read_bytes()).hexdigest()
+    assert updated["outputs"]["README.md"] == {"bytes": card.stat().st_size, "sha256": digest}
+    assert updated["outputs"]["config.json"] == other
+    assert updated["name"] == "x"
 
 
 @pytest.mark.peer
