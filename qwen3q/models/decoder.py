@@ -68,7 +68,7 @@ def attention(
 ) -> torch.Tensor:
     """Norm, q/k/v, QK-norm, RoPE, causal attention: o_proj's input ``[rows, length, q_size]``."""
     x = rms_norm(hidden, weights["input_layernorm"], config.rms_norm_eps)
-    x = x.to(weights[O_PROJ].dtype)
+    x = x.to(weights[QKV[0]].dtype)
     q, k, v = (split_heads(linear(name, x), config.head_dim) for name in QKV)
     q = rotate(rms_norm(q, weights["self_attn.q_norm"], config.rms_norm_eps), rope)
     k = rotate(rms_norm(k, weights["self_attn.k_norm"], config.rms_norm_eps), rope)

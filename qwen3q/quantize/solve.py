@@ -1,64 +1,28 @@
-"""One scheme of one decoder layer: fold scales into its neighbours, then round every linear."""
+"""One scheme of one decoder layer: fold scales into its neighbours, then round every linear.
+
+The linears are solved in stages, each with one input: q/k/v, o, gate/up, down. A stage's Hessian
+comes from the inputs that the stages before it make once they are quantized, and its target is
+what the float model puts out, so later stages make up for earlier ones.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import torch
+import torch
 
-    from qwen3q.plan.schemes import Scheme
-    from qwen3q.quantize.grid import QuantizedLinear
-    from qwen3q.quantize.stream import StreamedLayer
+from qwen3q.models.decoder import DOWN, GATE_UP, O_PROJ, QKV, attention, gated, rms_norm
+from qwen3q.plan.schemes import Scheme
+from qwen3q.quantize.activations import Activations
+from qwen3q.quantize.experts import solve_experts
+from qwen3q.quantize.folds import ATTENTION_NORM, MLP_NORM, search_folds
+from qwen3q.quantize.grid import QuantizedLinear
+from qwen3q.quantize.linears import LinearReport, SolveOptions
+from qwen3q.quantize.stage import LayerWork
+from qwen3q.quantize.stream import StreamedLayer
 
-
-@dataclass(frozen=True, slots=True)
-class SolveOptions:
-    """What changes a result, and so belongs into a journal's fingerprint (``asdict`` it).
-
-    Attributes:
-        algorithm: ``gptq`` (error feedback and refinement), ``awq`` (scale and clip search, then
-            rounding to nearest) or ``rtn`` (range search, rounding to nearest).
-        smoothing: fold scales into norms, v_proj and up_proj where the search shows it helps.
-        damping: share of the Hessian's mean diagonal added to it; grows until it factors.
-        min_expert_tokens: an expert that fewer calibration tokens reach is topped up.
-    """
-
-    algorithm: str = "gptq"
-    smoothing: bool = True
-    damping: float = 0.01
-    min_expert_tokens: int = 128
-
-
-@dataclass(frozen=True, slots=True)
-class LinearReport:
-    """What was done to one linear.
-
-    Attributes:
-        name: checkpoint name (``....weight``).
-        bits, group_size, symmetric: the grid it got.
-        algorithm: what its codes come from in the end.
-        fallback: why it is not the algorithm asked for; empty if it is.
-        error: squared output error over the squared output, on the calibration tokens.
-        rtn_error: the same of plain round-to-nearest.
-        tokens: calibration tokens that reached it (for an expert, the routed ones).
-        forced_tokens: tokens added because too few reached it.
-        seconds: time it took; linears solved together share theirs equally.
-    """
-
-    name: str
-    bits: int
-    group_size: int
-    symmetric: bool
-    algorithm: str
-    fallback: str
-    error: float
-    rtn_error: float
-    tokens: int
-    forced_tokens: int
-    seconds: float
+__all__ = ["LinearReport", "SolveOptions", "SolvedLayer", "solve_layer"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +31,8 @@ class SolvedLayer:
 
     Attributes:
         linears: every quantized linear, by checkpoint name (``....weight``).
-        changed: float tensors (norms, a router, a linear kept in float) that differ from the
-            checkpoint's, float32 but exactly representable in the checkpoint's dtype.
+        changed: float tensors (norms, a router) that differ from the checkpoint's, float32 but
+            exactly representable in the checkpoint's dtype.
         report: one entry per quantized linear, in forward order.
         notes: what a person should know, such as which folds were used.
     """
@@ -80,16 +44,75 @@ class SolvedLayer:
 
 
 def solve_layer(
-    layer: StreamedLayer,
-    scheme: Scheme,
-    options: SolveOptions = SolveOptions(),  # noqa: B008
+    layer: StreamedLayer, scheme: Scheme, options: SolveOptions = SolveOptions()
 ) -> SolvedLayer:
     """Quantizes one streamed layer in one scheme, overrides (``Scheme.at``) applied.
 
     Deterministic given the layer's inputs. Journal everything but ``report`` and ``notes`` to
     restore it; reports hold seconds, which differ from run to run.
-
-    Raises:
-        UsageError: an unknown algorithm.
     """
-    raise NotImplementedError
+    folds = search_folds(layer, scheme, options)
+    work = LayerWork(layer, scheme, options, folds)
+    try:
+        _solve_attention(work)
+        if layer.config.is_moe_layer(layer.index):
+            solve_experts(work)
+        else:
+            _solve_mlp(work)
+        layer.put_output(scheme, work.output)
+    finally:
+        work.free()
+    return SolvedLayer(work.linears, work.changed(), work.report(), folds.notes)
+
+
+def _solve_attention(work: LayerWork) -> None:
+    """q/k/v and o; leaves the residual stream after attention in ``work.middle``."""
+    config, inputs = work.layer.config, work.layer.inputs
+    assert inputs is not None
+    hidden = work.layer.own_hidden(work.scheme)
+    mixed = work.room(config.q_size)
+    scales = work.input_scales(O_PROJ)
+
+    def normed(source: Activations, part: slice) -> torch.Tensor:
+        return rms_norm(work.read(source, part), work.weights[ATTENTION_NORM], config.rms_norm_eps)
+
+    def attended(part: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        x = work.read(hidden, part)
+        own = attention(x, work.weights, config, work.layer.rope, work.linear)
+        mixed.write(part, own)
+        return own, work.read(inputs.mixed, part) / scales
+
+    work.solve_stage(QKV, lambda part: (normed(hidden, part), normed(inputs.hidden, part)))
+    work.solve_stage((O_PROJ,), attended)
+    for part in work.portions():
+        out = work.linear(O_PROJ, work.read(mixed, part))
+        work.middle.write(part, work.read(hidden, part) + out)
+    mixed.free()
+
+
+def _solve_mlp(work: LayerWork) -> None:
+    """gate/up and down of a dense layer; leaves the layer's output in ``work.output``."""
+    config, inputs = work.layer.config, work.layer.inputs
+    assert inputs is not None
+    inner_float = inputs.inner
+    assert inner_float is not None
+    inner = work.room(config.intermediate_size)
+    scales = work.input_scales(DOWN)
+
+    def normed(source: Activations, part: slice) -> torch.Tensor:
+        return rms_norm(work.read(source, part), work.weights[MLP_NORM], config.rms_norm_eps)
+
+    def gate_times_up(part: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        x = normed(work.middle, part).to(work.layer.arithmetic.dtype)
+        own = gated(x, *GATE_UP, work.linear)
+        inner.write(part, own)
+        return own, work.read(inner_float, part) / scales
+
+    work.solve_stage(
+        GATE_UP, lambda part: (normed(work.middle, part), normed(inputs.middle, part))
+    )
+    work.solve_stage((DOWN,), gate_times_up)
+    for part in work.portions():
+        out = work.linear(DOWN, work.read(inner, part))
+        work.output.write(part, work.read(work.middle, part) + out)
+    inner.free()

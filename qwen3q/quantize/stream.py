@@ -7,23 +7,42 @@ a work folder when they would not fit.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
+from qwen3q.calibrate.statistics import InputMoments, MomentWatch
+from qwen3q.checkpoint.reader import Checkpoint, check_finite
+from qwen3q.errors import UsageError
 from qwen3q.models.config import Qwen3Config
+from qwen3q.models.decoder import (
+    DOWN,
+    GATE_UP,
+    O_PROJ,
+    Rope,
+    attention,
+    decoder_layer,
+    gated,
+    mlp,
+    rms_norm,
+    rope_table,
+)
+from qwen3q.models.tensors import TensorSpec, layer_tensors
 from qwen3q.progress import ProgressFn, silent
+from qwen3q.quantize.activations import Activations, ActivationStore
+from qwen3q.quantize.arithmetic import Arithmetic, arithmetic_for
 
 if TYPE_CHECKING:
-    import torch
-
-    from qwen3q.calibrate.statistics import InputMoments
-    from qwen3q.checkpoint.reader import Checkpoint
     from qwen3q.plan.schemes import Scheme
     from qwen3q.quantize.solve import SolvedLayer
 
 Restore = Callable[[int, "Scheme"], "SolvedLayer"]
 """Reads back what was solved before: (layer, scheme) to a SolvedLayer; its report may be empty."""
+
+EMBEDDING = "model.embed_tokens.weight"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,22 +60,104 @@ class StreamOptions:
     work_folder: Path | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class LayerInputs:
+    """What the float model computes on the way through one layer, for all rows.
+
+    Attributes:
+        hidden: the layer's input.
+        mixed: attention's output, o_proj's input.
+        middle: the residual stream after attention.
+        inner: down_proj's input of a dense layer; None where the layer has experts.
+    """
+
+    hidden: Activations
+    mixed: Activations
+    middle: Activations
+    inner: Activations | None
+
+
 class StreamedLayer:
     """One decoder layer on its way through.
 
     Attributes:
         index: which decoder layer.
+        config: the model's.
+        specs: its tensors by short name (``self_attn.q_proj``).
         weights: its float32 tensors by checkpoint name (``model.layers.3.mlp.up_proj.weight``).
+        dtypes: the tensors' dtypes in the checkpoint, by short name.
         moments: mean squares and token counts of every linear's input under the float model, by
             checkpoint name: the GGUF importance matrix.
+        inputs: the float model's activations; only with schemes.
+        store: makes room for more activations.
+        arithmetic: how and in what portions activations are run.
+        rope: the rotary table of one row.
+        devices: where linears are solved.
     """
 
-    index: int
-    weights: Mapping[str, torch.Tensor]
-    moments: Mapping[str, InputMoments]
+    def __init__(
+        self,
+        index: int,
+        config: Qwen3Config,
+        weights: Mapping[str, torch.Tensor],
+        dtypes: Mapping[str, torch.dtype],
+        store: ActivationStore,
+        arithmetic: Arithmetic,
+        rope: Rope,
+        devices: tuple[str, ...],
+        prefixes: Mapping[Scheme, Activations],
+    ) -> None:
+        self.index = index
+        self.config = config
+        self.specs: dict[str, TensorSpec] = {
+            short_name(spec.name): spec for spec in layer_tensors(config, index)
+        }
+        self.weights = weights
+        self.dtypes = dtypes
+        self.store = store
+        self.arithmetic = arithmetic
+        self.rope = rope
+        self.devices = devices
+        self.moments: Mapping[str, InputMoments] = {}
+        self.inputs: LayerInputs | None = None
+        self._prefixes = prefixes
+        self._outputs: dict[Scheme, Activations] = {}
+        self._kept: set[Scheme] = set()
+
+    def short_weights(self) -> dict[str, torch.Tensor]:
+        """The float32 weights by short name."""
+        return {short: self.weights[spec.name] for short, spec in self.specs.items()}
+
+    def own_hidden(self, scheme: Scheme) -> Activations:
+        """This layer's input under the scheme's own quantized prefix."""
+        return self._prefixes[scheme]
+
+    def put_output(self, scheme: Scheme, output: Activations) -> None:
+        """What ``keep`` would compute, by whoever solved the layer and has it at hand."""
+        self._outputs[scheme] = output
 
     def keep(self, scheme: Scheme, solved: SolvedLayer) -> None:
         """Tells the stream what this scheme's next layer will be fed by. Call once per scheme."""
+        hidden = self._prefixes[scheme]
+        if scheme in self._outputs:
+            output = self._outputs.pop(scheme)
+            for rows in self.arithmetic.portions(self.store):
+                hidden.write(rows, output.read(rows))
+            output.free()
+        else:
+            run_quantized(self, hidden, scheme, solved)
+        self._kept.add(scheme)
+
+    def require_kept(self) -> None:
+        """Raises: UsageError if a scheme was neither solved nor restored."""
+        for scheme in self._prefixes:
+            if scheme not in self._kept:
+                raise UsageError(f"Layer {self.index} was not kept for {scheme.name}.")
+
+
+def short_name(name: str) -> str:
+    """``model.layers.3.mlp.up_proj.weight`` to ``mlp.up_proj``."""
+    return name.split(".", 3)[3].removesuffix(".weight")
 
 
 def stream_layers(
@@ -64,7 +165,7 @@ def stream_layers(
     config: Qwen3Config,
     rows: Sequence[Sequence[int]],
     schemes: Sequence[Scheme] = (),
-    options: StreamOptions = StreamOptions(),  # noqa: B008
+    options: StreamOptions = StreamOptions(),
     *,
     start: int = 0,
     restore: Restore | None = None,
@@ -88,10 +189,160 @@ def stream_layers(
     Args:
         rows: calibration tokens, rows of one length.
         schemes: uniform schemes to be solved (``Scheme.is_uniform``); others need no stream.
+        progress: told layers done and in all.
 
     Raises:
         UsageError: rows are empty, differ in length or hold a token outside the vocabulary.
         CheckpointError: a weight is missing or not finite.
         DiskError: activations do not fit on disk.
     """
-    raise NotImplementedError
+    tokens = _token_tensor(rows, config.vocab_size)
+    arithmetic = arithmetic_for(options.devices[0], tokens.shape[1])
+    rope = rope_table(config, tokens.shape[1], arithmetic.device)
+    count, length = tokens.shape
+    with ActivationStore(count, length, options.memory_bytes, options.work_folder) as store:
+        hidden = store.new(config.hidden_size)
+        prefixes = {scheme: store.new(config.hidden_size) for scheme in schemes}
+        embedding = _read(checkpoint, EMBEDDING)
+        for part in arithmetic.portions(store):
+            first = embedding[tokens[part]].float()
+            for activations in (hidden, *prefixes.values()):
+                activations.write(part, first)
+        del embedding
+        for index in range(config.num_hidden_layers):
+            progress(index, config.num_hidden_layers, "layers")
+            names = [spec.name for spec in layer_tensors(config, index)]
+            raw = {name: _read(checkpoint, name) for name in names}
+            layer = StreamedLayer(
+                index,
+                config,
+                {name: value.float() for name, value in raw.items()},
+                {short_name(name): value.dtype for name, value in raw.items()},
+                store,
+                arithmetic,
+                rope,
+                options.devices,
+                prefixes,
+            )
+            del raw
+            if index < start:
+                run_float(layer, hidden)
+                for scheme in schemes:
+                    assert restore is not None
+                    layer.keep(scheme, restore(index, scheme))
+                continue
+            with closing(_FloatPass(layer, hidden, record=bool(schemes))) as float_pass:
+                float_pass.run()
+                yield layer
+                layer.require_kept()
+                float_pass.advance()
+        progress(config.num_hidden_layers, config.num_hidden_layers, "layers")
+
+
+def run_float(layer: StreamedLayer, hidden: Activations) -> None:
+    """Replaces ``hidden`` by the float layer's output."""
+    arithmetic = layer.arithmetic
+    weights = arithmetic.prepare(layer.short_weights())
+    for part in arithmetic.portions(layer.store):
+        x = hidden.read(part, arithmetic.device)
+        hidden.write(part, decoder_layer(x, weights, layer.config, layer.rope))
+
+
+def run_quantized(
+    layer: StreamedLayer, hidden: Activations, scheme: Scheme, solved: SolvedLayer
+) -> None:
+    """Replaces ``hidden`` by the quantized layer's output."""
+    arithmetic = layer.arithmetic
+    weights, linear = arithmetic.quantized(layer, scheme, solved.linears, solved.changed)
+    for part in arithmetic.portions(layer.store):
+        x = hidden.read(part, arithmetic.device)
+        hidden.write(part, decoder_layer(x, weights, layer.config, layer.rope, linear))
+
+
+class _FloatPass:
+    """Runs one layer of the float model, watching its linears' inputs."""
+
+    def __init__(self, layer: StreamedLayer, hidden: Activations, *, record: bool) -> None:
+        self._layer = layer
+        self._hidden = hidden
+        config, store = layer.config, layer.store
+        self._next = store.new(config.hidden_size)
+        self._room: list[Activations] = []
+        if record:
+            dtype = layer.arithmetic.dtype
+            mixed = store.new(config.q_size, dtype)
+            middle = store.new(config.hidden_size)
+            inner = None
+            if not config.is_moe_layer(layer.index):
+                inner = store.new(config.intermediate_size, dtype)
+            layer.inputs = LayerInputs(hidden, mixed, middle, inner)
+            self._room = [mixed, middle, *([inner] if inner else [])]
+
+    def run(self) -> None:
+        """Fills the layer's ``inputs`` and ``moments``."""
+        layer, config, inputs = self._layer, self._layer.config, self._layer.inputs
+        weights = layer.arithmetic.prepare(layer.short_weights())
+        watch = MomentWatch(weights)
+        for part in layer.arithmetic.portions(layer.store):
+            hidden = self._hidden.read(part, layer.arithmetic.device)
+            mixed = attention(hidden, weights, config, layer.rope, watch)
+            middle = hidden + watch(O_PROJ, mixed)
+            if inputs is not None:
+                inputs.mixed.write(part, mixed)
+                inputs.middle.write(part, middle)
+            if inputs is not None and inputs.inner is not None:
+                x = rms_norm(middle, weights["post_attention_layernorm"], config.rms_norm_eps)
+                inner = gated(x.to(layer.arithmetic.dtype), *GATE_UP, watch)
+                inputs.inner.write(part, inner)
+                self._next.write(part, middle + watch(DOWN, inner))
+            else:
+                self._next.write(part, middle + mlp(middle, weights, config, watch))
+        layer.moments = {
+            spec.name: watch.moments(short, spec.shape[1])
+            for short, spec in layer.specs.items()
+            if spec.is_linear
+        }
+
+    def advance(self) -> None:
+        """The layer's output becomes the next one's input."""
+        for part in self._layer.arithmetic.portions(self._layer.store):
+            self._hidden.write(part, self._next.read(part))
+
+    def close(self) -> None:
+        for activations in (self._next, *self._room):
+            activations.free()
+
+
+def _token_tensor(rows: Sequence[Sequence[int]], vocab_size: int) -> torch.Tensor:
+    lengths = {len(row) for row in rows}
+    if not rows or lengths == {0}:
+        raise UsageError("There are no calibration tokens.", "Give text with --calibration.")
+    if len(lengths) > 1:
+        raise UsageError(f"Calibration rows have {len(lengths)} different lengths.")
+    tokens = torch.tensor(rows, dtype=torch.long)
+    low, high = int(tokens.min()), int(tokens.max())
+    if low < 0 or high >= vocab_size:
+        raise UsageError(
+            f"Calibration holds token {high if high >= vocab_size else low}, but the model has "
+            f"{vocab_size} tokens.",
+            "Tokenize it with this model's own tokenizer.",
+        )
+    return tokens
+
+
+_TORCH_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+
+
+def _read(checkpoint: Checkpoint, name: str) -> torch.Tensor:
+    """One tensor, copied out of its file, in its own dtype."""
+    array = checkpoint.array(name)
+    dtype = checkpoint.tensors[name].dtype
+    if dtype not in _TORCH_DTYPES:
+        raise UsageError(
+            f"{name} is stored as {dtype}; only float checkpoints can be quantized.",
+            "Start from the original bf16 model.",
+        )
+    check_finite(name, array, dtype)
+    value = torch.from_numpy(array.copy()).view(_TORCH_DTYPES[dtype])
+    checkpoint.release(name)
+    return value

@@ -1,0 +1,103 @@
+"""Hidden states of all calibration rows, in host memory, or in files once memory is full."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from math import prod
+from pathlib import Path
+
+import torch
+
+from qwen3q.errors import DiskError
+
+_SPARE_DISK = 1 << 30
+
+
+class Activations:
+    """``[rows, length, width]``, written and read by slices of rows."""
+
+    def __init__(self, store: ActivationStore, data: torch.Tensor, path: Path | None) -> None:
+        self._store = store
+        self._data = data
+        self._path = path
+
+    @property
+    def in_memory(self) -> bool:
+        return self._path is None
+
+    def read(self, rows: slice, device: str | torch.device = "cpu") -> torch.Tensor:
+        """Some rows, on ``device``; on the CPU a view."""
+        return self._data[rows].to(device)
+
+    def write(self, rows: slice, value: torch.Tensor) -> None:
+        """Replaces some rows."""
+        self._data[rows] = value.to("cpu")
+
+    def free(self) -> None:
+        """Gives the memory or the file back; nothing can be read afterwards."""
+        self._data = torch.empty(0)
+        self._store.release(self, self._path)
+
+
+class ActivationStore:
+    """Hands out activations: in memory up to a budget, beyond it in files of a private folder.
+
+    Use as a context manager; its files are gone at the end.
+    """
+
+    def __init__(self, rows: int, length: int, memory_bytes: int, folder: Path | None) -> None:
+        self.rows = rows
+        self.length = length
+        self._free_bytes = memory_bytes
+        self._parent = folder
+        self._folder: Path | None = None
+        self._sizes: dict[Activations, int] = {}
+
+    def __enter__(self) -> ActivationStore:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def new(self, width: int, dtype: torch.dtype = torch.float32) -> Activations:
+        """Room for ``[rows, length, width]``.
+
+        Raises:
+            DiskError: memory is full and the disk is too.
+        """
+        shape = (self.rows, self.length, width)
+        nbytes = prod(shape) * dtype.itemsize
+        if nbytes <= self._free_bytes:
+            self._free_bytes -= nbytes
+            made = Activations(self, torch.empty(shape, dtype=dtype), None)
+            self._sizes[made] = nbytes
+            return made
+        path = self._new_file(nbytes)
+        data = torch.from_file(str(path), shared=True, size=prod(shape), dtype=dtype)
+        return Activations(self, data.view(shape), path)
+
+    def release(self, activations: Activations, path: Path | None) -> None:
+        """Called by ``Activations.free``."""
+        if path is None:
+            self._free_bytes += self._sizes.pop(activations, 0)
+        else:
+            path.unlink(missing_ok=True)
+
+    def _new_file(self, nbytes: int) -> Path:
+        parent = self._parent or Path(tempfile.gettempdir())
+        parent.mkdir(parents=True, exist_ok=True)
+        if self._folder is None:
+            self._folder = Path(tempfile.mkdtemp(prefix="activations-", dir=parent))
+        free = shutil.disk_usage(parent).free
+        if nbytes + _SPARE_DISK > free:
+            raise DiskError(
+                f"{parent} has {free / 1e9:.1f} GB free; calibration needs "
+                f"{(nbytes + _SPARE_DISK) / 1e9:.1f} GB there for activations.",
+                "Use fewer or shorter calibration samples, or another work folder.",
+            )
+        handle, name = tempfile.mkstemp(suffix=".raw", dir=self._folder)
+        with open(handle, "wb") as file:
+            file.truncate(nbytes)
+        return Path(name)

@@ -1,0 +1,115 @@
+"""In what precision and portions a calibration stream runs its layers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+
+from qwen3q.models.decoder import Linear
+
+if TYPE_CHECKING:
+    from qwen3q.plan.schemes import Scheme
+    from qwen3q.quantize.activations import ActivationStore
+    from qwen3q.quantize.grid import QuantizedLinear
+    from qwen3q.quantize.stream import StreamedLayer
+
+_TOKENS_PER_PORTION = {"cpu": 2048}
+_TOKENS_ON_ACCELERATOR = 16384
+
+
+@dataclass(frozen=True, slots=True)
+class Arithmetic:
+    """How a stream computes.
+
+    Attributes:
+        device: where layers run.
+        dtype: of linears and attention; norms, router and the residual stream are float32.
+        rows: calibration rows that are run at a time.
+    """
+
+    device: str
+    dtype: torch.dtype
+    rows: int
+
+    def portions(self, store: ActivationStore) -> Iterator[slice]:
+        """All rows, a portion at a time."""
+        for start in range(0, store.rows, self.rows):
+            yield slice(start, min(start + self.rows, store.rows))
+
+    def prepare(self, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """A layer's weights by short name as the decoder takes them: linears in ``dtype``."""
+        return {
+            name: value.to(self.device, self.dtype if name.endswith("_proj") else torch.float32)
+            for name, value in weights.items()
+        }
+
+    def quantized(
+        self,
+        layer: StreamedLayer,
+        scheme: Scheme,
+        linears: Mapping[str, QuantizedLinear],
+        changed: Mapping[str, torch.Tensor],
+    ) -> tuple[dict[str, torch.Tensor], Linear]:
+        """A solved layer's weights, and its linears with activations as at inference.
+
+        Args:
+            linears, changed: of a ``SolvedLayer``, by checkpoint name.
+        """
+        weights = dict(layer.short_weights())
+        for short, spec in layer.specs.items():
+            if spec.name in linears:
+                weights[short] = linears[spec.name].dequantize()
+            elif spec.name in changed:
+                weights[short] = changed[spec.name]
+        prepared = self.prepare(weights)
+        rounded = {s for s, spec in layer.specs.items() if spec.name in linears}
+        return prepared, self.linear(prepared, scheme, rounded)
+
+    def linear(
+        self, weights: Mapping[str, torch.Tensor], scheme: Scheme, rounded: set[str]
+    ) -> Linear:
+        """Linears whose inputs, where in ``rounded``, are rounded as the scheme does."""
+
+        def run(name: str, x: torch.Tensor) -> torch.Tensor:
+            if scheme.activation_bits is not None and name in rounded:
+                x = round_activations(x, scheme.activation_bits)
+            return F.linear(x, weights[name])
+
+        return run
+
+    @contextmanager
+    def products(self) -> Iterator[None]:
+        """Within: float32 products may round their factors to ``dtype``, never their sums."""
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("medium" if self.dtype is torch.bfloat16 else "highest")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)
+
+
+def round_activations(x: torch.Tensor, bits: int) -> torch.Tensor:
+    """Symmetric rounding with one scale per token, as W8A8 engines do on the fly."""
+    top = 2 ** (bits - 1) - 1
+    scales = x.float().abs().amax(-1, keepdim=True).clamp_(min=1e-12) / top
+    rounded = (x / scales).round_().clamp_(-top - 1, top)
+    return rounded.mul_(scales).to(x.dtype)
+
+
+def arithmetic_for(device: str, length: int) -> Arithmetic:
+    """bfloat16 where the hardware multiplies it fast, else float32."""
+    kind = device.partition(":")[0]
+    tokens = _TOKENS_PER_PORTION.get(kind, _TOKENS_ON_ACCELERATOR)
+    fast = torch.cuda.is_bf16_supported() if kind == "cuda" else kind == "cpu" and _amx()
+    return Arithmetic(device, torch.bfloat16 if fast else torch.float32, max(1, tokens // length))
+
+
+def _amx() -> bool:
+    """Whether this processor has bfloat16 matrix tiles; other processors emulate bfloat16."""
+    probe = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return bool(probe and probe())

@@ -1,0 +1,58 @@
+"""AWQ: protect the input channels that matter by scaling them before rounding to nearest.
+
+Lin et al., arXiv 2306.00978. Candidates for the scales are the paper's powers of the activations'
+size and the minimum of the expected error (``smooth.fit_scales``); the one with the least real
+rounding error wins, and no scales at all is among them. The paper's clipping is the range search
+of ``rtn``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from qwen3q.plan.schemes import Scheme
+from qwen3q.quantize.arithmetic import round_activations
+from qwen3q.quantize.rtn import dequantize, round_to_nearest
+from qwen3q.quantize.smooth import SmoothTarget, centred, fit_scales
+
+_POWERS = (0.25, 0.5, 0.75)
+_JUDGED_OUTPUTS = 256
+
+
+def search_scales(target: SmoothTarget, scheme: Scheme) -> torch.Tensor | None:
+    """The best scales ``[in]`` for linears that share an input, or None if none help.
+
+    With ``importance`` the inputs' mean squares this is AWQ; with what GPTQ's error feedback
+    leaves of them (``Factor.upper``'s squared pivots), it prepares for GPTQ.
+    """
+    judged = target.sampled(_JUDGED_OUTPUTS)
+    best: torch.Tensor | None = None
+    least = rounding_error(judged, torch.ones_like(target.importance[0]), scheme)
+    for scales in _candidates(target, scheme):
+        error = rounding_error(judged, scales, scheme)
+        if error < least:
+            best, least = scales, error
+    return best
+
+
+def _candidates(target: SmoothTarget, scheme: Scheme) -> Iterator[torch.Tensor]:
+    size = target.importance.mean(0).sqrt()
+    for power in _POWERS:
+        yield centred(size.clamp(min=1e-4 * float(size.max())).pow(power), target.tie)
+    yield fit_scales(target, scheme)
+
+
+def rounding_error(target: SmoothTarget, scales: torch.Tensor, scheme: Scheme) -> float:
+    """Importance-weighted squared error of rounding the scaled weights (and activations)."""
+    scaled = target.weights * scales[:, None]
+    importance = target.importance / scales.square()
+    codes, steps, zeros = round_to_nearest(scaled, importance, scheme)
+    off = (dequantize(codes, steps, zeros) - scaled).square_()
+    error = float(torch.matmul(importance.unsqueeze(1), off).sum())
+    if target.tokens is not None and scheme.activation_bits is not None:
+        inputs = target.tokens / scales
+        noise = round_activations(inputs, scheme.activation_bits) - inputs
+        error += float((noise @ scaled).square().sum()) / len(inputs)
+    return error

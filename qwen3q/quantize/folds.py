@@ -1,0 +1,223 @@
+"""Which scales a layer folds into its neighbours, searched on the float model's inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+
+from qwen3q.models.decoder import (
+    DOWN,
+    GATE_UP,
+    O_PROJ,
+    QKV,
+    ROUTER,
+    expert_names,
+    rms_norm,
+)
+from qwen3q.plan.schemes import Scheme
+from qwen3q.quantize.activations import Activations
+from qwen3q.quantize.awq import search_scales
+from qwen3q.quantize.gptq import factorize
+from qwen3q.quantize.linears import SolveOptions
+from qwen3q.quantize.smooth import (
+    FITTED_OUTPUTS,
+    SmoothTarget,
+    fold_into_norm,
+    powers_of_two,
+    value_tie,
+)
+from qwen3q.quantize.stream import LayerInputs, StreamedLayer
+
+_SAMPLE_STRIDE = 4
+"""Every n-th portion of the calibration rows is enough to search scales on."""
+_SAMPLE_TOKENS = 512
+
+ATTENTION_NORM = "input_layernorm"
+MLP_NORM = "post_attention_layernorm"
+V_PROJ = QKV[2]
+UP_PROJ = GATE_UP[1]
+
+
+@dataclass(frozen=True, slots=True)
+class Folds:
+    """A layer in which some linears' inputs are divided by scales, and whose function is the same.
+
+    Attributes:
+        inputs: by linear's short name, scales ``[in]`` that its columns are multiplied by.
+        outputs: by linear's short name, scales ``[out]`` that its rows are divided by.
+        norms: changed norms by short name, representable in the checkpoint's dtype.
+    """
+
+    inputs: dict[str, torch.Tensor] = field(default_factory=dict)
+    outputs: dict[str, torch.Tensor] = field(default_factory=dict)
+    norms: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def weight(self, name: str, weight: torch.Tensor) -> torch.Tensor:
+        """A linear's weights ``[out, in]`` after folding, or the router's."""
+        if name in self.inputs:
+            weight = weight * self.inputs[name]
+        if name in self.outputs:
+            weight = weight / self.outputs[name][:, None]
+        return weight
+
+    def scales(self, name: str, width: int) -> torch.Tensor:
+        """The scales on a linear's columns, ones where there are none."""
+        return self.inputs.get(name, torch.ones(width))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        folded = sorted({_kind(name) for name in self.inputs})
+        return (f"scales folded ahead of {', '.join(folded)}",) if folded else ()
+
+
+def _kind(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+def search_folds(layer: StreamedLayer, scheme: Scheme, options: SolveOptions) -> Folds:
+    """Scales for every input of a layer where they lower the expected error.
+
+    A fold is left out where one of its linears is kept in float, which would have to change.
+    """
+    folds = Folds()
+    if not options.smoothing or options.algorithm == "rtn":
+        return folds
+    search = _Search(layer, scheme, options)
+    _fold_norm(search, folds, ATTENTION_NORM, QKV)
+    if search.all_quantized((V_PROJ, O_PROJ)):
+        tie = value_tie(layer.config)
+        scales = search.best((O_PROJ,), search.inputs.mixed, tie)
+        if scales is not None:
+            first = torch.empty(layer.config.kv_size).scatter_(0, tie, scales)
+            _fold_rows(folds, V_PROJ, first, O_PROJ, first[tie])
+    if search.inputs.inner is not None:
+        _fold_norm(search, folds, MLP_NORM, GATE_UP)
+        if search.all_quantized((UP_PROJ, DOWN)):
+            scales = search.best((DOWN,), search.inputs.inner)
+            if scales is not None:
+                _fold_rows(folds, UP_PROJ, scales, DOWN, scales)
+        return folds
+    names = [expert_names(expert) for expert in range(layer.config.num_experts)]
+    _fold_norm(search, folds, MLP_NORM, tuple(n for gate, up, _ in names for n in (gate, up)))
+    for _, up, down in names:
+        if search.all_quantized((up, down)):
+            scales = search.best_by_moments(down)
+            if scales is not None:
+                _fold_rows(folds, up, scales, down, scales)
+    return folds
+
+
+def _fold_rows(
+    folds: Folds, before: str, rows: torch.Tensor, after: str, columns: torch.Tensor
+) -> None:
+    folds.outputs[before] = rows
+    folds.inputs[after] = columns
+
+
+def _fold_norm(search: _Search, folds: Folds, norm: str, linears: tuple[str, ...]) -> None:
+    """Scales between a norm and the linears behind it, the router included."""
+    if not search.all_quantized(linears):
+        return
+    layer = search.layer
+    scales = search.best_behind_norm(norm, linears)
+    if scales is None:
+        return
+    routed = norm == MLP_NORM and ROUTER in layer.specs
+    if routed:
+        scales = powers_of_two(scales)
+    weight = layer.weights[layer.specs[norm].name]
+    folds.norms[norm], exact = fold_into_norm(weight, scales, layer.dtypes[norm])
+    folds.inputs.update(dict.fromkeys(linears, exact))
+    if routed:
+        folds.inputs[ROUTER] = exact
+
+
+@dataclass(frozen=True, slots=True)
+class _Search:
+    """Finds scales on one layer."""
+
+    layer: StreamedLayer
+    scheme: Scheme
+    options: SolveOptions
+
+    @property
+    def inputs(self) -> LayerInputs:
+        assert self.layer.inputs is not None
+        return self.layer.inputs
+
+    def all_quantized(self, names: tuple[str, ...]) -> bool:
+        return all(self.scheme.at(self.layer.specs[name].name) is not None for name in names)
+
+    def best_behind_norm(self, norm: str, linears: tuple[str, ...]) -> torch.Tensor | None:
+        """Scales of the channels that a norm makes."""
+        weight = self.layer.weights[self.layer.specs[norm].name].to(self.layer.arithmetic.device)
+        source = self.inputs.hidden if norm == ATTENTION_NORM else self.inputs.middle
+        eps = self.layer.config.rms_norm_eps
+        return self._best(linears, (rms_norm(x, weight, eps) for x in self._portions(source)))
+
+    def best(
+        self, linears: tuple[str, ...], source: Activations, tie: torch.Tensor | None = None
+    ) -> torch.Tensor | None:
+        """Scales of the channels of an input that lies in ``source``."""
+        return self._best(linears, self._portions(source), tie)
+
+    def best_by_moments(self, linear: str) -> torch.Tensor | None:
+        """Scales of an expert's inner channels, by their mean squares alone."""
+        spec = self.layer.specs[linear]
+        importance = self.layer.moments[spec.name].mean_squares[None]
+        return self._searched(SmoothTarget(self._stacked((linear,)), importance), linear)
+
+    def _best(
+        self,
+        linears: tuple[str, ...],
+        portions: Iterator[torch.Tensor],
+        tie: torch.Tensor | None = None,
+    ) -> torch.Tensor | None:
+        first = self.layer.specs[linears[0]]
+        tokens = None
+        if self.options.algorithm == "gptq" or self.scheme.activation_bits is not None:
+            hessian, tokens = self._sampled_inputs(portions, first.shape[1])
+        if self.options.algorithm == "gptq":
+            size = self.scheme.group_of(first.shape[1])
+            importance = factorize(hessian[None], size, self.options.damping).pivots()
+        else:
+            importance = self.layer.moments[first.name].mean_squares[None]
+        if self.scheme.activation_bits is None:
+            tokens = None
+        target = SmoothTarget(self._stacked(linears), importance.cpu(), tie, tokens)
+        return self._searched(target, linears[0])
+
+    def _searched(self, target: SmoothTarget, linear: str) -> torch.Tensor | None:
+        scheme = self.scheme.at(self.layer.specs[linear].name)
+        assert scheme is not None
+        return search_scales(target, scheme)
+
+    def _stacked(self, linears: tuple[str, ...]) -> torch.Tensor:
+        """``[1, in, out]``: at most about ``FITTED_OUTPUTS`` outputs, taken evenly from all."""
+        total = sum(self.layer.specs[name].shape[0] for name in linears)
+        stride = -(-total // FITTED_OUTPUTS)
+        weights = [self.layer.weights[self.layer.specs[name].name][::stride] for name in linears]
+        return torch.cat(weights).T[None].contiguous()
+
+    def _portions(self, source: Activations) -> Iterator[torch.Tensor]:
+        arithmetic = self.layer.arithmetic
+        for part in list(arithmetic.portions(self.layer.store))[::_SAMPLE_STRIDE]:
+            yield source.read(part, arithmetic.device)
+
+    def _sampled_inputs(
+        self, portions: Iterator[torch.Tensor], width: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean of ``x^T x`` and some inputs ``[tokens, in]``."""
+        hessian = torch.zeros(width, width, device=self.layer.arithmetic.device)
+        samples: list[torch.Tensor] = []
+        count = 0
+        with self.layer.arithmetic.products():
+            for portion in portions:
+                x = portion.flatten(0, 1).float()
+                hessian.addmm_(x.T, x)
+                samples.append(x[:: max(1, len(x) // _SAMPLE_TOKENS)])
+                count += len(x)
+        tokens = torch.cat(samples)
+        return hessian.div_(count), tokens[:: max(1, len(tokens) // _SAMPLE_TOKENS)].cpu()

@@ -1,0 +1,261 @@
+"""Linears that share an input, rounded together: one Hessian, one factor, many outputs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+
+from qwen3q.errors import UsageError
+from qwen3q.plan.schemes import Scheme
+from qwen3q.quantize.gptq import Factor, factorize, gptq, unfactored
+from qwen3q.quantize.grid import QuantizedLinear
+from qwen3q.quantize.refine import refine
+from qwen3q.quantize.rtn import dequantize, round_to_nearest
+
+ALGORITHMS = ("gptq", "awq", "rtn")
+
+_OUTPUTS_AT_ONCE = 4096
+"""Output channels solved together, so that temporaries stay small beside the Hessian."""
+
+
+@dataclass(frozen=True, slots=True)
+class SolveOptions:
+    """What changes a result, and so belongs into a journal's fingerprint (``asdict`` it).
+
+    Attributes:
+        algorithm: ``gptq`` (error feedback and refinement), ``awq`` (scale and clip search, then
+            rounding to nearest) or ``rtn`` (range search, rounding to nearest).
+        smoothing: fold scales into norms, v_proj and up_proj where the search shows it helps.
+        damping: share of the Hessian's mean diagonal added to it; grows until it factors.
+        min_expert_tokens: an expert that fewer calibration tokens reach is topped up.
+        sweeps: passes of coordinate descent after GPTQ.
+    """
+
+    algorithm: str = "gptq"
+    smoothing: bool = True
+    damping: float = 0.01
+    min_expert_tokens: int = 128
+    sweeps: int = 3
+
+    def __post_init__(self) -> None:
+        if self.algorithm not in ALGORITHMS:
+            raise UsageError(
+                f"{self.algorithm!r} is no algorithm.", f"Known: {', '.join(ALGORITHMS)}."
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class LinearReport:
+    """What was done to one linear.
+
+    Attributes:
+        name: checkpoint name (``....weight``).
+        bits, group_size, symmetric: the grid it got.
+        algorithm: what its codes come from in the end.
+        fallback: why it is not the algorithm asked for; empty if it is.
+        error: squared output error over the squared output, on the calibration tokens.
+        rtn_error: the same of plain round-to-nearest.
+        tokens: calibration tokens that reached it (for an expert, the routed ones).
+        forced_tokens: tokens added because too few reached it.
+        seconds: time it took; linears solved together share theirs equally.
+    """
+
+    name: str
+    bits: int
+    group_size: int
+    symmetric: bool
+    algorithm: str
+    fallback: str
+    error: float
+    rtn_error: float
+    tokens: int
+    forced_tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What to round. A batch entry is one Hessian: an expert's, or a dense stage's only one.
+
+    Attributes:
+        weights: float32 ``[batch, in, out]``, linears with this input stacked along ``out``.
+        hessian: float32 ``[batch, in, in]``, mean of ``x^T x``; ``solve`` overwrites it.
+        drift: float32 ``[batch, in, out]``, mean of ``x^T (x_float - x) W^T``.
+        folded: ``[batch, in]`` scales that ``weights`` were multiplied by, for the comparison
+            with plain round-to-nearest.
+        weak: per batch entry, why error feedback would not be trusted; empty if it is.
+    """
+
+    weights: torch.Tensor
+    hessian: torch.Tensor
+    drift: torch.Tensor
+    folded: torch.Tensor
+    weak: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Solution:
+    """Rounded weights of a ``Problem``.
+
+    Attributes:
+        codes: uint8 ``[batch, out, in]``; scales float32, zeros uint8 ``[batch, out, groups]``.
+        errors, rtn_errors, outputs: float64 ``[batch, out]``, squared output errors per output
+            channel of this and of plain round-to-nearest, and squared outputs.
+        algorithms, fallbacks: per batch entry.
+    """
+
+    codes: torch.Tensor
+    scales: torch.Tensor
+    zeros: torch.Tensor
+    errors: torch.Tensor
+    rtn_errors: torch.Tensor
+    outputs: torch.Tensor
+    algorithms: tuple[str, ...]
+    fallbacks: tuple[str, ...]
+
+    def linear(self, entry: int, outputs: slice, scheme: Scheme) -> QuantizedLinear:
+        """The linear that some output channels of one batch entry make up."""
+        codes = self.codes[entry, outputs].cpu()
+        return QuantizedLinear(
+            codes=codes,
+            scales=self.scales[entry, outputs].cpu(),
+            zeros=self.zeros[entry, outputs].cpu(),
+            bits=scheme.bits,
+            group_size=scheme.group_of(codes.shape[1]),
+            symmetric=scheme.symmetric,
+        )
+
+
+def solve(
+    problem: Problem, scheme: Scheme, options: SolveOptions, devices: Sequence[str]
+) -> Solution:
+    """Rounds a problem's weights; output channels are spread over the devices.
+
+    GPTQ's target is not W but ``W + H^-1 drift``: the weights whose outputs, on the inputs that
+    there are, come closest to the float model's.
+    """
+    size = scheme.group_of(problem.weights.shape[1])
+    if options.algorithm == "gptq":
+        factor = factorize(problem.hessian, size, options.damping)
+    else:
+        factor = unfactored(problem.hessian)
+    factors = {device: factor.to(device) for device in dict.fromkeys(devices)}
+    out = problem.weights.shape[2]
+    parts = [
+        slice(start, min(start + _OUTPUTS_AT_ONCE, out))
+        for start in range(0, out, _OUTPUTS_AT_ONCE)
+    ]
+
+    def run(job: tuple[int, slice]) -> Solution:
+        number, part = job
+        device = devices[number % len(devices)]
+        return _solve_part(problem, factors[device], part, scheme, options)
+
+    if len(factors) == 1:
+        solved = [run(job) for job in enumerate(parts)]
+    else:
+        with ThreadPoolExecutor(len(factors)) as pool:
+            solved = list(pool.map(run, enumerate(parts)))
+    return _joined(solved) if len(solved) > 1 else solved[0]
+
+
+def _solve_part(
+    problem: Problem, factor: Factor, outputs: slice, scheme: Scheme, options: SolveOptions
+) -> Solution:
+    """Some output channels; computed where the factor lies, returned where the problem lies."""
+    home, device = problem.weights.device, factor.lower.device
+    weights = problem.weights[:, :, outputs].to(device)
+    target = factor.ordered(weights)
+    fallbacks = tuple("" for _ in problem.weak)
+    if options.algorithm == "gptq":
+        fallbacks = tuple(
+            weak or ("its Hessian could not be factored" if math.isnan(damping) else "")
+            for weak, damping in zip(problem.weak, factor.damping, strict=True)
+        )
+        drift = factor.ordered(problem.drift[:, :, outputs].to(device))
+        made = _gptq_where(fallbacks, target, drift, factor, scheme, options)
+        del drift
+    else:
+        made = round_to_nearest(target, _importance(factor), scheme)
+    codes, scales, zeros = made
+    errors = dequantize(codes, scales, zeros).sub_(target)
+    plain_errors = _plain(factor, weights, problem.folded, scheme).sub_(target)
+    return Solution(
+        codes=factor.restored(codes).to(torch.uint8).mT.contiguous().to(home),
+        scales=factor.restored_groups(scales).mT.contiguous().to(home),
+        zeros=factor.restored_groups(zeros).to(torch.uint8).mT.contiguous().to(home),
+        errors=_squared_outputs(errors, factor).to(home),
+        rtn_errors=_squared_outputs(plain_errors, factor).to(home),
+        outputs=_squared_outputs(target, factor).to(home),
+        algorithms=tuple("rtn" if fallback else options.algorithm for fallback in fallbacks),
+        fallbacks=fallbacks,
+    )
+
+
+def _gptq_where(
+    fallbacks: tuple[str, ...],
+    target: torch.Tensor,
+    drift: torch.Tensor,
+    factor: Factor,
+    scheme: Scheme,
+    options: SolveOptions,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """GPTQ where there is no reason for a fallback, else importance-weighted rounding.
+
+    ``target`` is moved in place to the weights that make up for the drift.
+    """
+    falls = torch.tensor([bool(fallback) for fallback in fallbacks], device=target.device)
+    nearest = None
+    if bool(falls.any()):
+        nearest = round_to_nearest(target, _importance(factor), scheme)
+        if bool(falls.all()):
+            return nearest
+    shift = torch.cholesky_solve(drift, factor.lower)
+    target += shift.masked_fill_(falls[:, None, None], 0)
+    codes, scales, zeros = gptq(target, factor, scheme)
+    codes, scales = refine(target, factor.hessian, codes, scales, zeros, scheme, options.sweeps)
+    if nearest is None:
+        return codes, scales, zeros
+    falls = falls[:, None, None]
+    return (
+        torch.where(falls, nearest[0], codes),
+        torch.where(falls, nearest[1], scales),
+        torch.where(falls, nearest[2], zeros),
+    )
+
+
+def _importance(factor: Factor) -> torch.Tensor:
+    return factor.hessian.diagonal(dim1=1, dim2=2)
+
+
+def _plain(
+    factor: Factor, weights: torch.Tensor, folded: torch.Tensor, scheme: Scheme
+) -> torch.Tensor:
+    """Round-to-nearest over the full range without folded scales, in the factor's order."""
+    scales = folded.to(weights.device)[:, :, None]
+    ones = torch.ones_like(folded)
+    rounded = dequantize(*round_to_nearest(weights / scales, ones, scheme, search=False))
+    return factor.ordered(rounded.mul_(scales))
+
+
+def _squared_outputs(weights: torch.Tensor, factor: Factor) -> torch.Tensor:
+    """Mean squared output of each output channel, float64 ``[batch, out]``."""
+    return (factor.hessian @ weights).mul_(weights).sum(1, dtype=torch.float64)
+
+
+def _joined(parts: Sequence[Solution]) -> Solution:
+    """Solutions of consecutive output channels as one."""
+    return Solution(
+        codes=torch.cat([part.codes for part in parts], 1),
+        scales=torch.cat([part.scales for part in parts], 1),
+        zeros=torch.cat([part.zeros for part in parts], 1),
+        errors=torch.cat([part.errors for part in parts], 1),
+        rtn_errors=torch.cat([part.rtn_errors for part in parts], 1),
+        outputs=torch.cat([part.outputs for part in parts], 1),
+        algorithms=parts[0].algorithms,
+        fallbacks=parts[0].fallbacks,
+    )

@@ -1,0 +1,181 @@
+"""Round to nearest on a grid whose range is searched: the base of every other algorithm.
+
+Weights come here as ``[batch, in, out]``: one input channel is one contiguous row, which is what
+column-wise algorithms walk over.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from qwen3q.plan.schemes import Scheme
+
+COARSE_STEPS = 12
+FINE_STEPS = 4
+SMALLEST_RANGE = 0.5
+LARGEST_RANGE = 1.05
+SMALLEST_SCALE = 2.0**-20
+SIGNED_SCALE_BITS = 4
+"""Up to this width a symmetric scale takes the sign that gives the larger side the extra code."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """Scale and zero of each output channel for one group of inputs, ``[batch, out]`` each.
+
+    Attributes:
+        scales: float32, rounded to the layout's dtype; never 0.
+        zeros: float32 whole numbers.
+        levels: the largest code.
+    """
+
+    scales: torch.Tensor
+    zeros: torch.Tensor
+    levels: int
+
+    def codes(self, values: torch.Tensor) -> torch.Tensor:
+        """Nearest codes of one or more input channels, ``[batch, (in,) out]``, as float."""
+        scales, zeros = self._like(values)
+        return (values / scales).round_().add_(zeros).clamp_(0, self.levels)
+
+    def values(self, codes: torch.Tensor) -> torch.Tensor:
+        """What the codes stand for."""
+        scales, zeros = self._like(codes)
+        return (codes - zeros).mul_(scales)
+
+    def _like(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if values.dim() == self.scales.dim():
+            return self.scales, self.zeros
+        return self.scales.unsqueeze(-2), self.zeros.unsqueeze(-2)
+
+
+def round_to_nearest(
+    weights: torch.Tensor, importance: torch.Tensor, scheme: Scheme, *, search: bool = True
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Quantizes without regard to correlations between inputs.
+
+    Args:
+        weights: float32 ``[batch, in, out]``.
+        importance: ``[batch, in]``, such as the inputs' mean squares: what an error costs.
+        search: fit each group's range; otherwise it spans the extreme weights.
+
+    Returns:
+        codes float32 ``[batch, in, out]``, scales and zeros float32 ``[batch, groups, out]``.
+    """
+    size = scheme.group_of(weights.shape[1])
+    codes = torch.empty_like(weights)
+    grids = []
+    for start in range(0, weights.shape[1], size):
+        part = slice(start, start + size)
+        grid = (
+            search_range(weights[:, part], importance[:, part], scheme)
+            if search
+            else full_range(weights[:, part], scheme)
+        )
+        codes[:, part] = grid.codes(weights[:, part])
+        grids.append(grid)
+    return codes, *stack_grids(grids)
+
+
+def stack_grids(grids: list[Grid]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scales and zeros of all groups, ``[batch, groups, out]``."""
+    return torch.stack([g.scales for g in grids], 1), torch.stack([g.zeros for g in grids], 1)
+
+
+def dequantize(codes: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor) -> torch.Tensor:
+    """``(codes - zeros) * scales``, ``[batch, in, out]``, one group of inputs per scale row."""
+    batch, columns, out = codes.shape
+    grouped = codes.view(batch, scales.shape[1], -1, out)
+    return ((grouped - zeros.unsqueeze(2)) * scales.unsqueeze(2)).view(batch, columns, out)
+
+
+def full_range(values: torch.Tensor, scheme: Scheme) -> Grid:
+    """The grid that spans a group's extreme weights, as plain round-to-nearest takes it."""
+    levels = 2**scheme.bits - 1
+    if scheme.symmetric:
+        span = 2 * values.abs().amax(-2)
+        scales = round_scale(span / levels, scheme)
+        return Grid(scales, torch.full_like(scales, (levels + 1) // 2), levels)
+    low, high = values.amin(-2).clamp_(max=0), values.amax(-2).clamp_(min=0)
+    scales = round_scale((high - low) / levels, scheme)
+    return Grid(scales, (-low / scales).round_().clamp_(scheme.min_zero, levels), levels)
+
+
+def search_range(values: torch.Tensor, importance: torch.Tensor, scheme: Scheme) -> Grid:
+    """The grid with the least importance-weighted squared rounding error for one group.
+
+    Ranges between half and all of the extreme weights' are tried, first in coarse steps, then
+    finely around each output's best. The full range itself is among them.
+
+    Args:
+        values: ``[batch, group, out]``.
+        importance: ``[batch, group]``, not negative.
+    """
+    step = (LARGEST_RANGE - SMALLEST_RANGE) / COARSE_STEPS
+    best = full_range(values, scheme)
+    error = _weighted_error(values, importance, best)
+    ratios = torch.ones_like(error)
+    extremes = _extremes(values, scheme)
+
+    def attempt(ratio: torch.Tensor) -> None:
+        nonlocal best, error, ratios
+        for grid in _grids(extremes, ratio, scheme):
+            trial = _weighted_error(values, importance, grid)
+            better = trial < error
+            error = torch.where(better, trial, error)
+            ratios = torch.where(better, ratio, ratios)
+            best = Grid(
+                torch.where(better, grid.scales, best.scales),
+                torch.where(better, grid.zeros, best.zeros),
+                grid.levels,
+            )
+
+    for i in range(COARSE_STEPS + 1):
+        attempt(torch.full_like(error, LARGEST_RANGE - i * step))
+    centre = ratios
+    for i in range(-FINE_STEPS, FINE_STEPS + 1):
+        if i:
+            attempt(centre + i * step / (FINE_STEPS + 1))
+    return best
+
+
+def round_scale(scales: torch.Tensor, scheme: Scheme) -> torch.Tensor:
+    """Rounds to the layout's scale dtype, clear of 0 and infinity."""
+    dtype = getattr(torch, scheme.scale_dtype)
+    sign = torch.where(scales < 0, -1.0, 1.0)
+    return sign * scales.abs().clamp(SMALLEST_SCALE, torch.finfo(dtype).max).to(dtype).float()
+
+
+def _weighted_error(values: torch.Tensor, importance: torch.Tensor, grid: Grid) -> torch.Tensor:
+    off = grid.values(grid.codes(values)).sub_(values).square_()
+    return torch.matmul(importance.unsqueeze(-2), off).squeeze(-2)
+
+
+def _extremes(values: torch.Tensor, scheme: Scheme) -> tuple[torch.Tensor, torch.Tensor]:
+    """Lowest and highest weight ``[batch, out]``, 0 included."""
+    return values.amin(-2).clamp_(max=0), values.amax(-2).clamp_(min=0)
+
+
+def _grids(
+    extremes: tuple[torch.Tensor, torch.Tensor], ratio: torch.Tensor, scheme: Scheme
+) -> list[Grid]:
+    """Grids whose range is ``ratio`` of the extreme weights' range."""
+    low, high = extremes
+    levels = 2**scheme.bits - 1
+    if scheme.symmetric:
+        half = (levels + 1) // 2
+        largest = torch.maximum(-low, high) * ratio
+        if scheme.bits <= SIGNED_SCALE_BITS:
+            scales = torch.where(high > -low, -largest, largest) / half
+        else:
+            scales = largest / (half - 1)
+        scales = round_scale(scales, scheme)
+        return [Grid(scales, torch.full_like(scales, half), levels)]
+    scales = round_scale((high - low) * ratio / levels, scheme)
+    middle = (levels - (high + low) / scales) / 2
+    return [
+        Grid(scales, zeros.clamp_(scheme.min_zero, levels), levels)
+        for zeros in (middle.floor(), middle.ceil())
+    ]

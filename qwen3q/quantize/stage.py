@@ -1,0 +1,191 @@
+"""A layer at work: which linears are done, what runs with them, and what is reported."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+
+from qwen3q.calibrate.statistics import Gram, stack_grams
+from qwen3q.models.decoder import ROUTER, Linear
+from qwen3q.plan.schemes import Scheme
+from qwen3q.quantize.activations import Activations
+from qwen3q.quantize.arithmetic import round_activations
+from qwen3q.quantize.folds import Folds
+from qwen3q.quantize.grid import QuantizedLinear
+from qwen3q.quantize.linears import LinearReport, Problem, Solution, SolveOptions, solve
+from qwen3q.quantize.stream import StreamedLayer
+
+
+class LayerWork:
+    """One layer in one scheme while its stages are solved.
+
+    Attributes:
+        linears: solved so far, by checkpoint name.
+        weights: what the decoder runs with, by short name: solved linears dequantized, the others
+            folded but in float.
+        middle, output: the residual stream after attention and after the layer.
+    """
+
+    def __init__(
+        self, layer: StreamedLayer, scheme: Scheme, options: SolveOptions, folds: Folds
+    ) -> None:
+        self.layer = layer
+        self.scheme = scheme
+        self.options = options
+        self.folds = folds
+        self.linears: dict[str, QuantizedLinear] = {}
+        self.middle = layer.store.new(layer.config.hidden_size)
+        self.output = layer.store.new(layer.config.hidden_size)
+        self._room: list[Activations] = []
+        self._reports: dict[str, LinearReport] = {}
+        floats = {
+            short: self.folded(short)
+            for short, spec in layer.specs.items()
+            if not spec.is_linear or scheme.at(spec.name) is None
+        }
+        self.weights = layer.arithmetic.prepare(floats)
+        rounded = {s for s, spec in layer.specs.items() if s not in floats and spec.is_linear}
+        self.linear: Linear = layer.arithmetic.linear(self.weights, scheme, rounded)
+
+    def folded(self, short: str) -> torch.Tensor:
+        """A float tensor of the layer after folding, float32."""
+        if short in self.folds.norms:
+            return self.folds.norms[short]
+        return self.folds.weight(short, self.layer.weights[self.layer.specs[short].name])
+
+    def changed(self) -> dict[str, torch.Tensor]:
+        """Float tensors that folding changed, by checkpoint name."""
+        names = [*self.folds.norms, *({ROUTER} & self.folds.inputs.keys())]
+        return {self.layer.specs[name].name: self.folded(name) for name in names}
+
+    def input_scales(self, short: str) -> torch.Tensor:
+        """What a float input is divided by to be the folded layer's."""
+        width = self.layer.specs[short].shape[1]
+        return self.folds.scales(short, width).to(self.layer.arithmetic.device)
+
+    def portions(self) -> Iterator[slice]:
+        return self.layer.arithmetic.portions(self.layer.store)
+
+    def read(self, source: Activations, part: slice) -> torch.Tensor:
+        return source.read(part, self.layer.arithmetic.device)
+
+    def room(self, width: int) -> Activations:
+        """A place for what runs between two stages; freed with the work at the latest."""
+        made = self.layer.store.new(width, self.layer.arithmetic.dtype)
+        self._room.append(made)
+        return made
+
+    def quantized(self, names: Sequence[str]) -> dict[Scheme, list[str]]:
+        """Those linears that are to be quantized, by the scheme they get."""
+        found: dict[Scheme, list[str]] = {}
+        for name in names:
+            scheme = self.scheme.at(self.layer.specs[name].name)
+            if scheme is not None:
+                found.setdefault(scheme, []).append(name)
+        return found
+
+    def gram(self, names: Sequence[str]) -> Gram:
+        """Statistics to be filled, for linears that share an input and a scheme."""
+        weights = torch.cat([self.folded(name) for name in names])
+        return Gram(weights.to(self.layer.arithmetic.device))
+
+    def observe(self, grams: Sequence[Gram], own: torch.Tensor, floating: torch.Tensor) -> None:
+        """Adds a linear's inputs under the quantized prefix and in the float model.
+
+        Args:
+            own, floating: ``[..., in]``, the same tokens.
+        """
+        if self.scheme.activation_bits is not None:
+            own = round_activations(own.float(), self.scheme.activation_bits)
+        with self.layer.arithmetic.products():
+            for gram in grams:
+                gram.add(own.flatten(0, -2), floating.flatten(0, -2))
+
+    def solve_stage(
+        self, names: Sequence[str], inputs: Callable[[slice], tuple[torch.Tensor, torch.Tensor]]
+    ) -> None:
+        """Rounds linears that share an input, and puts them among ``weights``.
+
+        Args:
+            inputs: a portion's inputs under the quantized prefix and in the float model.
+        """
+        groups = self.quantized(names)
+        grams = [self.gram(group) for group in groups.values()]
+        for part in self.portions():
+            self.observe(grams, *inputs(part))
+        for gram, (scheme, group) in zip(grams, groups.items(), strict=True):
+            self.solve_batch([group], [gram], scheme)
+
+    def solve_batch(
+        self,
+        entries: Sequence[Sequence[str]],
+        grams: Sequence[Gram],
+        scheme: Scheme,
+        weak: Sequence[str] = (),
+        forced: Sequence[int] = (),
+    ) -> None:
+        """Rounds several sets of linears of one shape side by side, such as experts.
+
+        Args:
+            entries: per batch entry, linears that share an input, all of this scheme.
+            grams: per batch entry, its inputs' statistics.
+            weak: per batch entry, why error feedback is not to be trusted, or an empty string.
+            forced: per batch entry, how many of its tokens were forced upon it.
+        """
+        started = time.perf_counter()
+        width = self.layer.specs[entries[0][0]].shape[1]
+        hessian, drift = stack_grams(grams)
+        problem = Problem(
+            weights=torch.stack([gram.weight.T for gram in grams]),
+            hessian=hessian,
+            drift=drift,
+            folded=torch.stack([self.folds.scales(names[0], width) for names in entries]),
+            weak=tuple(weak) or ("",) * len(entries),
+        )
+        solution = solve(problem, scheme, self.options, self.layer.devices)
+        count = sum(len(names) for names in entries)
+        seconds = (time.perf_counter() - started) / count
+        for entry, names in enumerate(entries):
+            start = 0
+            for name in names:
+                outputs = slice(start, start + self.layer.specs[name].shape[0])
+                start = outputs.stop
+                self._put(name, solution.linear(entry, outputs, scheme))
+                errors = _relative_errors(solution, entry, outputs)
+                self._reports[name] = LinearReport(
+                    name=self.layer.specs[name].name,
+                    bits=scheme.bits,
+                    group_size=scheme.group_of(width),
+                    symmetric=scheme.symmetric,
+                    algorithm=solution.algorithms[entry],
+                    fallback=solution.fallbacks[entry],
+                    error=errors[0],
+                    rtn_error=errors[1],
+                    tokens=grams[entry].tokens - (forced[entry] if forced else 0),
+                    forced_tokens=forced[entry] if forced else 0,
+                    seconds=seconds,
+                )
+
+    def _put(self, name: str, linear: QuantizedLinear) -> None:
+        self.linears[self.layer.specs[name].name] = linear
+        self.weights |= self.layer.arithmetic.prepare({name: linear.dequantize()})
+
+    def report(self) -> tuple[LinearReport, ...]:
+        """One entry per quantized linear, in forward order."""
+        return tuple(self._reports[name] for name in self.layer.specs if name in self._reports)
+
+    def free(self) -> None:
+        """Gives back all room but ``output``, which the stream takes over."""
+        for activations in (self.middle, *self._room):
+            activations.free()
+
+
+def _relative_errors(solution: Solution, entry: int, outputs: slice) -> tuple[float, float]:
+    """Squared output error over the squared output: of the solution, and of plain rounding."""
+    whole = float(solution.outputs[entry, outputs].sum())
+    if whole == 0:
+        return 0.0, 0.0
+    error = float(solution.errors[entry, outputs].sum())
+    return error / whole, float(solution.rtn_errors[entry, outputs].sum()) / whole
