@@ -15,6 +15,7 @@ from qwen3q.evaluate.backends import BackendOptions, LogitRows
 from qwen3q.evaluate.perplexity import BATCH_TOKENS
 from qwen3q.llama.capi import VERSION, lib
 from qwen3q.llama.context import ContextOptions, LlamaContext
+from qwen3q.llama.devices import gpu_devices
 from qwen3q.llama.generate import Generator
 from qwen3q.llama.model import LlamaModel, LoadOptions
 from qwen3q.llama.sampling import Sampling
@@ -34,7 +35,7 @@ class LlamaBackend:
             "version": f"llama-cpp-python {VERSION}",
             "system": lib.llama_print_system_info().decode().strip(),
             "threads": options.thread_count,
-            "gpu_layers": options.gpu_layers if lib.llama_supports_gpu_offload() else 0,
+            "gpu_layers": options.gpu_layers if gpu_devices() else 0,
         }
 
     @property

@@ -22,6 +22,7 @@ from qwen3q.errors import UsageError
 from qwen3q.evaluate.speed_options import SpeedOptions
 from qwen3q.llama.capi import VERSION, lib
 from qwen3q.llama.context import ContextOptions, LlamaContext
+from qwen3q.llama.devices import gpu_devices
 from qwen3q.llama.model import LlamaModel
 from qwen3q.llama.threads import default_threads
 from qwen3q.progress import ProgressFn, silent
@@ -164,12 +165,13 @@ def llama_bench_row(model: LlamaModel, test: SpeedTest, options: SpeedOptions) -
     """A test under the names that ``llama-bench -o json`` uses, for its tools."""
     prefill = test.phase is Phase.PREFILL
     rates = test.rates
+    gpus = gpu_devices()
     return {
         "build_commit": f"llama-cpp-python {VERSION}",
         "build_number": 0,
         "cpu_info": "",
-        "gpu_info": "",
-        "backends": "GPU" if lib.llama_supports_gpu_offload() else "CPU",
+        "gpu_info": ", ".join(gpus),
+        "backends": "GPU" if gpus else "CPU",
         "model_filename": str(model.path),
         "model_type": _description(model),
         "model_size": model.nbytes,
