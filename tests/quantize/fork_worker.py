@@ -24,9 +24,10 @@ from qwen3q.calibrate.rows import TokenRows
 from qwen3q.checkpoint.reader import Checkpoint
 from qwen3q.errors import Qwen3qError
 from qwen3q.models.source import describe
-from qwen3q.plan.schemes import parse_scheme
+from qwen3q.plan.schemes import Layout, parse_scheme
 from qwen3q.quantize import folder as driver
 from qwen3q.quantize.solve import SolveOptions
+from qwen3q.quantize.stream import StreamOptions
 
 assert bitsandbytes.functional
 
@@ -69,7 +70,7 @@ def quantize(request: dict[str, Any], out: Path) -> None:
     assert source.folder is not None
     group_size = request.get("group_size")
     schemes = [
-        parse_scheme(name, group_size=group_size if parse_scheme(name).group_size == 128 else None)
+        parse_scheme(name, group_size=group_size if grouped(name) else None)
         for name in request["schemes"]
     ]
     generator = random.Random(request.get("seed", 0))
@@ -77,6 +78,7 @@ def quantize(request: dict[str, Any], out: Path) -> None:
         tuple(generator.randrange(source.config.vocab_size) for _ in range(32)) for _ in range(8)
     )
     with Checkpoint(source.folder) as checkpoint:
+        stream = StreamOptions(memory_bytes=request.get("memory_bytes", 1 << 30))
         options = SolveOptions(**request.get("options", {}))
         jobs = driver.folder_jobs(source, checkpoint, schemes, out, options)
         driver.quantize_folders(
@@ -84,9 +86,15 @@ def quantize(request: dict[str, Any], out: Path) -> None:
             checkpoint,
             jobs,
             TokenRows(rows, {"name": "random", "tokens": 256}),
-            driver.RunOptions(request.get("resume", False), request.get("replace", False)),
+            driver.RunOptions(resume=request.get("resume", False), stream=stream),
             importance=out if request.get("importance") else None,
         )
+
+
+def grouped(name: str) -> bool:
+    """Whether a scheme has groups that can be chosen."""
+    scheme = parse_scheme(name)
+    return scheme.is_uniform and scheme.layout is not Layout.INT_QUANTIZED
 
 
 def count_changes(kill_at: int | None) -> list[int]:

@@ -28,6 +28,9 @@ TINY = {
     "num_key_value_heads": 1,
 }
 FROM_WEIGHTS = ["bnb:nf4", "bnb:int8", "fp8", "fp16"]
+SOLVED = ["gptq:int4", "gptq:int8", "gptq:int3", "awq:int4", "int8", "int4"]
+NEAREST = {"group_size": 32, "options": {"algorithm": "rtn", "smoothing": False}}
+"""The quickest solver: every run here is made several times."""
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +91,8 @@ def spread(changes: int, points: int) -> list[int]:
     return sorted({round(i * (changes - 1) / (points - 1)) for i in range(points)})
 
 
-def check_all_kills(worker: Worker, tmp_path: Path, points: int, **request: Any) -> None:
+def check_kills(worker: Worker, tmp_path: Path, points: int, **request: Any) -> None:
+    """Kills at ``points`` moments, first and last included, and resumes; kills one twice."""
     whole = worker(out=tmp_path / "whole", **request)
     assert whole["error"] is None, whole
     expected = contents(tmp_path / "whole")
@@ -96,15 +100,74 @@ def check_all_kills(worker: Worker, tmp_path: Path, points: int, **request: Any)
     for point in spread(whole["changes"], points):
         out = tmp_path / f"killed-{point}"
         assert worker(out=out, kill_at=point, **request)["killed"]
-        twice = worker(out=out, kill_at=whole["changes"] // 3, resume=True, **request)
-        if twice["killed"] or twice["error"]:
-            twice = worker(out=out, resume=True, **request)
-        assert twice["error"] is None, (point, twice)
+        if point == 0:
+            assert worker(out=out, kill_at=whole["changes"] // 2, resume=True, **request)["killed"]
+        answer = worker(out=out, resume=True, **request)
+        assert answer["error"] is None, (point, answer)
         assert contents(out) == expected, point
 
 
-def test_formats_from_weights_alone(worker: Worker, dense: Path, tmp_path: Path) -> None:
-    check_all_kills(worker, tmp_path, 9, model=dense, schemes=FROM_WEIGHTS)
-    for folder in sorted((tmp_path / "whole").iterdir()):
-        failed = [check for check in verify_folder(folder, dense) if not check.passed]
+def check_verified(out: Path, model: Path) -> None:
+    folders = [path for path in sorted(out.iterdir()) if not path.name.startswith(".")]
+    assert folders
+    for folder in folders:
+        failed = [check for check in verify_folder(folder, model) if not check.passed]
         assert not failed, (folder, failed)
+
+
+def test_every_format_of_a_dense_model(worker: Worker, dense: Path, tmp_path: Path) -> None:
+    request = {"schemes": [*FROM_WEIGHTS, *SOLVED], "importance": True, **NEAREST}
+    check_kills(worker, tmp_path, 5, model=dense, **request)
+    check_verified(tmp_path / "whole", dense)
+
+
+def test_every_format_of_experts(worker: Worker, experts: Path, tmp_path: Path) -> None:
+    check_kills(worker, tmp_path, 4, model=experts, schemes=SOLVED, **NEAREST)
+    check_verified(tmp_path / "whole", experts)
+
+
+def test_error_feedback_and_smoothing(worker: Worker, dense: Path, tmp_path: Path) -> None:
+    check_kills(worker, tmp_path, 4, model=dense, schemes=["gptq:int4"], group_size=32)
+
+
+def test_activations_in_files(worker: Worker, dense: Path, tmp_path: Path) -> None:
+    """The same bytes wherever activations lie, and no file of theirs left by a kill."""
+    request = {"model": dense, "schemes": ["gptq:int4", "awq:int4"], **NEAREST}
+    assert worker(out=tmp_path / "memory", **request)["error"] is None
+    out = tmp_path / "files"
+    assert worker(out=out, kill_at=40, memory_bytes=0, **request)["killed"]
+    assert any(path.name.endswith(".activations") for path in out.iterdir())
+    assert worker(out=out, resume=True, memory_bytes=0, **request)["error"] is None
+    assert contents(out) == contents(tmp_path / "memory")
+
+
+def test_killed_from_outside(worker: Worker, dense: Path, tmp_path: Path) -> None:
+    request = {"model": dense, "schemes": ["gptq:int4", "int8"], **NEAREST}
+    assert worker(out=tmp_path / "whole", **request)["error"] is None
+    out = tmp_path / "killed"
+    for seconds in (0.2, 0.35, 0.5):
+        worker(out=out, kill_after=seconds, resume=True, **request)
+    assert worker(out=out, resume=True, **request)["error"] is None
+    assert contents(out) == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"seed": 1}, "calibration rows was"),
+        ({"options": {"damping": 0.02}}, "options was"),
+        ({"group_size": 64}, "format was"),
+    ],
+)
+def test_other_calibration_or_options_are_refused(
+    worker: Worker, change: dict[str, Any], says: str, dense: Path, tmp_path: Path
+) -> None:
+    request = {"model": dense, "schemes": ["gptq:int4"], "group_size": 32}
+    assert worker(out=tmp_path, kill_at=30, **request)["killed"]
+    if "group_size" in change:
+        (tmp_path / ".Tiny-GPTQ-Int4-g32.journal.jsonl").rename(
+            tmp_path / ".Tiny-GPTQ-Int4-g64.journal.jsonl"
+        )
+    answer = worker(out=tmp_path, resume=True, **(request | change))
+    assert says in answer["error"]
+    assert "--force" in answer["hint"]
