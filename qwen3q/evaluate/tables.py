@@ -99,8 +99,10 @@ def with_error(value: float, stderr: float, digits: int) -> str:
 def divergence(row: Row, name: str) -> str:
     """A divergence with as many decimals as its standard error has two digits for."""
     stderr = row.get(f"{name}_stderr")
-    small = isinstance(stderr, int | float) and 0 < stderr < 1
-    return optional(row, name, 1, min(7, 1 - floor(log10(stderr))) if small else 5)
+    digits = 5
+    if isinstance(stderr, int | float) and 0 < stderr < 1:
+        digits = min(7, 1 - floor(log10(stderr)))
+    return optional(row, name, 1, digits)
 
 
 def optional(row: Row, name: str, factor: float, digits: int, unit: str = "") -> str:
