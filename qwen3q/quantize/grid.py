@@ -16,7 +16,7 @@ class QuantizedLinear:
     Attributes:
         codes: uint8 ``[out, in]``, in ``0 .. 2**bits - 1``.
         scales: float32 ``[out, in / group_size]``, already rounded to the layout's scale dtype.
-        zeros: uint8 ``[out, in / group_size]``, the code that means 0; ``2**(bits-1)`` if symmetric.
+        zeros: uint8 ``[out, in / group_size]``, the code that means 0; its middle if symmetric.
         bits: width of a code.
         group_size: inputs that share a scale; ``in`` for one scale per output channel.
         symmetric: zeros are all ``2**(bits-1)``.
