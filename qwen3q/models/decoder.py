@@ -2,8 +2,8 @@
 
 Weights are named as in the checkpoint, without ``model.layers.L.`` and ``.weight``:
 ``self_attn.q_proj``, ``mlp.experts.3.up_proj``. Every linear goes through one function, so a
-caller can watch its input or quantize it. Equal to transformers' Qwen3 and Qwen3-MoE in float32; with bfloat16 linears, norms and
-the residual stream stay float32.
+caller can watch its input or quantize it. Equal to transformers' Qwen3 and Qwen3-MoE in float32;
+with bfloat16 linears, norms and the residual stream stay float32.
 """
 
 from __future__ import annotations
