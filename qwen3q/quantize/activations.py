@@ -30,6 +30,10 @@ class Activations:
         """Some rows, on ``device``; on the CPU a view."""
         return self._data[rows].to(device)
 
+    def gather(self, tokens: torch.Tensor, device: str | torch.device = "cpu") -> torch.Tensor:
+        """``[tokens, width]`` by positions among all tokens, on ``device``."""
+        return self._data.flatten(0, 1)[tokens].to(device)
+
     def write(self, rows: slice, value: torch.Tensor) -> None:
         """Replaces some rows."""
         self._data[rows] = value.to("cpu")

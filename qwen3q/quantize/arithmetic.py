@@ -97,8 +97,8 @@ def round_activations(x: torch.Tensor, bits: int) -> torch.Tensor:
     """Symmetric rounding with one scale per token, as W8A8 engines do on the fly."""
     top = 2 ** (bits - 1) - 1
     scales = x.float().abs().amax(-1, keepdim=True).clamp_(min=1e-12) / top
-    rounded = (x / scales).round_().clamp_(-top - 1, top)
-    return rounded.mul_(scales).to(x.dtype)
+    rounded: torch.Tensor = (x / scales).round_().clamp_(-top - 1, top).mul_(scales)
+    return rounded.to(x.dtype)
 
 
 def arithmetic_for(device: str, length: int) -> Arithmetic:

@@ -1,1 +1,164 @@
-def solve_experts(work): raise NotImplementedError
+"""The experts of one layer: which tokens calibrate each, and their solution side by side.
+
+An expert is calibrated on the tokens that the quantized prefix routes to it. If fewer than
+``SolveOptions.min_expert_tokens`` are, it also gets those unrouted tokens for which its router
+probability is highest, up to that number. If not even a quarter of the number are its own, error
+feedback would fit inputs it never sees, so it is rounded to nearest, weighted by their squares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from qwen3q.models.decoder import ROUTER, expert_names, gated, mlp, plain_linear, rms_norm
+from qwen3q.plan.schemes import Scheme
+from qwen3q.quantize.activations import Activations
+from qwen3q.quantize.folds import MLP_NORM
+from qwen3q.quantize.stage import LayerWork
+
+_BATCH_BYTES = 1 << 30
+"""About how much memory experts that are solved side by side may take."""
+_TOKENS_AT_ONCE = 16384
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertTokens:
+    """The calibration tokens of one expert.
+
+    Attributes:
+        index: positions among all calibration tokens, ascending, forced ones included.
+        forced: how many of them the router sends elsewhere.
+        weak: why error feedback is not to be trusted, or an empty string.
+    """
+
+    index: torch.Tensor
+    forced: int
+    weak: str
+
+
+def choose_tokens(probabilities: torch.Tensor, per_token: int, least: int) -> list[ExpertTokens]:
+    """Every expert's calibration tokens, by the rule above.
+
+    Args:
+        probabilities: the router's, ``[tokens, experts]``.
+        per_token: experts that a token is routed to.
+        least: ``SolveOptions.min_expert_tokens``.
+    """
+    chosen = probabilities.topk(per_token, dim=-1).indices
+    out = []
+    for expert in range(probabilities.shape[1]):
+        own = (chosen == expert).any(1)
+        natural = int(own.sum())
+        forced = min(max(least - natural, 0), len(own) - natural)
+        if forced:
+            others = probabilities[:, expert].masked_fill(own, -1)
+            own[others.topk(forced).indices] = True
+        few = natural * 4 < least
+        weak = f"only {natural} calibration tokens are routed to it" if few else ""
+        out.append(ExpertTokens(own.nonzero()[:, 0], forced, weak))
+    return out
+
+
+def solve_experts(work: LayerWork) -> None:
+    """gate/up and down of all experts; leaves the layer's output in ``work.output``."""
+    config = work.layer.config
+    own, floating = work.room(config.hidden_size), work.room(config.hidden_size)
+    tokens = _route(work, own, floating)
+    _note_coverage(work, tokens)
+    for batch in _batches(work):
+        _solve_batch(work, batch, tokens, own, floating)
+    own.free()
+    floating.free()
+    for part in work.portions():
+        x = work.read(work.middle, part)
+        work.output.write(part, x + mlp(x, work.weights, config, work.linear))
+
+
+def _route(work: LayerWork, own: Activations, floating: Activations) -> list[ExpertTokens]:
+    """Fills both models' normed inputs, and chooses tokens by the quantized prefix's."""
+    config, inputs = work.layer.config, work.layer.inputs
+    assert inputs is not None
+    norm, router = work.weights[MLP_NORM], work.weights[ROUTER]
+    probabilities = []
+    for part in work.portions():
+        x = rms_norm(work.read(work.middle, part), norm, config.rms_norm_eps)
+        own.write(part, x)
+        floats = rms_norm(work.read(inputs.middle, part), norm, config.rms_norm_eps)
+        floating.write(part, floats)
+        probabilities.append(F.softmax(F.linear(x.flatten(0, 1), router), dim=-1).cpu())
+    return choose_tokens(
+        torch.cat(probabilities), config.num_experts_per_tok, work.options.min_expert_tokens
+    )
+
+
+def _note_coverage(work: LayerWork, tokens: Sequence[ExpertTokens]) -> None:
+    topped_up = [str(expert) for expert, chosen in enumerate(tokens) if chosen.forced]
+    if topped_up:
+        work.notes.append(
+            f"experts with fewer than {work.options.min_expert_tokens} calibration tokens, "
+            f"topped up: {', '.join(topped_up)}"
+        )
+
+
+def _batches(work: LayerWork) -> Iterator[list[int]]:
+    """Experts to solve side by side: of one scheme, and not too many for memory."""
+    config = work.layer.config
+    hidden, inner = config.hidden_size, config.moe_intermediate_size
+    bytes_each = 4 * (3 * max(hidden, inner) ** 2 + 12 * hidden * inner)
+    at_once = max(1, _BATCH_BYTES // bytes_each)
+    batch: list[int] = []
+    for expert in range(config.num_experts):
+        if batch and (len(batch) == at_once or _schemes(work, expert) != _schemes(work, batch[0])):
+            yield batch
+            batch = []
+        batch.append(expert)
+    yield batch
+
+
+def _schemes(work: LayerWork, expert: int) -> list[Scheme | None]:
+    return [work.scheme.at(work.layer.specs[name].name) for name in expert_names(expert)]
+
+
+def _solve_batch(
+    work: LayerWork,
+    batch: Sequence[int],
+    tokens: Sequence[ExpertTokens],
+    own: Activations,
+    floating: Activations,
+) -> None:
+    """gate/up and down of some experts, all with the same schemes."""
+    names = [expert_names(expert) for expert in batch]
+    gates_ups = [name for gate, up, _ in names for name in (gate, up)]
+    floats = plain_linear(work.layer.arithmetic.prepare({n: work.folded(n) for n in gates_ups}))
+    chosen = [tokens[expert] for expert in batch]
+
+    def solve(entries: list[list[str]], inner: bool) -> None:
+        for scheme, first in work.quantized(entries[0]).items():
+            picked = [entries[0].index(name) for name in first]
+            parts = [[entry[i] for i in picked] for entry in entries]
+            grams = [work.gram(part) for part in parts]
+            for (gate, up, _), gram, expert in zip(names, grams, chosen, strict=True):
+                for x, x_float in _inputs(work, expert, own, floating):
+                    if inner:
+                        x = gated(x, gate, up, work.linear)
+                        x_float = gated(x_float, gate, up, floats)
+                    work.observe([gram], x, x_float)
+            weak, forced = [e.weak for e in chosen], [e.forced for e in chosen]
+            work.solve_batch(parts, grams, scheme, weak, forced)
+
+    solve([[gate, up] for gate, up, _ in names], inner=False)
+    solve([[down] for *_, down in names], inner=True)
+
+
+def _inputs(
+    work: LayerWork, tokens: ExpertTokens, own: Activations, floating: Activations
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """An expert's inputs ``[tokens, hidden_size]`` in both models, some at a time."""
+    device = work.layer.arithmetic.device
+    for index in torch.split(tokens.index, _TOKENS_AT_ONCE):
+        if len(index):
+            yield own.gather(index, device), floating.gather(index, device)

@@ -77,7 +77,7 @@ def _descend(
     slope: torch.Tensor,
     grid: Grid,
 ) -> None:
-    """Each code of one block to its best value in turn; ``codes`` and ``errors`` change in place."""
+    """Each code of one block to its best value in turn; changes ``codes`` and ``errors``."""
     changes = torch.zeros_like(errors)
     for j in range(errors.shape[1]):
         pull = slope[:, j]

@@ -44,13 +44,14 @@ class SolvedLayer:
 
 
 def solve_layer(
-    layer: StreamedLayer, scheme: Scheme, options: SolveOptions = SolveOptions()
+    layer: StreamedLayer, scheme: Scheme, options: SolveOptions | None = None
 ) -> SolvedLayer:
     """Quantizes one streamed layer in one scheme, overrides (``Scheme.at``) applied.
 
     Deterministic given the layer's inputs. Journal everything but ``report`` and ``notes`` to
     restore it; reports hold seconds, which differ from run to run.
     """
+    options = options or SolveOptions()
     folds = search_folds(layer, scheme, options)
     work = LayerWork(layer, scheme, options, folds)
     try:
@@ -62,7 +63,7 @@ def solve_layer(
         layer.put_output(scheme, work.output)
     finally:
         work.free()
-    return SolvedLayer(work.linears, work.changed(), work.report(), folds.notes)
+    return SolvedLayer(work.linears, work.changed(), work.report(), tuple(work.notes))
 
 
 def _solve_attention(work: LayerWork) -> None:
@@ -108,9 +109,7 @@ def _solve_mlp(work: LayerWork) -> None:
         inner.write(part, own)
         return own, work.read(inner_float, part) / scales
 
-    work.solve_stage(
-        GATE_UP, lambda part: (normed(work.middle, part), normed(inputs.middle, part))
-    )
+    work.solve_stage(GATE_UP, lambda part: (normed(work.middle, part), normed(inputs.middle, part)))
     work.solve_stage((DOWN,), gate_times_up)
     for part in work.portions():
         out = work.linear(DOWN, work.read(inner, part))

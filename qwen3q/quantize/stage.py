@@ -26,6 +26,7 @@ class LayerWork:
         weights: what the decoder runs with, by short name: solved linears dequantized, the others
             folded but in float.
         middle, output: the residual stream after attention and after the layer.
+        notes: what a person should know.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class LayerWork:
         self.options = options
         self.folds = folds
         self.linears: dict[str, QuantizedLinear] = {}
+        self.notes = list(folds.notes)
         self.middle = layer.store.new(layer.config.hidden_size)
         self.output = layer.store.new(layer.config.hidden_size)
         self._room: list[Activations] = []
