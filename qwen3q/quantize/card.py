@@ -47,7 +47,7 @@ def model_card(
         _front_matter(scheme, source),
         f"# {name}\n\n{base} in {scheme.name}: {scheme.describe()}. "
         f"Made with qwen3q {__version__}.",
-        "## What was done\n\n" + _table(scheme, plan, calibration),
+        "## What was done\n\n" + _table(scheme, plan, source.config, calibration),
     ]
     if rows:
         parts.append("## What it cost\n\n" + _errors(rows))
@@ -78,12 +78,18 @@ def _front_matter(scheme: Scheme, source: ModelSource) -> str:
     return f"---\n{yaml.safe_dump(fields, sort_keys=False)}---"
 
 
-def _table(scheme: Scheme, plan: Plan, calibration: Mapping[str, Any]) -> str:
+def _kept(config: Qwen3Config) -> list[str]:
+    kept = ["embeddings", "norms"]
+    kept += [] if config.tie_word_embeddings else ["lm_head"]
+    return kept + (["routers"] if config.is_moe else [])
+
+
+def _table(scheme: Scheme, plan: Plan, config: Qwen3Config, calibration: Mapping[str, Any]) -> str:
     rows = [
         ("format", scheme.describe()),
         ("layout", str(scheme.layout)),
         ("weights", f"{plan.tensor_bytes:,} bytes, {plan.bits_per_weight:.2f} bits per weight"),
-        ("kept in float", "embeddings, norms, lm_head, routers"),
+        ("kept in float", ", ".join(_kept(config))),
     ]
     for override in scheme.overrides:
         rows.append(("exception", f"`{override.pattern}`: {_override_words(override)}"))
