@@ -14,8 +14,9 @@ import shutil
 import signal
 import sys
 import time
+import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import bitsandbytes.functional
 import torch
@@ -30,6 +31,7 @@ from qwen3q.quantize.solve import SolveOptions
 from qwen3q.quantize.stream import StreamOptions
 
 assert bitsandbytes.functional
+CRASHED = 70
 
 
 def main() -> None:
@@ -37,20 +39,31 @@ def main() -> None:
         request = json.loads(line)
         child = os.fork()
         if child == 0:
-            os._exit(serve(request))
+            serve_and_exit(request)
         if request.get("kill_after") is not None:
             time.sleep(request["kill_after"])
             os.kill(child, signal.SIGKILL)
         status = os.waitpid(child, 0)[1]
         answer: dict[str, Any] = {"killed": os.WIFSIGNALED(status)}
         note = Path(request["out"]) / "answer.json"
-        if not answer["killed"]:
+        if status == CRASHED << 8:
+            answer["error"] = "a traceback, on stderr"
+        elif not answer["killed"]:
             answer |= json.loads(note.read_text())
             note.unlink()
         print(json.dumps(answer), flush=True)
 
 
-def serve(request: dict[str, Any]) -> int:
+def serve_and_exit(request: dict[str, Any]) -> NoReturn:
+    try:
+        serve(request)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(CRASHED)
+    os._exit(0)
+
+
+def serve(request: dict[str, Any]) -> None:
     torch.set_num_threads(1)
     out = Path(request["out"])
     out.mkdir(parents=True, exist_ok=True)
@@ -62,7 +75,6 @@ def serve(request: dict[str, Any]) -> int:
         answer = {"error": error.message, "hint": error.hint}
     count = changes[0]
     (out / "answer.json").write_text(json.dumps(answer | {"changes": count}))
-    return 0
 
 
 def quantize(request: dict[str, Any], out: Path) -> None:
