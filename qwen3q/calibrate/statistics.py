@@ -34,15 +34,12 @@ class MomentWatch:
         self._weights = weights
         self._sums: dict[str, torch.Tensor] = {}
         self._tokens: dict[str, int] = {}
-        self._last: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None)
+        self._last: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def __call__(self, name: str, x: torch.Tensor) -> torch.Tensor:
-        if self._last[0] is not x:
-            squares = x.flatten(0, -2).float().square().sum(0, dtype=torch.float64)
-            self._last = (x, squares)
-        squares_now = self._last[1]
-        assert squares_now is not None
-        self._sums[name] = self._sums.get(name, 0) + squares_now
+        if self._last is None or self._last[0] is not x:
+            self._last = x, x.flatten(0, -2).float().square().sum(0).double()
+        self._sums[name] = self._sums.get(name, 0) + self._last[1]
         self._tokens[name] = self._tokens.get(name, 0) + x.flatten(0, -2).shape[0]
         return F.linear(x, self._weights[name])
 
@@ -57,43 +54,41 @@ class MomentWatch:
 class Gram:
     """Second moments of a linear's inputs, and how far they drifted from the float model's.
 
+    With ``x`` an input under the quantized prefix, the Hessian is the mean of ``x^T x``, float32
+    ``[in, in]``, and the drift that of ``x^T (x_float - x) W^T``, ``[in, out]``: what W's output
+    misses because its input is not the float model's (GPTAQ, Li et al., arXiv 2504.02692).
+
     Attributes:
         weight: the float weights ``[out, in]`` of the linears with this input.
-        hessian: sum of ``x^T x`` over tokens, float32 ``[in, in]``, ``x`` the quantized prefix's
-            input.
-        drift: sum of ``x^T (x_float - x) W^T``, float32 ``[in, out]``: what W's output misses
-            because its input is not the float model's (GPTAQ, Li et al., arXiv 2504.02692).
-        tokens: how many.
+        tokens: how many were added.
     """
 
     def __init__(self, weight: torch.Tensor) -> None:
-        """Starts empty, for a linear with float weight ``[out, in]``."""
+        """Starts empty."""
         out, columns = weight.shape
-        self.hessian = torch.zeros(columns, columns, device=weight.device)
-        self._by_output = out < columns
         self.weight = weight
-        self._cross = torch.zeros(columns, min(out, columns), device=weight.device)
         self.tokens = 0
+        self._by_output = out < columns
+        self._sums = torch.zeros(columns, columns + min(out, columns), device=weight.device)
 
     def add(self, own: torch.Tensor, floating: torch.Tensor) -> None:
         """Adds the inputs ``[tokens, in]`` of the same tokens in both models."""
         own = own.float()
-        missing = floating.float() - own
-        self.hessian.addmm_(own.T, own)
-        self._cross.addmm_(own.T, missing @ self.weight.T if self._by_output else missing)
+        missing = floating - own
+        if self._by_output:
+            missing = missing @ self.weight.T
+        self._sums.addmm_(own.T, torch.cat((own, missing), 1))
         self.tokens += own.shape[0]
 
-    @property
-    def drift(self) -> torch.Tensor:
-        return self._cross if self._by_output else self._cross @ self.weight.T
+    def means(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Hessian and drift per token; uses the sums up."""
+        columns = self._sums.shape[0]
+        self._sums /= max(self.tokens, 1)
+        cross = self._sums[:, columns:]
+        return self._sums[:, :columns], cross if self._by_output else cross @ self.weight.T
 
 
 def stack_grams(grams: Sequence[Gram]) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean Hessians ``[batch, in, in]`` and mean drifts ``[batch, in, out]``; uses the grams up."""
-    for gram in grams:
-        gram.hessian /= max(gram.tokens, 1)
-    if len(grams) == 1:
-        hessian = grams[0].hessian[None]
-    else:
-        hessian = torch.stack([gram.hessian for gram in grams])
-    return hessian, torch.stack([gram.drift / max(gram.tokens, 1) for gram in grams])
+    means = [gram.means() for gram in grams]
+    return torch.stack([h for h, _ in means]), torch.stack([d for _, d in means])

@@ -39,29 +39,31 @@ class Activations:
         self._data[rows] = value.to("cpu")
 
     def free(self) -> None:
-        """Gives the memory or the file back; nothing can be read afterwards."""
+        """Gives the room back; nothing can be read afterwards."""
+        self._store.release(self._data, self._path)
         self._data = torch.empty(0)
-        self._store.release(self, self._path)
 
 
 class ActivationStore:
     """Hands out activations: in memory up to a budget, beyond it in files of a private folder.
 
-    Use as a context manager; its files are gone at the end.
+    Memory that was given back is handed out again. Use as a context manager; its files are gone
+    at the end.
     """
 
     def __init__(self, rows: int, length: int, memory_bytes: int, folder: Path | None) -> None:
         self.rows = rows
         self.length = length
         self._free_bytes = memory_bytes
+        self._spare: list[torch.Tensor] = []
         self._parent = folder
         self._folder: Path | None = None
-        self._sizes: dict[Activations, int] = {}
 
     def __enter__(self) -> ActivationStore:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._spare.clear()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -72,20 +74,23 @@ class ActivationStore:
             DiskError: memory is full and the disk is too.
         """
         shape = (self.rows, self.length, width)
+        for index, spare in enumerate(self._spare):
+            if tuple(spare.shape) == shape and spare.dtype == dtype:
+                return Activations(self, self._spare.pop(index), None)
         nbytes = prod(shape) * dtype.itemsize
+        while self._spare and nbytes > self._free_bytes:
+            self._free_bytes += self._spare.pop(0).nbytes
         if nbytes <= self._free_bytes:
             self._free_bytes -= nbytes
-            made = Activations(self, torch.empty(shape, dtype=dtype), None)
-            self._sizes[made] = nbytes
-            return made
+            return Activations(self, torch.empty(shape, dtype=dtype), None)
         path = self._new_file(nbytes)
         data = torch.from_file(str(path), shared=True, size=prod(shape), dtype=dtype)
         return Activations(self, data.view(shape), path)
 
-    def release(self, activations: Activations, path: Path | None) -> None:
+    def release(self, data: torch.Tensor, path: Path | None) -> None:
         """Called by ``Activations.free``."""
         if path is None:
-            self._free_bytes += self._sizes.pop(activations, 0)
+            self._spare.append(data)
         else:
             path.unlink(missing_ok=True)
 

@@ -14,7 +14,7 @@ import torch
 
 from qwen3q.plan.schemes import Scheme
 from qwen3q.quantize.arithmetic import round_activations
-from qwen3q.quantize.rtn import dequantize, round_to_nearest
+from qwen3q.quantize.rtn import round_to_nearest
 from qwen3q.quantize.smooth import SmoothTarget, centred, fit_scales
 
 _POWERS = (0.25, 0.5, 0.75)
@@ -48,8 +48,7 @@ def rounding_error(target: SmoothTarget, scales: torch.Tensor, scheme: Scheme) -
     """Importance-weighted squared error of rounding the scaled weights (and activations)."""
     scaled = target.weights * scales[:, None]
     importance = target.importance / scales.square()
-    codes, steps, zeros = round_to_nearest(scaled, importance, scheme)
-    off = (dequantize(codes, steps, zeros) - scaled).square_()
+    off = round_to_nearest(scaled, importance, scheme).values().sub_(scaled).square_()
     error = float(torch.matmul(importance.unsqueeze(1), off).sum())
     if target.tokens is not None and scheme.activation_bits is not None:
         inputs = target.tokens / scales

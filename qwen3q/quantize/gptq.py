@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from qwen3q.plan.schemes import Scheme
-from qwen3q.quantize.rtn import Grid, search_range, stack_grids
+from qwen3q.quantize.rtn import Grid, Rounded, search_range, stack_grids
 
 MAX_DAMPING = 1.0
 BLOCK = 128
@@ -122,9 +122,7 @@ def group_order(diagonal: torch.Tensor, group_size: int) -> torch.Tensor:
     return channels.gather(1, groups[..., None].expand_as(channels)).flatten(1)
 
 
-def gptq(
-    weights: torch.Tensor, factor: Factor, scheme: Scheme
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def gptq(weights: torch.Tensor, factor: Factor, scheme: Scheme) -> Rounded:
     """Rounds ``weights`` to the scheme's grid with error feedback, all in the factor's order.
 
     A group's range is searched when its turn comes, on weights that already carry earlier errors,
@@ -132,15 +130,12 @@ def gptq(
 
     Args:
         weights: float32 ``[batch, in, out]``, the target.
-
-    Returns:
-        codes float32 ``[batch, in, out]``, scales and zeros float32 ``[batch, groups, out]``.
     """
     columns = weights.shape[1]
     size = scheme.group_of(columns)
     block = min(size, BLOCK)
     pivots = factor.lower.diagonal(dim1=1, dim2=2)
-    codes, errors = torch.empty_like(weights), torch.empty_like(weights)
+    steps, errors = torch.empty_like(weights), torch.empty_like(weights)
     grids: list[Grid] = []
     for start in reversed(range(0, columns, block)):
         stop = min(start + block, columns)
@@ -152,11 +147,32 @@ def gptq(
             values = due if size == block else weights
             costs = pivots[:, stop - size : stop].square()
             grids.insert(0, search_range(values, costs, scheme))
-        for j in reversed(range(start, stop)):
-            value = due[:, j - start]
-            if j + 1 < stop:
-                pull = feedback[:, j + 1 : stop, j - start].unsqueeze(1)
-                value = value + (pull @ errors[:, j + 1 : stop])[:, 0]
-            codes[:, j] = grids[0].codes(value)
-            errors[:, j] = weights[:, j] - grids[0].values(codes[:, j])
-    return codes, *stack_grids(grids)
+        _round_block(due, weights, feedback, steps, errors, grids[0], start)
+    return Rounded(steps, *stack_grids(grids))
+
+
+def _round_block(
+    due: torch.Tensor,
+    weights: torch.Tensor,
+    feedback: torch.Tensor,
+    steps: torch.Tensor,
+    errors: torch.Tensor,
+    grid: Grid,
+    start: int,
+) -> None:
+    """Channels from ``start`` on, last first; fills their ``steps`` and ``errors``.
+
+    Args:
+        due: ``[batch, block, out]``, these channels with all later blocks' errors.
+        feedback: ``[batch, in, block]``, ``L_ij / L_jj`` for these channels j.
+    """
+    scales, (low, high) = grid.scales, grid.bounds
+    stop = start + due.shape[1]
+    for j in reversed(range(start, stop)):
+        value = due[:, j - start]
+        if j + 1 < stop:
+            pull = feedback[:, j + 1 : stop, j - start].unsqueeze(1)
+            value = torch.baddbmm(value.unsqueeze(1), pull, errors[:, j + 1 : stop])[:, 0]
+        step = (value / scales).round_().clamp_(low, high)
+        steps[:, j] = step
+        errors[:, j] = torch.addcmul(weights[:, j], step, scales, value=-1)

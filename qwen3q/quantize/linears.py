@@ -14,7 +14,7 @@ from qwen3q.plan.schemes import Scheme
 from qwen3q.quantize.gptq import Factor, factorize, gptq, unfactored
 from qwen3q.quantize.grid import QuantizedLinear
 from qwen3q.quantize.refine import refine
-from qwen3q.quantize.rtn import dequantize, round_to_nearest
+from qwen3q.quantize.rtn import Rounded, round_to_nearest
 
 ALGORITHMS = ("gptq", "awq", "rtn")
 
@@ -181,13 +181,12 @@ def _solve_part(
         del drift
     else:
         made = round_to_nearest(target, _importance(factor), scheme)
-    codes, scales, zeros = made
-    errors = dequantize(codes, scales, zeros).sub_(target)
+    errors = made.values().sub_(target)
     plain_errors = _plain(factor, weights, problem.folded, scheme).sub_(target)
     return Solution(
-        codes=factor.restored(codes).to(torch.uint8).mT.contiguous().to(home),
-        scales=factor.restored_groups(scales).mT.contiguous().to(home),
-        zeros=factor.restored_groups(zeros).to(torch.uint8).mT.contiguous().to(home),
+        codes=factor.restored(made.codes).to(torch.uint8).mT.contiguous().to(home),
+        scales=factor.restored_groups(made.scales).mT.contiguous().to(home),
+        zeros=factor.restored_groups(made.zeros).to(torch.uint8).mT.contiguous().to(home),
         errors=_squared_outputs(errors, factor).to(home),
         rtn_errors=_squared_outputs(plain_errors, factor).to(home),
         outputs=_squared_outputs(target, factor).to(home),
@@ -203,7 +202,7 @@ def _gptq_where(
     factor: Factor,
     scheme: Scheme,
     options: SolveOptions,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> Rounded:
     """GPTQ where there is no reason for a fallback, else importance-weighted rounding.
 
     ``target`` is moved in place to the weights that make up for the drift.
@@ -216,15 +215,15 @@ def _gptq_where(
             return nearest
     shift = torch.cholesky_solve(drift, factor.lower)
     target += shift.masked_fill_(falls[:, None, None], 0)
-    codes, scales, zeros = gptq(target, factor, scheme)
-    codes, scales = refine(target, factor.hessian, codes, scales, zeros, scheme, options.sweeps)
+    made = gptq(target, factor, scheme)
+    made = refine(target, factor.hessian, made, scheme, options.sweeps)
     if nearest is None:
-        return codes, scales, zeros
+        return made
     falls = falls[:, None, None]
-    return (
-        torch.where(falls, nearest[0], codes),
-        torch.where(falls, nearest[1], scales),
-        torch.where(falls, nearest[2], zeros),
+    return Rounded(
+        torch.where(falls, nearest.steps, made.steps),
+        torch.where(falls, nearest.scales, made.scales),
+        torch.where(falls, nearest.zeros, made.zeros),
     )
 
 
@@ -238,8 +237,8 @@ def _plain(
     """Round-to-nearest over the full range without folded scales, in the factor's order."""
     scales = folded.to(weights.device)[:, :, None]
     ones = torch.ones_like(folded)
-    rounded = dequantize(*round_to_nearest(weights / scales, ones, scheme, search=False))
-    return factor.ordered(rounded.mul_(scales))
+    rounded = round_to_nearest(weights / scales, ones, scheme, search=False)
+    return factor.ordered(rounded.values().mul_(scales))
 
 
 def _squared_outputs(weights: torch.Tensor, factor: Factor) -> torch.Tensor:

@@ -11,80 +11,78 @@ import torch
 
 from qwen3q.plan.schemes import Scheme
 from qwen3q.quantize.gptq import BLOCK
-from qwen3q.quantize.rtn import Grid, dequantize, round_scale
+from qwen3q.quantize.rtn import Grid, Rounded, round_scale
 
 
 def refine(
     target: torch.Tensor,
     hessian: torch.Tensor,
-    codes: torch.Tensor,
-    scales: torch.Tensor,
-    zeros: torch.Tensor,
+    rounded: Rounded,
     scheme: Scheme,
     sweeps: int,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Lowers ``tr(E^T H E)``, ``E = dequantized - target``.
+) -> Rounded:
+    """Lowers ``tr(E^T H E)``, ``E = rounded - target``.
 
     Args:
-        target, codes: float32 ``[batch, in, out]``; hessian: ``[batch, in, in]``, damped.
-        scales, zeros: ``[batch, groups, out]``.
+        target: float32 ``[batch, in, out]``; hessian: ``[batch, in, in]``, damped.
         sweeps: passes over all channels; 0 leaves all as it is.
-
-    Returns:
-        New codes and scales.
     """
     columns = target.shape[1]
     size = scheme.group_of(columns)
     block = min(size, BLOCK)
-    codes, scales = codes.clone(), scales.clone()
-    errors = dequantize(codes, scales, zeros).sub_(target)
+    levels = 2**scheme.bits - 1
+    steps, scales = rounded.steps.clone(), rounded.scales.clone()
+    errors = rounded.values().sub_(target)
     for _ in range(sweeps):
         for start in range(0, columns, block):
             part, group = slice(start, start + block), start // size
             slope = hessian[:, part] @ errors
             local = hessian[:, part, part]
             if block == size:
-                offsets = codes[:, part] - zeros[:, group, None]
-                step = _scale_step(offsets, slope, local, scales[:, group], scheme)
-                scales[:, group] += step
-                change = offsets.mul_(step.unsqueeze(1))
-                errors[:, part] += change
-                slope += local @ change
-            grid = Grid(scales[:, group], zeros[:, group], 2**scheme.bits - 1)
-            _descend(target[:, part], local, codes[:, part], errors[:, part], slope, grid)
-    return codes, scales
+                change = _scale_change(steps[:, part], slope, local, scales[:, group], scheme)
+                scales[:, group] += change
+                moved = steps[:, part] * change.unsqueeze(1)
+                errors[:, part] += moved
+                slope += local @ moved
+            grid = Grid(scales[:, group], rounded.zeros[:, group], levels)
+            errors[:, part] += _descend(steps[:, part], slope, local, grid)
+    return Rounded(steps, scales, rounded.zeros)
 
 
-def _scale_step(
-    offsets: torch.Tensor,
+def _scale_change(
+    steps: torch.Tensor,
     slope: torch.Tensor,
     local: torch.Tensor,
     scales: torch.Tensor,
     scheme: Scheme,
 ) -> torch.Tensor:
     """The change of one group's scales ``[batch, out]`` that lowers the error most, or 0."""
-    gain = (offsets * slope).sum(1)
-    curvature = (offsets * (local @ offsets)).sum(1).clamp_(min=1e-30)
-    step = round_scale(scales - gain / curvature, scheme) - scales
-    return torch.where(step * (2 * gain + step * curvature) < 0, step, 0.0)
+    gain = (steps * slope).sum(1)
+    curvature = (steps * (local @ steps)).sum(1).clamp_(min=1e-30)
+    change = round_scale(scales - gain / curvature, scheme) - scales
+    return torch.where(change * (2 * gain + change * curvature) < 0, change, 0.0)
 
 
 def _descend(
-    target: torch.Tensor,
-    local: torch.Tensor,
-    codes: torch.Tensor,
-    errors: torch.Tensor,
-    slope: torch.Tensor,
-    grid: Grid,
-) -> None:
-    """Each code of one block to its best value in turn; changes ``codes`` and ``errors``."""
-    changes = torch.zeros_like(errors)
-    for j in range(errors.shape[1]):
+    steps: torch.Tensor, slope: torch.Tensor, local: torch.Tensor, grid: Grid
+) -> torch.Tensor:
+    """Each step of one block to its best value in turn; changes ``steps``.
+
+    Args:
+        slope: ``H E`` of the block's channels; local: ``H`` among them.
+
+    Returns:
+        What the block's weights changed by.
+    """
+    scales, (low, high) = grid.scales, grid.bounds
+    curvatures = local.diagonal(dim1=1, dim2=2)
+    moved = torch.zeros_like(slope)
+    for j in range(steps.shape[1]):
         pull = slope[:, j]
         if j:
-            pull = pull + (local[:, j : j + 1, :j] @ changes[:, :j])[:, 0]
-        value = target[:, j] + errors[:, j] - pull / local[:, j, j, None]
-        codes[:, j] = grid.codes(value)
-        error = grid.values(codes[:, j]) - target[:, j]
-        changes[:, j] = error - errors[:, j]
-        errors[:, j] = error
+            pull = torch.baddbmm(slope[:, j : j + 1], local[:, j : j + 1, :j], moved[:, :j])[:, 0]
+        before = steps[:, j].clone()
+        step = torch.addcdiv(before, pull, curvatures[:, j : j + 1] * scales, value=-1)
+        steps[:, j] = step.round_().clamp_(low, high)
+        moved[:, j] = (step - before).mul_(scales)
+    return moved

@@ -6,6 +6,7 @@ column-wise algorithms walk over.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,37 +36,57 @@ class Grid:
     zeros: torch.Tensor
     levels: int
 
-    def codes(self, values: torch.Tensor) -> torch.Tensor:
-        """Nearest codes of one or more input channels, ``[batch, (in,) out]``, as float."""
-        scales, zeros = self._like(values)
-        return (values / scales).round_().add_(zeros).clamp_(0, self.levels)
+    @property
+    def bounds(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Smallest and largest steps, ``[batch, out]``."""
+        return -self.zeros, self.levels - self.zeros
 
-    def values(self, codes: torch.Tensor) -> torch.Tensor:
-        """What the codes stand for."""
-        scales, zeros = self._like(codes)
-        return (codes - zeros).mul_(scales)
+    def steps(self, values: torch.Tensor) -> torch.Tensor:
+        """The nearest steps of a group ``[batch, in, out]``."""
+        low, high = self.bounds
+        steps = (values / self.scales.unsqueeze(1)).round_()
+        return steps.clamp_(low.unsqueeze(1), high.unsqueeze(1))
 
-    def _like(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        if values.dim() == self.scales.dim():
-            return self.scales, self.zeros
-        return self.scales.unsqueeze(-2), self.zeros.unsqueeze(-2)
+
+@dataclass(frozen=True, slots=True)
+class Rounded:
+    """Weights on grids.
+
+    Attributes:
+        steps: ``code - zero``, float32 whole numbers ``[batch, in, out]``.
+        scales, zeros: float32 ``[batch, groups, out]``.
+    """
+
+    steps: torch.Tensor
+    scales: torch.Tensor
+    zeros: torch.Tensor
+
+    @property
+    def codes(self) -> torch.Tensor:
+        """What a layout stores, float32 ``[batch, in, out]``."""
+        return (self._grouped() + self.zeros.unsqueeze(2)).view_as(self.steps)
+
+    def values(self) -> torch.Tensor:
+        """The weights, ``[batch, in, out]``."""
+        return (self._grouped() * self.scales.unsqueeze(2)).view_as(self.steps)
+
+    def _grouped(self) -> torch.Tensor:
+        batch, _, out = self.steps.shape
+        return self.steps.view(batch, self.scales.shape[1], -1, out)
 
 
 def round_to_nearest(
     weights: torch.Tensor, importance: torch.Tensor, scheme: Scheme, *, search: bool = True
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> Rounded:
     """Quantizes without regard to correlations between inputs.
 
     Args:
         weights: float32 ``[batch, in, out]``.
         importance: ``[batch, in]``, such as the inputs' mean squares: what an error costs.
         search: fit each group's range; otherwise it spans the extreme weights.
-
-    Returns:
-        codes float32 ``[batch, in, out]``, scales and zeros float32 ``[batch, groups, out]``.
     """
     size = scheme.group_of(weights.shape[1])
-    codes = torch.empty_like(weights)
+    steps = torch.empty_like(weights)
     grids = []
     for start in range(0, weights.shape[1], size):
         part = slice(start, start + size)
@@ -74,31 +95,23 @@ def round_to_nearest(
             if search
             else full_range(weights[:, part], scheme)
         )
-        codes[:, part] = grid.codes(weights[:, part])
+        steps[:, part] = grid.steps(weights[:, part])
         grids.append(grid)
-    return codes, *stack_grids(grids)
+    return Rounded(steps, *stack_grids(grids))
 
 
-def stack_grids(grids: list[Grid]) -> tuple[torch.Tensor, torch.Tensor]:
+def stack_grids(grids: Sequence[Grid]) -> tuple[torch.Tensor, torch.Tensor]:
     """Scales and zeros of all groups, ``[batch, groups, out]``."""
     return torch.stack([g.scales for g in grids], 1), torch.stack([g.zeros for g in grids], 1)
-
-
-def dequantize(codes: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor) -> torch.Tensor:
-    """``(codes - zeros) * scales``, ``[batch, in, out]``, one group of inputs per scale row."""
-    batch, columns, out = codes.shape
-    grouped = codes.view(batch, scales.shape[1], -1, out)
-    return ((grouped - zeros.unsqueeze(2)) * scales.unsqueeze(2)).view(batch, columns, out)
 
 
 def full_range(values: torch.Tensor, scheme: Scheme) -> Grid:
     """The grid that spans a group's extreme weights, as plain round-to-nearest takes it."""
     levels = 2**scheme.bits - 1
-    if scheme.symmetric:
-        span = 2 * values.abs().amax(-2)
-        scales = round_scale(span / levels, scheme)
-        return Grid(scales, torch.full_like(scales, (levels + 1) // 2), levels)
     low, high = values.amin(-2).clamp_(max=0), values.amax(-2).clamp_(min=0)
+    if scheme.symmetric:
+        scales = round_scale(2 * torch.maximum(-low, high) / levels, scheme)
+        return Grid(scales, torch.full_like(scales, (levels + 1) // 2), levels)
     scales = round_scale((high - low) / levels, scheme)
     return Grid(scales, (-low / scales).round_().clamp_(scheme.min_zero, levels), levels)
 
@@ -113,32 +126,25 @@ def search_range(values: torch.Tensor, importance: torch.Tensor, scheme: Scheme)
         values: ``[batch, group, out]``.
         importance: ``[batch, group]``, not negative.
     """
-    step = (LARGEST_RANGE - SMALLEST_RANGE) / COARSE_STEPS
     best = full_range(values, scheme)
     error = _weighted_error(values, importance, best)
-    ratios = torch.ones_like(error)
-    extremes = _extremes(values, scheme)
-
-    def attempt(ratio: torch.Tensor) -> None:
-        nonlocal best, error, ratios
-        for grid in _grids(extremes, ratio, scheme):
-            trial = _weighted_error(values, importance, grid)
-            better = trial < error
-            error = torch.where(better, trial, error)
-            ratios = torch.where(better, ratio, ratios)
-            best = Grid(
-                torch.where(better, grid.scales, best.scales),
-                torch.where(better, grid.zeros, best.zeros),
-                grid.levels,
-            )
-
-    for i in range(COARSE_STEPS + 1):
-        attempt(torch.full_like(error, LARGEST_RANGE - i * step))
-    centre = ratios
-    for i in range(-FINE_STEPS, FINE_STEPS + 1):
-        if i:
-            attempt(centre + i * step / (FINE_STEPS + 1))
-    return best
+    scales, zeros, ratios = best.scales, best.zeros, torch.ones_like(error)
+    extremes = values.amin(-2).clamp_(max=0), values.amax(-2).clamp_(min=0)
+    step = (LARGEST_RANGE - SMALLEST_RANGE) / COARSE_STEPS
+    coarse = [LARGEST_RANGE - i * step for i in range(COARSE_STEPS + 1)]
+    fine = [i * step / (FINE_STEPS + 1) for i in range(-FINE_STEPS, FINE_STEPS + 1) if i]
+    for shifts in (coarse, fine):
+        centre = ratios if shifts is fine else torch.zeros_like(ratios)
+        for shift in shifts:
+            ratio = centre + shift
+            for grid in _grids(extremes, ratio, scheme):
+                trial = _weighted_error(values, importance, grid)
+                better = trial < error
+                error = torch.where(better, trial, error)
+                ratios = torch.where(better, ratio, ratios)
+                scales = torch.where(better, grid.scales, scales)
+                zeros = torch.where(better, grid.zeros, zeros)
+    return Grid(scales, zeros, best.levels)
 
 
 def round_scale(scales: torch.Tensor, scheme: Scheme) -> torch.Tensor:
@@ -149,13 +155,8 @@ def round_scale(scales: torch.Tensor, scheme: Scheme) -> torch.Tensor:
 
 
 def _weighted_error(values: torch.Tensor, importance: torch.Tensor, grid: Grid) -> torch.Tensor:
-    off = grid.values(grid.codes(values)).sub_(values).square_()
+    off = torch.addcmul(values, grid.steps(values), grid.scales.unsqueeze(1), value=-1).square_()
     return torch.matmul(importance.unsqueeze(-2), off).squeeze(-2)
-
-
-def _extremes(values: torch.Tensor, scheme: Scheme) -> tuple[torch.Tensor, torch.Tensor]:
-    """Lowest and highest weight ``[batch, out]``, 0 included."""
-    return values.amin(-2).clamp_(max=0), values.amax(-2).clamp_(min=0)
 
 
 def _grids(
