@@ -50,6 +50,11 @@ def engines_for(scheme: Scheme, config: Qwen3Config) -> Engines:
             "Asymmetric zero points do not load in transformers 5 with compressed-tensors 0.19 "
             "and later."
         )
+    if scheme.layout is Layout.GPTQ and scheme.overrides:
+        transformers = None
+        notes.append(
+            "transformers does not read GPTQ with exceptions by tensor; vLLM and gptqmodel do."
+        )
     if config.is_moe and packed_words:
         transformers = None
         notes.append(

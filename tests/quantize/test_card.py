@@ -10,7 +10,7 @@ import yaml
 from qwen3q.models.catalog import find_release
 from qwen3q.models.source import ModelSource, SourceKind
 from qwen3q.plan.folder import plan_folder
-from qwen3q.plan.schemes import Scheme, parse_scheme
+from qwen3q.plan.schemes import Override, Scheme, parse_scheme
 from qwen3q.quantize.card import model_card
 
 
@@ -64,3 +64,10 @@ def test_asymmetric_gptq_is_not_for_vllm() -> None:
     text = card("qwen3-8b", parse_scheme("gptq:int4", symmetric=False), [])
     assert "vllm serve" not in text
     assert "vLLM refuses asymmetric GPTQ" in text
+
+
+def test_gptq_with_exceptions_is_not_for_transformers() -> None:
+    exceptions = (Override("*.down_proj", bits=8),)
+    text = card("qwen3-8b", parse_scheme("gptq:int4", overrides=exceptions), [])
+    assert "AutoModelForCausalLM" not in text
+    assert "| exception | `*.down_proj`: 8 bits |" in text
