@@ -125,7 +125,7 @@ def group_order(diagonal: torch.Tensor, group_size: int) -> torch.Tensor:
 def gptq(weights: torch.Tensor, factor: Factor, scheme: Scheme) -> Rounded:
     """Rounds ``weights`` to the scheme's grid with error feedback, all in the factor's order.
 
-    A group's range is searched when its turn comes, on weights that already carry earlier errors,
+    A group's range is searched when its turn comes, on weights that make up for earlier errors,
     each channel weighted by what an error there still costs (``L_jj^2``).
 
     Args:
@@ -144,11 +144,22 @@ def gptq(weights: torch.Tensor, factor: Factor, scheme: Scheme) -> Rounded:
         if stop < columns:
             due = due + feedback[:, stop:].mT @ errors[:, stop:]
         if stop % size == 0:
-            values = due if size == block else weights
+            values = weights
+            if size == block:
+                values = _expected(due, weights[:, start:stop], feedback[:, start:stop])
             costs = pivots[:, stop - size : stop].square()
             grids.insert(0, search_range(values, costs, scheme))
         _round_block(due, weights, feedback, steps, errors, grids[0], start)
     return Rounded(steps, *stack_grids(grids))
+
+
+def _expected(due: torch.Tensor, weights: torch.Tensor, within: torch.Tensor) -> torch.Tensor:
+    """What a group's channels will be rounded at, if those before them round without error.
+
+    Moving a channel to make up for earlier groups is felt by the group's later ones in turn.
+    """
+    shifts = torch.linalg.solve_triangular(within.mT, weights - due, upper=True, unitriangular=True)
+    return weights - shifts
 
 
 def _round_block(

@@ -13,10 +13,9 @@ import torch
 
 from qwen3q.plan.schemes import Scheme
 
-COARSE_STEPS = 12
-FINE_STEPS = 4
-SMALLEST_RANGE = 0.5
-LARGEST_RANGE = 1.05
+RANGE_STEP = 0.04
+COARSE_RANGES = tuple(1 - i * RANGE_STEP for i in range(-1, 13))
+FINE_RANGES = tuple(i * RANGE_STEP / 5 for i in range(-4, 5) if i)
 SMALLEST_SCALE = 2.0**-20
 SIGNED_SCALE_BITS = 4
 """Up to this width a symmetric scale takes the sign that gives the larger side the extra code."""
@@ -130,11 +129,8 @@ def search_range(values: torch.Tensor, importance: torch.Tensor, scheme: Scheme)
     error = _weighted_error(values, importance, best)
     scales, zeros, ratios = best.scales, best.zeros, torch.ones_like(error)
     extremes = values.amin(-2).clamp_(max=0), values.amax(-2).clamp_(min=0)
-    step = (LARGEST_RANGE - SMALLEST_RANGE) / COARSE_STEPS
-    coarse = [LARGEST_RANGE - i * step for i in range(COARSE_STEPS + 1)]
-    fine = [i * step / (FINE_STEPS + 1) for i in range(-FINE_STEPS, FINE_STEPS + 1) if i]
-    for shifts in (coarse, fine):
-        centre = ratios if shifts is fine else torch.zeros_like(ratios)
+    for shifts in (COARSE_RANGES, FINE_RANGES):
+        centre = ratios if shifts is FINE_RANGES else torch.zeros_like(ratios)
         for shift in shifts:
             ratio = centre + shift
             for grid in _grids(extremes, ratio, scheme):

@@ -1,0 +1,57 @@
+"""Coordinate descent: never worse, and in the end no single change is better."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from qwen3q.plan.schemes import parse_scheme
+from qwen3q.quantize.gptq import factorize, gptq
+from qwen3q.quantize.refine import refine
+from qwen3q.quantize.rtn import Rounded, round_to_nearest
+from tests.quantize.problems import hessian, output_error, weights
+
+
+@pytest.mark.parametrize("name", ["gptq:int4", "awq:int4", "int4", "int8", "gptq:int2"])
+def test_every_sweep_lowers_the_error(name: str) -> None:
+    scheme = parse_scheme(name)
+    moments, target = hessian(1500, 256), weights(256, 48)
+    factor = factorize(moments.clone(), scheme.group_of(256), 0.01)
+    ordered = factor.ordered(target)
+    rounded = gptq(ordered, factor, scheme)
+    errors = [output_error(rounded.values(), ordered, factor.hessian)]
+    for _ in range(3):
+        rounded = refine(ordered, factor.hessian, rounded, scheme, 1)
+        errors.append(output_error(rounded.values(), ordered, factor.hessian))
+    assert errors[3] <= errors[2] <= errors[1] < errors[0]
+    assert rounded.codes.min() >= 0
+    assert rounded.codes.max() <= 2**scheme.bits - 1
+    stored = rounded.scales.to(getattr(torch, scheme.scale_dtype)).float()
+    assert torch.equal(stored, rounded.scales)
+
+
+def test_ends_where_no_single_code_or_scale_helps() -> None:
+    scheme = parse_scheme("gptq:int4", group_size=32)
+    moments, target = hessian(300, 64), weights(64, 3)
+    start = round_to_nearest(target, moments.diagonal(dim1=1, dim2=2), scheme)
+    rounded = refine(target, moments, start, scheme, 60)
+    least = output_error(rounded.values(), target, moments)
+    for channel in range(64):
+        for out in range(3):
+            for move in (-1, 1):
+                steps = rounded.steps.clone()
+                steps[0, channel, out] += move
+                if -8 <= steps[0, channel, out] <= 7:
+                    other = Rounded(steps, rounded.scales, rounded.zeros)
+                    assert output_error(other.values(), target, moments) >= least * (1 - 1e-6)
+    for factor in (0.998, 1.002):
+        other = Rounded(rounded.steps, rounded.scales * factor, rounded.zeros)
+        assert output_error(other.values(), target, moments) > least
+
+
+def test_no_sweeps_change_nothing() -> None:
+    scheme = parse_scheme("int8")
+    moments, target = hessian(300, 64), weights(64, 3)
+    start = round_to_nearest(target, torch.ones(1, 64), scheme)
+    same = refine(target, moments, start, scheme, 0)
+    assert torch.equal(same.values(), start.values())
