@@ -158,7 +158,9 @@ def _expected(due: torch.Tensor, weights: torch.Tensor, within: torch.Tensor) ->
 
     Moving a channel to make up for earlier groups is felt by the group's later ones in turn.
     """
-    shifts = torch.linalg.solve_triangular(within.mT, weights - due, upper=True, unitriangular=True)
+    shifts: torch.Tensor = torch.linalg.solve_triangular(
+        within.mT, weights - due, upper=True, unitriangular=True
+    )
     return weights - shifts
 
 

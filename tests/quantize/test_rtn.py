@@ -12,7 +12,9 @@ from tests.quantize.problems import weights
 SCHEMES = ("gptq:int4", "gptq:int2", "gptq:int8", "awq:int4", "int4", "int8")
 
 
-def naive_error(values: list[float], costs: list[float], scale: float, zero: int, top: int) -> float:
+def naive_error(
+    values: list[float], costs: list[float], scale: float, zero: int, top: int
+) -> float:
     """Weighted squared error of rounding numbers one by one."""
     total = 0.0
     for value, cost in zip(values, costs, strict=True):

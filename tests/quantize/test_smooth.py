@@ -102,4 +102,6 @@ def test_powers_of_two_change_no_digit() -> None:
     scales = powers_of_two(torch.tensor([0.9, 1.5, 3.1, 0.2]))
     assert scales.tolist() == [1.0, 2.0, 4.0, 0.25]
     weight = torch.randn(4).to(torch.bfloat16)
-    assert torch.equal((weight.float() * scales).to(torch.bfloat16).float(), weight.float() * scales)
+    assert torch.equal(
+        (weight.float() * scales).to(torch.bfloat16).float(), weight.float() * scales
+    )
