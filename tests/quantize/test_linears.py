@@ -1,0 +1,83 @@
+"""Linears that share an input: the target moves with the drift, and devices change nothing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from qwen3q.plan.schemes import parse_scheme
+from qwen3q.quantize import linears
+from qwen3q.quantize.linears import Problem, SolveOptions, solve
+from tests.quantize.problems import hessian, inputs, output_error, weights
+
+
+def problem(drift: torch.Tensor | None = None, weak: tuple[str, ...] = ("",)) -> Problem:
+    target = weights(128, 40)
+    return Problem(
+        weights=target,
+        hessian=hessian(800, 128),
+        drift=torch.zeros_like(target) if drift is None else drift,
+        folded=torch.ones(1, 128),
+        weak=weak,
+    )
+
+
+def test_the_target_makes_up_for_inputs_that_drifted() -> None:
+    """Against least squares in float64: outputs of the float model from the inputs there are."""
+    own, floating = inputs(4000, 128), inputs(4000, 128)
+    own = floating + 0.1 * inputs(4000, 128, seed=9)
+    weight = weights(128, 40)[0]
+    wanted = floating.double() @ weight.double()
+    moments = own.double().T @ own.double() / 4000
+    drift = own.double().T @ ((floating - own).double() @ weight.double()) / 4000
+    scheme = parse_scheme("gptq:int8", group_size=32)
+
+    def error(drift: torch.Tensor) -> float:
+        asked = Problem(weight[None], moments.float()[None], drift, torch.ones(1, 128), ("",))
+        solved = solve(asked, scheme, SolveOptions(damping=1e-4), ["cpu"])
+        rounded = solved.linear(0, slice(0, 40), scheme).dequantize().T.double()
+        return float((own.double() @ rounded - wanted).square().sum())
+
+    best = torch.linalg.lstsq(own.double(), wanted).solution
+    least = float((own.double() @ best - wanted).square().sum())
+    assert error(drift.float()[None]) < 1.02 * least
+    assert error(torch.zeros(1, 128, 40)) > 1.05 * least
+
+
+def test_reported_errors_are_those_of_the_codes() -> None:
+    scheme = parse_scheme("gptq:int4", group_size=32)
+    asked = problem()
+    moments = asked.hessian.clone()
+    solved = solve(asked, scheme, SolveOptions(algorithm="rtn"), ["cpu"])
+    values = solved.linear(0, slice(0, 40), scheme).dequantize().T[None]
+    error = output_error(values, asked.weights, moments)
+    assert float(solved.errors.sum()) == pytest.approx(error, rel=1e-4)
+    whole = output_error(torch.zeros_like(values), asked.weights, moments)
+    assert float(solved.outputs.sum()) == pytest.approx(whole, rel=1e-4)
+    assert (solved.errors.sum() < solved.rtn_errors.sum()).all()
+
+
+@pytest.mark.parametrize("name", ["gptq:int4", "awq:int4"])
+def test_parts_on_several_devices_equal_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    scheme = parse_scheme(name, group_size=32)
+    alone = solve(problem(), scheme, SolveOptions(), ["cpu"])
+    monkeypatch.setattr(linears, "_OUTPUTS_AT_ONCE", 16)
+    parts = solve(problem(), scheme, SolveOptions(), ["cpu", "cpu:0"])
+    assert parts.codes.shape == alone.codes.shape
+    assert (parts.codes == alone.codes).float().mean() > 0.995
+    assert float(parts.errors.sum()) == pytest.approx(float(alone.errors.sum()), rel=0.01)
+
+
+def test_fallbacks_are_named() -> None:
+    scheme = parse_scheme("gptq:int4", group_size=32)
+    asked = problem(weak=("only 3 calibration tokens are routed to it",))
+    solved = solve(asked, scheme, SolveOptions(), ["cpu"])
+    assert solved.algorithms == ("rtn",)
+    assert "3 calibration tokens" in solved.fallbacks[0]
+    broken = problem()
+    broken.hessian.zero_()
+    solved = solve(broken, scheme, SolveOptions(), ["cpu"])
+    assert solved.algorithms == ("rtn",)
+    assert "could not be factored" in solved.fallbacks[0]
+    off = solved.linear(0, slice(0, 40), scheme).dequantize().T - broken.weights[0]
+    assert off.abs().max() < 0.1 * broken.weights.abs().max()
