@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,12 +62,13 @@ def dequantize_folder(folder: Path) -> FloatCheckpoint:
         method = "awq" if "awq" in str(quant.get("packing_format", "")) else "gptq"
     if method not in readers:
         raise LayoutError(f"{folder}: quant_method {method!r} is not known to the judge")
+    integer = set(_modules(tensors, ".weight_scale"))
     readers[method]()
     leftover = [n for n, t in tensors.items() if not t.is_floating_point()]
     if leftover:
         raise LayoutError(f"{folder}: {len(leftover)} tensors of no known layout: {leftover[:3]}")
     weights = {name: tensor.float() for name, tensor in tensors.items()}
-    return FloatCheckpoint(weights, _layout_name(method, quant), _int8_inputs(quant, weights))
+    return FloatCheckpoint(weights, _layout_name(method, quant), _int8_inputs(quant, integer))
 
 
 def unpack_words(words: Tensor, bits: int, count: int) -> Tensor:
@@ -203,18 +205,30 @@ def _read_bitsandbytes(tensors: dict[str, Tensor]) -> None:
         tensors[f"{module}.weight"] = tensors[f"{module}.weight"].float() * scale
 
 
-def _int8_inputs(quant: dict[str, Any], weights: dict[str, Tensor]) -> frozenset[str]:
-    """Linears that a compressed-tensors config gives dynamic int8 inputs, one scale per token."""
-    groups = [g for g in (quant.get("config_groups") or {}).values() if g.get("input_activations")]
-    if not groups:
-        return frozenset()
-    for group in groups:
-        inputs = group["input_activations"]
+def _int8_inputs(quant: dict[str, Any], integer: set[str]) -> frozenset[str]:
+    """Of the linears stored as integers, those that the config gives dynamic int8 inputs."""
+    groups = list((quant.get("config_groups") or {}).values())
+    chosen = set()
+    for module in integer if groups else ():
+        inputs = _group_of(module, groups).get("input_activations")
+        if not inputs:
+            continue
         if inputs["num_bits"] != 8 or not inputs["dynamic"] or inputs["strategy"] != "token":
-            raise LayoutError(f"input activations not simulated: {inputs}")
-        if group["targets"] != ["Linear"]:
-            raise LayoutError(f"targets other than Linear: {group['targets']}")
-    ignored = set(quant.get("ignore") or ())
-    names = (n.removesuffix(".weight") for n, w in weights.items() if w.ndim == 2)
-    other = ("embed_tokens", "lm_head")
-    return frozenset(n for n in names if n not in ignored and not n.endswith(other))
+            raise LayoutError(f"{module}: input activations not simulated: {inputs}")
+        chosen.add(module)
+    return frozenset(chosen)
+
+
+def _group_of(module: str, groups: list[dict[str, Any]]) -> dict[str, Any]:
+    """The config group of a linear: its name is matched first, then patterns, then the class."""
+    for group in groups:
+        if module in group["targets"]:
+            return group
+    for group in groups:
+        patterns = [t.removeprefix("re:") for t in group["targets"] if t.startswith("re:")]
+        if any(re.match(pattern, module) for pattern in patterns):
+            return group
+    for group in groups:
+        if "Linear" in group["targets"]:
+            return group
+    raise LayoutError(f"{module}: stored as integers, but no config group names it")

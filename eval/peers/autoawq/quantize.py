@@ -2,7 +2,33 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from eval.peers.job import read_job
+
+
+def cpu_quantizer() -> Any:
+    """AutoAWQ's quantizer, with a search that gives the weights back on a CPU too.
+
+    The search keeps `{name: v.cpu()}` to restore a module after each trial. For weights that are on
+    the CPU already this is no copy, so every trial's scale stays in them and the result is noise.
+    """
+    from awq.quantize.quantizer import AwqQuantizer
+
+    class CpuQuantizer(AwqQuantizer):  # type: ignore[misc]
+        def _compute_best_scale(
+            self, x: Any, w_mean: Any, x_mean: Any, module2inspect: Any, *rest: Any, **options: Any
+        ) -> Any:
+            aliases = module2inspect.state_dict
+            module2inspect.state_dict = lambda: {k: v.clone() for k, v in aliases().items()}
+            try:
+                return super()._compute_best_scale(
+                    x, w_mean, x_mean, module2inspect, *rest, **options
+                )
+            finally:
+                del module2inspect.state_dict
+
+    return CpuQuantizer
 
 
 def main() -> None:
@@ -27,6 +53,7 @@ def main() -> None:
             calib_data=job.tokens.tolist(),
             max_calib_samples=job.tokens.shape[0],
             max_calib_seq_len=job.tokens.shape[1],
+            quantizer_cls=cpu_quantizer(),
         )
     with job.timed("save"):
         model.save_quantized(str(job.out))
