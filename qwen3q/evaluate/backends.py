@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from qwen3q.errors import MissingPackageError
 from qwen3q.evaluate.artefact import Artefact
+from qwen3q.evaluate.sampling import GREEDY, Sampling
 from qwen3q.llama.threads import default_threads
 from qwen3q.progress import ProgressFn, silent
 
@@ -79,9 +80,17 @@ class Backend(Protocol):
         """
 
     def generate(
-        self, prompt: Sequence[int], max_tokens: int, stop_tokens: frozenset[int]
+        self,
+        prompt: Sequence[int],
+        max_tokens: int,
+        stop_tokens: frozenset[int],
+        sampling: Sampling = GREEDY,
     ) -> list[int]:
-        """Greedy continuation; a token of ``stop_tokens`` ends it and is not returned."""
+        """The continuation; a token of ``stop_tokens`` ends it and is not returned.
+
+        The same ``sampling``, seed included, gives the same tokens again. Backends that see
+        logits draw the same random numbers; a server is asked for the seed, as far as it has one.
+        """
 
     def close(self) -> None:
         """Frees the model."""

@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from qwen3q.evaluate.artefact import Artefact
 from qwen3q.evaluate.backends import BackendOptions, LogitRows
 from qwen3q.evaluate.perplexity import BATCH_TOKENS
+from qwen3q.evaluate.sampling import GREEDY, Sampling
 from qwen3q.llama.capi import VERSION, lib
 from qwen3q.llama.context import ContextOptions, LlamaContext
 from qwen3q.llama.devices import gpu_devices
 from qwen3q.llama.generate import Generator
 from qwen3q.llama.model import LlamaModel, LoadOptions
-from qwen3q.llama.sampling import Sampling
+from qwen3q.llama.sampling import Sampling as Chain
 from qwen3q.progress import ProgressFn, silent
 
 
@@ -70,13 +71,17 @@ class LlamaBackend:
                 progress(start + len(group), count, "logits")
 
     def generate(
-        self, prompt: Sequence[int], max_tokens: int, stop_tokens: frozenset[int]
+        self,
+        prompt: Sequence[int],
+        max_tokens: int,
+        stop_tokens: frozenset[int],
+        sampling: Sampling = GREEDY,
     ) -> list[int]:
         if self._generator is None:
             options = self._options(context=self._context, outputs=1)
             self._generator = Generator(LlamaContext(self.model, options))
         out = []
-        stream = self._generator.generate(prompt, Sampling(temperature=0), max_tokens=max_tokens)
+        stream = self._generator.generate(prompt, _chain(sampling), max_tokens=max_tokens)
         for token in stream:
             if token in stop_tokens:
                 break
@@ -99,3 +104,14 @@ class LlamaBackend:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _chain(sampling: Sampling) -> Chain:
+    return Chain(
+        temperature=sampling.temperature,
+        top_k=sampling.top_k,
+        top_p=sampling.top_p,
+        min_p=sampling.min_p,
+        presence_penalty=sampling.presence_penalty,
+        seed=sampling.seed,
+    )

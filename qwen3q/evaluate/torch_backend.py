@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from qwen3q.evaluate.artefact import Artefact
 from qwen3q.evaluate.backends import BackendOptions, LogitRows
+from qwen3q.evaluate.sampling import GREEDY, Sampling
 from qwen3q.evaluate.torch_generate import CachedModel
 from qwen3q.evaluate.weights import WeightSource, open_weights
 from qwen3q.models.decoder import Linear, Weights, decoder_layer, rms_norm, rope_table
@@ -100,7 +101,11 @@ class TorchBackend:
         return self._source.weight(name).to(self.device)
 
     def generate(
-        self, prompt: Sequence[int], max_tokens: int, stop_tokens: frozenset[int]
+        self,
+        prompt: Sequence[int],
+        max_tokens: int,
+        stop_tokens: frozenset[int],
+        sampling: Sampling = GREEDY,
     ) -> list[int]:
         if self._cached is None:
             config = self._source.config
@@ -111,7 +116,7 @@ class TorchBackend:
                 self._weight("model.norm.weight"),
                 self._weight(head_name(self._source)),
             )
-        return self._cached.generate(prompt, max_tokens, stop_tokens)
+        return self._cached.generate(prompt, max_tokens, stop_tokens, sampling)
 
     def close(self) -> None:
         self._cached = None

@@ -1,12 +1,15 @@
-"""Greedy decoding in torch with a KV cache, all layers in memory."""
+"""Decoding in torch with a KV cache, all layers in memory."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 
+from qwen3q.evaluate.sampling import GREEDY, Sampling, choose, uniforms
 from qwen3q.models.config import Qwen3Config
 from qwen3q.models.decoder import (
     O_PROJ,
@@ -42,25 +45,46 @@ class CachedModel:
         self._layers = layers
         self._norm = norm
         self._head = head
+        self._prompt: list[int] = []
+        self._after_prompt: tuple[NDArray[np.float32], Cache] | None = None
 
     @torch.inference_mode()
     def generate(
-        self, prompt: Sequence[int], max_tokens: int, stop_tokens: frozenset[int]
+        self,
+        prompt: Sequence[int],
+        max_tokens: int,
+        stop_tokens: frozenset[int],
+        sampling: Sampling = GREEDY,
     ) -> list[int]:
-        """The most likely continuation, up to a stop token, which is left out."""
+        """The continuation up to a stop token, which is left out."""
         rope = rope_table(self._config, len(prompt) + max_tokens, self._embedding.device)
-        cache: Cache = []
+        logits, cache = self._prefill(list(prompt), rope)
+        cache = list(cache)
         out: list[int] = []
-        token = self._step(list(prompt), 0, rope, cache)
-        while token not in stop_tokens:
+        for uniform in uniforms(sampling.seed):
+            token = choose(logits, sampling, uniform, out)
+            if token in stop_tokens:
+                break
             out.append(token)
             if len(out) == max_tokens:
                 break
-            token = self._step([token], len(prompt) + len(out) - 1, rope, cache)
+            logits = self._step([token], len(prompt) + len(out) - 1, rope, cache)
         return out
 
-    def _step(self, tokens: list[int], position: int, rope: Rope, cache: Cache) -> int:
-        """Reads ``tokens`` at ``position`` and returns the most likely next one."""
+    def _prefill(self, prompt: list[int], rope: Rope) -> tuple[NDArray[np.float32], Cache]:
+        """What the prompt leads to; the last prompt's is kept, for further samples of it."""
+        if prompt != self._prompt:
+            cache: Cache = []
+            self._prompt, self._after_prompt = [], None
+            logits = self._step(prompt, 0, rope, cache)
+            self._prompt, self._after_prompt = prompt, (logits, cache)
+        assert self._after_prompt is not None
+        return self._after_prompt
+
+    def _step(
+        self, tokens: list[int], position: int, rope: Rope, cache: Cache
+    ) -> NDArray[np.float32]:
+        """Reads ``tokens`` at ``position``; the logits after the last, float32 ``[vocabulary]``."""
         ids = torch.tensor([tokens], device=self._embedding.device)
         hidden = F.embedding(ids, self._embedding)
         here = slice(position, position + len(tokens))
@@ -82,4 +106,4 @@ class CachedModel:
             hidden = hidden + linear(O_PROJ, mixed.transpose(1, 2).flatten(2))
             hidden = hidden + mlp(hidden, weights, self._config, linear)
         last = rms_norm(hidden[0, -1], self._norm, eps)
-        return int(F.linear(last, self._head).argmax())
+        return F.linear(last, self._head).float().cpu().numpy()
