@@ -29,9 +29,25 @@ def fidelity(
         str | None, typer.Option(help="quick, standard or full: text, gate and speed in one.")
     ] = None,
     text: Annotated[
-        Path | None, typer.Option(help="UTF-8 text. Default: the built-in evaluation text.")
+        str | None,
+        typer.Option(
+            metavar="FILE|hub:SET",
+            help="UTF-8 text, or hub:wikitext-2, hub:c4, hub:ptb. Default: the built-in text.",
+        ),
     ] = None,
-    context: Annotated[int, typer.Option(min=4, help="Tokens per chunk.")] = 512,
+    context: Annotated[
+        int | None,
+        typer.Option(
+            min=4, help="Tokens per chunk. Default: 512, or the set's.", show_default=False
+        ),
+    ] = None,
+    scored: Annotated[
+        str | None,
+        typer.Option(
+            help="half or full: which positions of a chunk count. Default: half, or the set's.",
+            show_default=False,
+        ),
+    ] = None,
     max_chunks: Annotated[int | None, typer.Option(min=1, help="Default: all of the text.")] = None,
     parse_special: Annotated[
         bool,
@@ -85,7 +101,9 @@ def fidelity(
     from qwen3q.evaluate.backends import BackendKind, BackendOptions
     from qwen3q.evaluate.evaluation import EvaluationOptions, evaluate
     from qwen3q.evaluate.gate_run import GateOptions, passed
+    from qwen3q.evaluate.hub_text import find_text
     from qwen3q.evaluate.measure import TextOptions
+    from qwen3q.evaluate.perplexity import Scored
     from qwen3q.evaluate.speed_options import SpeedOptions
     from qwen3q.evaluate.suites import Suite, read_suite
     from qwen3q.evaluate.tasks import Level
@@ -96,8 +114,16 @@ def fidelity(
         raise UsageError(f"{gate_level!r} is no level.", f"Known: {', '.join(Level)}.")
     questions = GateOptions(Level(gate_level), gate_questions, needle_words, max_tokens)
     timed = SpeedOptions((128, 512), 64, (0, 512), 5)
+    if scored not in (None, *Scored):
+        raise UsageError(f"--scored {scored} is unknown.", f"Known: {', '.join(Scored)}.")
+    measured = find_text(text)
     asked = Suite(
-        TextOptions(context, max_chunks, parse_special or text is None),
+        TextOptions(
+            context or measured.context,
+            max_chunks or measured.max_chunks,
+            parse_special or text is None,
+            Scored(scored or measured.scored),
+        ),
         questions if gate else None,
         timed if speed else None,
     )
@@ -115,9 +141,9 @@ def fidelity(
         command=("qwen3q", *sys.argv[1:]),
         offline=offline,
     )
-    name, content = evaluation_content(text)
+    content = measured.load(offline)
     with progress_bar(quiet=json_output) as progress:
-        done = evaluate(reference, artefacts, name, content, options, progress)
+        done = evaluate(reference, artefacts, measured.name, content, options, progress)
     report = done.report
     if json_output:
         print_json(report)
@@ -145,17 +171,6 @@ def show_gate(report: Mapping[str, Any]) -> None:
         for row in cells.rows:
             table.add_row(*row)
         stdout_console().print(table)
-
-
-def evaluation_content(text: Path | None) -> tuple[str, str]:
-    """A text's name and content: a file's, or the built-in one's."""
-    from qwen3q.evaluate.perplexity import read_text
-
-    if text is not None:
-        return text.name, read_text(text)
-    from qwen3q.data.texts import evaluation_text
-
-    return "the built-in text", evaluation_text()
 
 
 def show_results(report: Mapping[str, Any]) -> None:

@@ -14,6 +14,7 @@ from qwen3q.evaluate.gate_run import GateOptions, run_gate
 from qwen3q.evaluate.measure import TextOptions, measure_fidelity
 from qwen3q.evaluate.report import run_report, write_report
 from qwen3q.evaluate.speed_options import SpeedOptions
+from qwen3q.evaluate.windows import DocumentWindows
 from qwen3q.progress import ProgressFn, silent
 
 
@@ -52,7 +53,7 @@ def evaluate(
     reference: str,
     names: Sequence[str],
     text_name: str,
-    text: str,
+    text: str | DocumentWindows,
     options: EvaluationOptions,
     progress: ProgressFn = silent,
 ) -> Evaluation:

@@ -19,9 +19,10 @@ from qwen3q.errors import ModelError, UsageError
 from qwen3q.evaluate.artefact import Artefact
 from qwen3q.evaluate.backends import Backend, BackendOptions, open_backend
 from qwen3q.evaluate.fidelity import Fidelity, TokenScores, compare_rows, summarize_fidelity
-from qwen3q.evaluate.perplexity import split_chunks, summarize
+from qwen3q.evaluate.perplexity import Scored, summarize
 from qwen3q.evaluate.reference import ReferenceKey, ReferenceLogits, write_reference
 from qwen3q.evaluate.tokens import open_codec, require_same_tokenizer
+from qwen3q.evaluate.windows import DocumentWindows, text_chunks, text_digest
 from qwen3q.progress import ProgressFn, silent
 
 LOGITS_NAME = "reference.logits"
@@ -32,14 +33,21 @@ class TextOptions:
     """What is measured on.
 
     Attributes:
-        context: tokens per chunk; the second half of each is scored.
+        context: tokens per chunk.
         max_chunks: None for the whole text.
         parse_special: read ``<|im_start|>`` and the like as tokens.
+        scored: the second half of each chunk, or all of it.
     """
 
     context: int = 512
     max_chunks: int | None = None
     parse_special: bool = False
+    scored: Scored = Scored.HALF
+
+    @property
+    def first(self) -> int:
+        """The first position that is scored."""
+        return self.context // 2 if self.scored is Scored.HALF else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +95,7 @@ class Run:
 def measure_fidelity(
     reference: Artefact,
     artefacts: Sequence[Artefact],
-    text: str,
+    text: str | DocumentWindows,
     options: TextOptions | None = None,
     backend: BackendOptions | None = None,
     *,
@@ -110,8 +118,9 @@ def measure_fidelity(
     for artefact in artefacts:
         require_same_tokenizer(reference, artefact)
     codec = open_codec(reference)
-    tokens = codec.encode(text, parse_special=options.parse_special)
-    chunks = split_chunks(tokens, options.context, options.max_chunks, codec.bos)
+    chunks = text_chunks(
+        text, codec, options.context, options.max_chunks, parse_special=options.parse_special
+    )
     with ThreadPoolExecutor(backend.thread_count) as pool, _folder(out) as folder:
         facts = _reference(reference, chunks, text, options, backend, folder, pool, progress)
         with ReferenceLogits(folder / LOGITS_NAME) as stored:
@@ -131,7 +140,7 @@ def _folder(out: Path | None) -> Iterator[Path]:
 def _reference(
     artefact: Artefact,
     chunks: NDArray[np.int32],
-    text: str,
+    text: str | DocumentWindows,
     options: TextOptions,
     backend: BackendOptions,
     folder: Path,
@@ -145,10 +154,10 @@ def _reference(
     key = ReferenceKey(
         model=_model_hash(artefact, backend),
         tokenizer=artefact.tokenizer,
-        text=sha256(text.encode()).hexdigest(),
+        text=text_digest(text),
         chunks=len(chunks),
         context=options.context,
-        first=options.context // 2,
+        first=options.first,
         vocab_size=vocab_size,
         parse_special=options.parse_special,
     )

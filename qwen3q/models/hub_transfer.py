@@ -73,7 +73,7 @@ class Transfer:
             Exception: one of ``TRANSPORT_ERRORS``, as huggingface_hub raised it.
         """
         stop = threading.Event()
-        with _quiet_hub(), ThreadPoolExecutor(STREAMS) as pool:
+        with quiet_hub(), ThreadPoolExecutor(STREAMS) as pool:
             jobs = [pool.submit(self._fetch_one, file, stop) for file in files]
             try:
                 wait(jobs, return_when=FIRST_EXCEPTION)
@@ -171,7 +171,7 @@ class _Target:
 
 
 @contextmanager
-def _quiet_hub() -> Iterator[None]:
+def quiet_hub() -> Iterator[None]:
     """Keeps huggingface_hub from drawing bars and logging retries; its errors still come."""
     logger = logging.getLogger("huggingface_hub")
     level, drew = logger.level, not are_progress_bars_disabled(_BARS)
