@@ -34,6 +34,9 @@ class TextCodec(Protocol):
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of ``tokens`` without control tokens; ``<think>`` is kept."""
 
+    def spell(self, tokens: Sequence[int]) -> str:
+        """The text of ``tokens``, control tokens too."""
+
 
 class FolderCodec:
     """``tokenizer.json`` of a model folder, through Hugging Face's tokenizers."""
@@ -57,6 +60,9 @@ class FolderCodec:
     def decode(self, tokens: Sequence[int]) -> str:
         return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True))
 
+    def spell(self, tokens: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(list(tokens), skip_special_tokens=False))
+
 
 class GgufCodec:
     """The vocabulary inside a GGUF file, through llama.cpp."""
@@ -77,6 +83,11 @@ class GgufCodec:
         from qwen3q.llama.text import detokenize
 
         return detokenize(self._model, list(tokens))
+
+    def spell(self, tokens: Sequence[int]) -> str:
+        model = self._model
+        pieces = [model.piece(token) or model.token_text(token).encode() for token in tokens]
+        return b"".join(pieces).decode("utf-8", "replace")
 
 
 def open_codec(artefact: Artefact) -> TextCodec:
