@@ -19,6 +19,9 @@ from urllib.parse import unquote, urlsplit
 
 LFS = (".safetensors", "tokenizer.json", ".gguf", ".bin")
 BLOCK = 1 << 16
+PARQUET = "refs/convert/parquet"
+"""The branch where the Hub keeps data sets that it converted."""
+RESOLVE = rf"/((?:datasets/)?[^/]+/[^/]+)/resolve/({PARQUET}|[^/]+)/(.+)"
 
 
 @dataclass
@@ -154,7 +157,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._error(self.hub.status)
         elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/revision/(.+)", path):
             self._list(*match.groups())
-        elif match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+        elif match := re.fullmatch(RESOLVE, path):
             self._resolve(*match.groups())
         elif match := re.fullmatch(r"/cdn/([^/]+)/([0-9a-f]{64})", path):
             self._serve(match[1], self._by_sha256(match[2]))
@@ -172,7 +175,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self._error(403, message="Forbidden")
             else:
                 self._error(401, "GatedRepo" if repo.gated else "RepoNotFound")
-        elif revision not in ("main", repo.commit):
+        elif revision not in ("main", PARQUET, repo.commit):
             self._error(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         else:
             return repo
