@@ -1,19 +1,19 @@
-"""What is measured: a model folder in any format or a GGUF file, found by its name."""
+"""What is measured: a model folder in any format, a GGUF file or an endpoint, by its name."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qwen3q.checkpoint.reader import Checkpoint
 from qwen3q.formats.gguf_file import GgufHeader, read_header, split_paths
 from qwen3q.inspection import describe_format
-from qwen3q.models.config import parse_config, read_config_json
+from qwen3q.models.config import parse_config, read_config, read_config_json
 from qwen3q.models.source import resolve
 from qwen3q.models.tensors import parameter_count
 from qwen3q.models.tokenizer import read_tokenizer
@@ -22,19 +22,23 @@ from qwen3q.progress import ProgressFn, silent
 from qwen3q.quantize.local_gguf import local_gguf
 from qwen3q.quantize.names import REPORT_NAME
 
+if TYPE_CHECKING:
+    from qwen3q.evaluate.endpoint import Endpoint, EndpointOptions
+
 _UNUSED_TOKEN = 5
 """``LLAMA_TOKEN_TYPE_UNUSED``: fills the vocabulary up to the embedding's rows."""
 
 
 @dataclass(frozen=True, slots=True)
 class Artefact:
-    """One model on disk.
+    """One model on disk, or behind an endpoint.
 
     Attributes:
         name: how reports call it.
-        path: a ``.gguf`` file (the first, if split) or a folder.
-        format: ``gguf:Q4_K_M``, ``gptq-int4`` or what its config says.
-        file_bytes: bytes of its weight files.
+        path: a ``.gguf`` file (the first, if split) or a folder; of an endpoint, the reference's,
+            which holds its tokenizer and its config.
+        format: ``gguf:Q4_K_M``, ``gptq-int4`` or what its config says; ``endpoint:SERVER``.
+        file_bytes: bytes of its weight files; None for an endpoint.
         parameters: weights it stands for; a tied embedding counts once.
         tokenizer: sha256 over vocabulary and merges, the same for a folder and its GGUF.
         report: the quantizer's ``report.json``; empty if there is none.
@@ -43,19 +47,21 @@ class Artefact:
     name: str
     path: Path
     format: str
-    file_bytes: int
+    file_bytes: int | None
     parameters: int
     tokenizer: str
     report: Mapping[str, Any]
+    endpoint: Endpoint | None = None
 
     @property
     def is_gguf(self) -> bool:
+        """Whether ``path`` is a GGUF file."""
         return self.path.is_file()
 
     @property
-    def bits_per_weight(self) -> float:
-        """Bits of file per weight, metadata and scales included."""
-        return 8 * self.file_bytes / self.parameters
+    def bits_per_weight(self) -> float | None:
+        """Bits of file per weight, metadata and scales included; None for an endpoint."""
+        return None if self.file_bytes is None else 8 * self.file_bytes / self.parameters
 
 
 def find_artefact(name: str, *, offline: bool = False, progress: ProgressFn = silent) -> Artefact:
@@ -71,6 +77,51 @@ def find_artefact(name: str, *, offline: bool = False, progress: ProgressFn = si
     source = resolve(name, offline=offline, progress=progress)
     assert source.folder is not None
     return _folder(source.folder, source.title)
+
+
+def endpoint_artefact(
+    url: str, reference: Artefact, options: EndpointOptions | None = None
+) -> Artefact:
+    """The model served at ``url``, asked in the tokens of ``reference``.
+
+    Raises:
+        ModelError: it is served with another tokenizer.
+        UsageError: no URL, several models and none named, or the named one is not there.
+        EndpointError: the server can't be reached or is no OpenAI-compatible one.
+    """
+    from qwen3q.evaluate.endpoint import PROBE_TEXT, check_tokenizer, find_endpoint, probe
+    from qwen3q.evaluate.tokens import open_codec
+
+    tokens = open_codec(reference).encode(PROBE_TEXT, parse_special=True).tolist()
+    found = find_endpoint(url, options)
+    checked = check_tokenizer(found, PROBE_TEXT, tokens)
+    scorer, generation = probe(found, PROBE_TEXT, tokens)
+    found = replace(found, scorer=scorer, generation=generation, tokenizer_checked=checked)
+    return replace(
+        reference,
+        name=found.name,
+        format=f"endpoint:{found.server}",
+        file_bytes=None,
+        report={},
+        endpoint=found,
+    )
+
+
+def vocab_size(artefact: Artefact) -> int:
+    """Rows of the vocabulary, padding included: the width of its logits."""
+    if artefact.is_gguf:
+        return len(read_header(artefact.path).metadata.get("tokenizer.ggml.tokens", []))
+    return read_config(artefact.path).vocab_size
+
+
+def file_facts(artefact: Artefact) -> list[tuple[str, int, int]]:
+    """Name, bytes and time of change (ns) of the files that a model is: weights and config."""
+    if artefact.is_gguf:
+        paths = split_paths(artefact.path)
+    else:
+        paths = [*sorted(artefact.path.glob("*.safetensors")), artefact.path / "config.json"]
+    stats = [(path.name, path.stat()) for path in paths]
+    return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
 
 
 def tokenizer_hash(tokens: Mapping[int, str], merges: list[str]) -> str:

@@ -106,12 +106,17 @@ class Backend(Protocol):
 
 
 def open_backend(artefact: Artefact, options: BackendOptions, context: int) -> Backend:
-    """Loads ``artefact`` for up to ``context`` tokens at a time.
+    """Loads ``artefact`` for up to ``context`` tokens at a time; of an endpoint, asks for them.
 
     Raises:
+        EndpointError: the server takes fewer tokens.
         MissingPackageError: torch or llama-cpp-python is needed and not installed.
         Qwen3qError: the model is broken, or llama.cpp refuses it.
     """
+    if artefact.endpoint is not None:
+        from qwen3q.evaluate.endpoint_backend import EndpointBackend
+
+        return EndpointBackend(artefact, context)
     kind = options.kind
     if kind is BackendKind.AUTO:
         kind = BackendKind.LLAMA if artefact.is_gguf else BackendKind.TORCH

@@ -59,7 +59,7 @@ def _vllm_read(reply: Any, tokens: Sequence[int]) -> PromptScores:
     values, top = [], []
     for entry, token in zip(places[1:], tokens[1:], strict=True):
         values.append(entry[str(token)]["logprob"])
-        top.append(int(max(entry, key=lambda key, e=entry: float(e[key]["logprob"]))))
+        top.append(int(max((float(told["logprob"]), name) for name, told in entry.items())[1]))
     return _scores(values, top)
 
 

@@ -6,8 +6,10 @@ The definitions are those of ``llama-perplexity --kl-divergence``
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import exp, sqrt
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,15 +34,15 @@ class TokenScores:
 
     Attributes:
         nll: negative log-likelihood of the text's next token, nats.
-        kl: KL(reference || model), nats.
+        kl: KL(reference || model), nats; None where whole distributions are not known.
         probability_change: the next token's probability less the reference's.
-        same_top: both rank the same token first.
+        same_top: both rank the same token first; None where it is not known.
     """
 
     nll: Floats
-    kl: Floats
+    kl: Floats | None
     probability_change: Floats
-    same_top: NDArray[np.bool_]
+    same_top: NDArray[np.bool_] | None
 
     @classmethod
     def empty(cls, rows: int) -> TokenScores:
@@ -54,21 +56,30 @@ class Fidelity:
 
     Attributes:
         log_perplexity_ratio: ln of perplexity over the reference's, its error taken from pairs.
-        kl_mean, kl_median, kl_p99, kl_p999, kl_max: nats.
+        kl_mean, kl_median, kl_p99, kl_p999, kl_max: nats; None of a model behind an endpoint.
         probability_rms: root mean square of the next token's change of probability.
-        top1: share of positions with the same most likely token.
+        top1: share of positions with the same most likely token; None where it is not known.
     """
 
     tokens: int
     perplexity: Estimate
     log_perplexity_ratio: Estimate
-    kl_mean: Estimate
-    kl_median: Estimate
-    kl_p99: Estimate
-    kl_p999: Estimate
-    kl_max: float
+    kl_mean: Estimate | None
+    kl_median: Estimate | None
+    kl_p99: Estimate | None
+    kl_p999: Estimate | None
+    kl_max: float | None
     probability_rms: Estimate
-    top1: Estimate
+    top1: Estimate | None
+
+
+def fidelity_from(plain: Mapping[str, Any]) -> Fidelity:
+    """The inverse of ``dataclasses.asdict``."""
+    fields: dict[str, Any] = {
+        name: Estimate(**value) if isinstance(value, Mapping) else value
+        for name, value in plain.items()
+    }
+    return Fidelity(**fields)
 
 
 def log_softmax_rows(logits: NDArray[np.float32]) -> tuple[NDArray[np.float32], Floats]:
@@ -98,6 +109,8 @@ def compare_rows(
         reference: the reference's log-probabilities, the same shape; overwritten.
         targets: the text's next token of each row.
     """
+    assert out.kl is not None
+    assert out.same_top is not None
     ours, _ = log_softmax_rows(logits)
     nll = -ours[np.arange(len(targets)), targets].astype(np.float64)
     probability = np.exp(reference)
@@ -116,20 +129,26 @@ def summarize_fidelity(scores: TokenScores, reference_nll: Floats) -> Fidelity:
     log_perplexity = mean(scores.nll)
     squares = mean(scores.probability_change**2)
     rms = sqrt(squares.value)
-    top1 = float(scores.same_top.mean())
     perplexity = exp(log_perplexity.value)
+    kl = scores.kl
     return Fidelity(
         tokens=count,
         perplexity=Estimate(perplexity, perplexity * log_perplexity.stderr),
         log_perplexity_ratio=mean(scores.nll - reference_nll),
-        kl_mean=mean(scores.kl),
-        kl_median=quantile(scores.kl, 0.5),
-        kl_p99=quantile(scores.kl, 0.99),
-        kl_p999=quantile(scores.kl, 0.999),
-        kl_max=float(scores.kl.max()),
+        kl_mean=None if kl is None else mean(kl),
+        kl_median=None if kl is None else quantile(kl, 0.5),
+        kl_p99=None if kl is None else quantile(kl, 0.99),
+        kl_p999=None if kl is None else quantile(kl, 0.999),
+        kl_max=None if kl is None else float(kl.max()),
         probability_rms=Estimate(rms, 0.5 / rms * squares.stderr if rms else 0.0),
-        top1=Estimate(top1, sqrt(top1 * (1 - top1) / max(1, count - 1))),
+        top1=None if scores.same_top is None else _share(scores.same_top),
     )
+
+
+def _share(holds: NDArray[np.bool_]) -> Estimate:
+    """How often it holds, and the binomial standard error."""
+    share = float(holds.mean())
+    return Estimate(share, sqrt(share * (1 - share) / max(1, len(holds) - 1)))
 
 
 def mean(values: Floats) -> Estimate:

@@ -20,7 +20,7 @@ class Group:
     Attributes:
         reference: the float model's facts, of the group's first run.
         text: name and hash of the text.
-        rows: best divergence first.
+        rows: best divergence first, those without one last.
         front: artefacts that no other beats in both size and divergence, as row indices.
     """
 
@@ -39,21 +39,34 @@ def comparable(report: Mapping[str, Any]) -> list[Group]:
         groups.setdefault(key, []).append(row)
     out = []
     for rows in groups.values():
-        rows = sorted(rows, key=lambda row: float(row["kl_mean"]))
+        rows = sorted(rows, key=divergence_rank)
         run = report["runs"][rows[0]["run"]]
         out.append(Group(run["reference"], run["text"], tuple(rows), pareto_front(rows)))
     return out
 
 
+def divergence_rank(row: Row) -> tuple[bool, float]:
+    """Sorts rows by divergence, those without one last."""
+    return row["kl_mean"] is None, float(row["kl_mean"] or 0)
+
+
 def pareto_front(rows: Sequence[Row]) -> frozenset[int]:
-    """Indices of rows that no other row equals or beats in size and divergence both."""
+    """Indices of rows that no other row equals or beats in size and divergence both.
+
+    A row without a size or a divergence is not on it.
+    """
+    known = [
+        (index, row)
+        for index, row in enumerate(rows)
+        if row["file_bytes"] is not None and row["kl_mean"] is not None
+    ]
 
     def beats(a: Row, b: Row) -> bool:
         ours, theirs = (a["file_bytes"], a["kl_mean"]), (b["file_bytes"], b["kl_mean"])
         return ours != theirs and all(x <= y for x, y in zip(ours, theirs, strict=True))
 
     return frozenset(
-        index for index, row in enumerate(rows) if not any(beats(other, row) for other in rows)
+        index for index, row in known if not any(beats(other, row) for _, other in known)
     )
 
 

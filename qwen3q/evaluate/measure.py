@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from time import perf_counter
@@ -16,11 +16,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen3q.errors import ModelError, UsageError
-from qwen3q.evaluate.artefact import Artefact
+from qwen3q.evaluate.artefact import Artefact, vocab_size
 from qwen3q.evaluate.backends import Backend, BackendOptions, open_backend
-from qwen3q.evaluate.fidelity import Fidelity, TokenScores, compare_rows, summarize_fidelity
+from qwen3q.evaluate.fidelity import (
+    Fidelity,
+    TokenScores,
+    compare_rows,
+    fidelity_from,
+    summarize_fidelity,
+)
 from qwen3q.evaluate.perplexity import Scored, summarize
 from qwen3q.evaluate.reference import ReferenceKey, ReferenceLogits, write_reference
+from qwen3q.evaluate.resume import Kept
 from qwen3q.evaluate.tokens import open_codec, require_same_tokenizer
 from qwen3q.evaluate.windows import DocumentWindows, text_chunks, text_digest
 from qwen3q.progress import ProgressFn, silent
@@ -55,15 +62,17 @@ class Measured:
     """One artefact's figures.
 
     Attributes:
-        fidelity: against the reference.
+        fidelity: against the reference; None where nothing can be measured.
         backend: what ran it.
         seconds: loading included.
+        missing: why figures are None: a sentence for ``kl``, ``top1`` or ``perplexity``.
     """
 
     artefact: Artefact
-    fidelity: Fidelity
+    fidelity: Fidelity | None
     backend: Mapping[str, Any]
     seconds: float
+    missing: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +101,15 @@ class Run:
     results: tuple[Measured, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class _Compared:
+    """The part of ``Measured`` that is kept."""
+
+    fidelity: Fidelity
+    backend: dict[str, Any]
+    seconds: float
+
+
 def measure_fidelity(
     reference: Artefact,
     artefacts: Sequence[Artefact],
@@ -100,12 +118,14 @@ def measure_fidelity(
     backend: BackendOptions | None = None,
     *,
     out: Path | None = None,
+    kept: Kept | None = None,
     progress: ProgressFn = silent,
 ) -> Run:
     """Holds every artefact against ``reference`` on the same tokens.
 
     Args:
         out: folder that keeps the reference's logits for the next run; None to keep none.
+        kept: what earlier calls measured, and where this one's figures are kept.
 
     Raises:
         ModelError: an artefact has another tokenizer or vocabulary.
@@ -113,6 +133,7 @@ def measure_fidelity(
         Qwen3qError: a model can't be run.
     """
     options, backend = options or TextOptions(), backend or BackendOptions()
+    kept = kept or Kept(None)
     if options.context < 4:
         raise UsageError(f"context {options.context} scores no token; at least 4.")
     for artefact in artefacts:
@@ -124,8 +145,29 @@ def measure_fidelity(
     with ThreadPoolExecutor(backend.thread_count) as pool, _folder(out) as folder:
         facts = _reference(reference, chunks, text, options, backend, folder, pool, progress)
         with ReferenceLogits(folder / LOGITS_NAME) as stored:
-            results = tuple(_compare(a, stored, backend, pool, progress) for a in artefacts)
+            results = tuple(_measure(a, stored, backend, pool, kept, progress) for a in artefacts)
     return Run(facts, results)
+
+
+def _measure(
+    artefact: Artefact,
+    stored: ReferenceLogits,
+    options: BackendOptions,
+    pool: ThreadPoolExecutor,
+    kept: Kept,
+    progress: ProgressFn,
+) -> Measured:
+    """One artefact's figures, measured or taken from an earlier call."""
+    if artefact.endpoint is not None:
+        return _ask(artefact, stored, options, progress)
+    plain = kept.get(
+        artefact,
+        "fidelity",
+        (stored.key, options),
+        lambda: asdict(_compare(artefact, stored, options, pool, progress)),
+    )
+    fidelity = fidelity_from(plain["fidelity"])
+    return Measured(artefact, fidelity, plain["backend"], plain["seconds"])
 
 
 @contextmanager
@@ -150,7 +192,6 @@ def _reference(
     """Computes and stores the reference's logits, unless the folder has them."""
     started = perf_counter()
     path = folder / LOGITS_NAME
-    vocab_size = _vocab_size(artefact)
     key = ReferenceKey(
         model=_model_hash(artefact, backend),
         tokenizer=artefact.tokenizer,
@@ -158,7 +199,7 @@ def _reference(
         chunks=len(chunks),
         context=options.context,
         first=options.first,
-        vocab_size=vocab_size,
+        vocab_size=vocab_size(artefact),
         parse_special=options.parse_special,
     )
     ran: Mapping[str, Any] = {}
@@ -183,7 +224,7 @@ def _compare(
     options: BackendOptions,
     pool: ThreadPoolExecutor,
     progress: ProgressFn,
-) -> Measured:
+) -> _Compared:
     started = perf_counter()
     with open_backend(artefact, options, stored.key.context) as model:
         if model.vocab_size != stored.key.vocab_size:
@@ -194,7 +235,33 @@ def _compare(
         scores = score(model, stored, pool, _label(progress, artefact.name))
         facts = model.facts
     fidelity = summarize_fidelity(scores, stored.nll)
-    return Measured(artefact, fidelity, facts, perf_counter() - started)
+    return _Compared(fidelity, dict(facts), perf_counter() - started)
+
+
+def _ask(
+    artefact: Artefact, stored: ReferenceLogits, options: BackendOptions, progress: ProgressFn
+) -> Measured:
+    """What an endpoint says about the same tokens; whole distributions it never gives."""
+    from qwen3q.evaluate.endpoint_backend import EndpointBackend, no_scores
+
+    endpoint = artefact.endpoint
+    assert endpoint is not None
+    missing = {"kl": "An endpoint gives no whole distributions, so there is no KL divergence."}
+    if endpoint.scorer is None:
+        missing["perplexity"] = f"{no_scores(endpoint)[:-1]}, so there is no perplexity."
+        return Measured(artefact, None, endpoint.facts, 0.0, missing)
+    started = perf_counter()
+    # one token more, as servers generate at least one
+    with EndpointBackend(artefact, stored.key.context + 1) as model:
+        rows = list(model.scores(stored.chunks, stored.key.first, _label(progress, artefact.name)))
+    nll = -np.concatenate([row.log_probabilities for row in rows])
+    tops = [row.top for row in rows if row.top is not None]
+    same_top = np.concatenate(tops) == stored.top if len(tops) == len(rows) else None
+    if same_top is None:
+        missing["top1"] = f"{endpoint.server} does not tell the likeliest token."
+    change = np.exp(-nll) - np.exp(-stored.nll)
+    fidelity = summarize_fidelity(TokenScores(nll, None, change, same_top), stored.nll)
+    return Measured(artefact, fidelity, model.facts, perf_counter() - started, missing)
 
 
 def score(
@@ -218,16 +285,6 @@ def score(
 
         list(pool.map(work, stored.spans(start, start + len(values))))
     return out
-
-
-def _vocab_size(artefact: Artefact) -> int:
-    if artefact.is_gguf:
-        from qwen3q.formats.gguf_file import read_header
-
-        return len(read_header(artefact.path).metadata.get("tokenizer.ggml.tokens", []))
-    from qwen3q.models.config import read_config
-
-    return read_config(artefact.path).vocab_size
 
 
 def _model_hash(artefact: Artefact, backend: BackendOptions) -> str:

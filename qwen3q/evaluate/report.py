@@ -13,7 +13,7 @@ from typing import Any
 
 from qwen3q import __version__
 from qwen3q.errors import DiskError, UsageError
-from qwen3q.evaluate.fidelity import Estimate
+from qwen3q.evaluate.fidelity import Fidelity
 from qwen3q.evaluate.measure import Measured, ReferenceFacts, Run
 from qwen3q.files import partial_path
 
@@ -22,9 +22,11 @@ SCHEMA = "qwen3q-eval/1"
 _REQUIRED = {
     "artefact": str,
     "format": str,
-    "file_bytes": int,
+    "file_bytes": int | None,
     "run": int,
 }
+_SECTIONS = ("results", "gate", "speed", "streaming")
+_WITHOUT_ERROR = ("tokens", "kl_max")
 _NUMBERS = ("perplexity", "perplexity_stderr", "kl_mean", "kl_mean_stderr", "kl_p99", "top1")
 
 
@@ -48,11 +50,11 @@ def run_report(run: Run, text_name: str, command: Sequence[str]) -> dict[str, An
 
 def merge_reports(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """One report of all runs, in order; figures of the same run stay together."""
-    merged: dict[str, Any] = {"schema": SCHEMA, "runs": [], "results": [], "gate": [], "speed": []}
+    merged: dict[str, Any] = {"schema": SCHEMA, "runs": []} | {name: [] for name in _SECTIONS}
     for report in reports:
         offset = len(merged["runs"])
         merged["runs"] += report["runs"]
-        for section in ("results", "gate", "speed"):
+        for section in _SECTIONS:
             rows = report.get(section, [])
             merged[section] += [{**row, "run": row["run"] + offset} for row in rows]
     return {key: value for key, value in merged.items() if value or key in ("runs", "results")}
@@ -78,7 +80,7 @@ def read_report(path: Path) -> dict[str, Any]:
     runs = report.get("runs")
     if not isinstance(runs, list) or not all(_is_run(run) for run in runs):
         raise UsageError(f"{path}: runs lack their text, reference or machine.")
-    for section in ("results", "gate", "speed"):
+    for section in _SECTIONS:
         for row in report.get(section, []):
             _check_row(row, section, len(runs), path)
     return report
@@ -151,20 +153,23 @@ def _reference(facts: ReferenceFacts) -> dict[str, Any]:
 
 def _result(measured: Measured, run: int) -> dict[str, Any]:
     artefact = measured.artefact
+    bits = artefact.bits_per_weight
     row: dict[str, Any] = {
         "run": run,
         "artefact": artefact.name,
         "format": artefact.format,
         "file_bytes": artefact.file_bytes,
-        "bits_per_weight": round(artefact.bits_per_weight, 4),
+        "bits_per_weight": None if bits is None else round(bits, 4),
     }
-    for name, value in (
-        (name, getattr(measured.fidelity, name)) for name in measured.fidelity.__slots__
-    ):
-        if isinstance(value, Estimate):
-            row[name], row[f"{name}_stderr"] = value.value, value.stderr
-        else:
+    for name in Fidelity.__slots__:
+        value = getattr(measured.fidelity, name, None)
+        if name in _WITHOUT_ERROR:
             row[name] = value
+        else:
+            row[name] = value.value if value else None
+            row[f"{name}_stderr"] = value.stderr if value else None
+    if measured.missing:
+        row["missing"] = dict(measured.missing)
     row["backend"] = dict(measured.backend)
     row["seconds"] = round(measured.seconds, 3)
     errors = layer_errors(artefact.report)
@@ -197,11 +202,11 @@ def _check_row(row: Any, section: str, runs: int, path: Path) -> None:
     if not isinstance(row, dict):
         raise UsageError(f"{path}: {section} holds {row!r}, which is no row.")
     for key, kind in kinds.items():
-        if not isinstance(row.get(key), kind):
+        if key not in row or not isinstance(row[key], kind):
             raise UsageError(f"{path}: a row of {section} has {key} {row.get(key)!r}.")
     if not 0 <= row["run"] < runs:
         raise UsageError(f"{path}: a row of {section} belongs to run {row['run']}, of {runs}.")
     if section == "results":
         for key in _NUMBERS:
-            if not isinstance(row.get(key), int | float):
+            if key not in row or not isinstance(row[key], int | float | None):
                 raise UsageError(f"{path}: {row['artefact']} has {key} {row.get(key)!r}.")

@@ -1,0 +1,192 @@
+"""An endpoint as a backend: it continues prompts and, where it can, scores their tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qwen3q.evaluate.artefact import Artefact, vocab_size
+from qwen3q.evaluate.backends import LogitRows
+from qwen3q.evaluate.endpoint import Endpoint
+from qwen3q.evaluate.endpoint_generate import Answer, Request
+from qwen3q.evaluate.endpoint_http import MALFORMED, EndpointError
+from qwen3q.evaluate.endpoint_scores import PromptScores
+from qwen3q.evaluate.sampling import GREEDY, Sampling
+from qwen3q.evaluate.tokens import open_codec
+from qwen3q.progress import ProgressFn, silent
+
+IN_FLIGHT = 4
+"""Chunks that a server is asked to score at a time."""
+
+_ROUNDS = 8
+
+
+class ScoredRows(NamedTuple):
+    """What a server says about the scored positions of one chunk.
+
+    Attributes:
+        log_probabilities: of the text's next token, float64 ``[rows]``, nats.
+        top: the likeliest token, int32 ``[rows]``; None if the server does not tell.
+    """
+
+    log_probabilities: NDArray[np.float64]
+    top: NDArray[np.int32] | None
+
+
+class EndpointBackend:
+    """A served model, asked in our own tokens."""
+
+    def __init__(self, artefact: Artefact, context: int) -> None:
+        """Checks that the server takes ``context`` tokens.
+
+        Raises:
+            EndpointError: it takes fewer.
+        """
+        assert artefact.endpoint is not None
+        self.endpoint: Endpoint = artefact.endpoint
+        self.facts: Mapping[str, Any] = self.endpoint.facts
+        self._artefact = artefact
+        self._codec = open_codec(artefact)
+        self._client = self.endpoint.client()
+        if self.endpoint.context is not None and context > self.endpoint.context:
+            raise EndpointError(
+                f"{artefact.name} takes {self.endpoint.context:,} tokens, but {context:,} are "
+                "needed.",
+                "Serve it with a longer context, or choose a smaller --context or --max-tokens.",
+            )
+
+    @property
+    def vocab_size(self) -> int:
+        return vocab_size(self._artefact)
+
+    def logits(
+        self, chunks: NDArray[np.int32], first: int, progress: ProgressFn = silent
+    ) -> Iterator[LogitRows]:
+        raise EndpointError(
+            f"{self._artefact.name} gives no logits; an endpoint never does.",
+            "Measure the model's folder or GGUF file.",
+        )
+
+    def scores(
+        self, chunks: NDArray[np.int32], first: int, progress: ProgressFn = silent
+    ) -> Iterator[ScoredRows]:
+        """Each chunk's scored positions ``first .. context - 2``, chunk by chunk.
+
+        Args:
+            chunks: int32 ``[chunks, context]``; each is asked for by itself.
+
+        Raises:
+            EndpointError: the server gives no log-probabilities of a prompt, or fails.
+        """
+        if self.endpoint.scorer is None:
+            raise EndpointError(no_scores(self.endpoint))
+        with ThreadPoolExecutor(IN_FLIGHT) as pool:
+            try:
+                for done, told in enumerate(pool.map(self._score, chunks.tolist()), 1):
+                    top = None if told.top is None else told.top[first:]
+                    yield ScoredRows(told.log_probabilities[first:], top)
+                    progress(done, len(chunks), "log-probabilities")
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    def _score(self, tokens: list[int]) -> PromptScores:
+        scorer = self.endpoint.scorer
+        assert scorer is not None
+        reply = self._client.post(
+            self._path(scorer.native, scorer.path), scorer.body(self.endpoint.model, tokens)
+        )
+        try:
+            return scorer.read(reply, tokens)
+        except MALFORMED:
+            raise EndpointError(
+                f"{self._artefact.name} did not answer {len(tokens)} tokens with as many "
+                "log-probabilities."
+            ) from None
+
+    def generate(
+        self,
+        prompt: Sequence[int],
+        max_tokens: int,
+        stop_tokens: frozenset[int],
+        sampling: Sampling = GREEDY,
+    ) -> list[int]:
+        """As ``Backend.generate``.
+
+        A server that gives only text is asked again where its text, encoded, has fewer tokens
+        than it was asked for and it was cut.
+
+        Raises:
+            EndpointError: the server takes no prompts of ours, or fails.
+        """
+        made: list[int] = []
+        for _ in range(_ROUNDS):
+            wanted = max_tokens - len(made)
+            answer = self._continue([*prompt, *made], wanted, stop_tokens, sampling)
+            if answer.tokens is not None:
+                return _before_stop(list(answer.tokens), stop_tokens)[:max_tokens]
+            told = self._codec.encode(answer.text, parse_special=True).tolist()
+            made += _before_stop(told, stop_tokens)
+            if not answer.cut:
+                # it ended by itself, whatever its tokens count here
+                return made[: max_tokens - 1]
+            if not told or len(made) >= max_tokens:
+                break
+        return made[:max_tokens]
+
+    def _continue(
+        self,
+        tokens: list[int],
+        max_tokens: int,
+        stop_tokens: frozenset[int],
+        sampling: Sampling,
+    ) -> Answer:
+        endpoint = self.endpoint
+        way = endpoint.generation
+        if way is None:
+            raise EndpointError(
+                f"{self._artefact.name} continues neither tokens nor plain text, so it can't be "
+                "asked in our own chat template.",
+                "It needs /v1/completions.",
+            )
+        text = self._codec.spell(tokens)
+        request = Request(endpoint.model, tokens, text, max_tokens, stop_tokens, sampling)
+        reply = self._client.post(self._path(way.native, way.path), way.body(request))
+        try:
+            return way.read(reply)
+        except MALFORMED:
+            raise EndpointError(
+                f"{self._artefact.name} answers with what is no completion."
+            ) from None
+
+    def _path(self, native: bool, path: str) -> str:
+        address = self.endpoint.address
+        return (address.root if native else address.base) + path
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def no_scores(endpoint: Endpoint) -> str:
+    """Why there is no perplexity."""
+    return f"{endpoint.server} gives no log-probabilities of a prompt's tokens."
+
+
+def _before_stop(tokens: list[int], stop_tokens: frozenset[int]) -> list[int]:
+    end = next((i for i, token in enumerate(tokens) if token in stop_tokens), len(tokens))
+    return tokens[:end]
