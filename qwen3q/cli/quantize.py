@@ -12,16 +12,14 @@ import typer
 from qwen3q.cli.output import (
     JsonFlag,
     format_bytes,
-    note,
     print_json,
     progress_bar,
     stdout_console,
 )
+from qwen3q.cli.quantize_text import legality_json, legality_of, show_legality
 from qwen3q.plan.plan import Plan
 
 if TYPE_CHECKING:
-    from qwen3q.models.config import Qwen3Config
-    from qwen3q.plan.targets import Target
     from qwen3q.quantize.artefacts import Artefact
 
 ModelArgument = Annotated[str, typer.Argument(help="Folder, Hub id, alias (qwen3-8b) or demo.")]
@@ -96,7 +94,12 @@ def quantize(
     """
     from qwen3q.models.source import describe, resolve
     from qwen3q.plan.job import QuantizeRequest, job_of
-    from qwen3q.quantize.run import GgufOptions, plan_targets, quantize_targets
+    from qwen3q.quantize.run import (
+        GgufOptions,
+        plan_targets,
+        quantize_targets,
+        shares_importance,
+    )
 
     request = QuantizeRequest(
         formats=tuple(dict.fromkeys(to or ())),
@@ -112,39 +115,33 @@ def quantize(
     options = GgufOptions(yarn, imatrix, threads, force)
     if dry_run:
         source = describe(model, revision=revision, offline=offline)
-        plans = plan_targets(source, job.targets, options)
-        print_json({"plans": [plan_json(p) for p in plans]}) if json_output else show_plans(plans)
+        calibrated = shares_importance(job, options)
+        plans = plan_targets(source, job.targets, options, calibrated=calibrated)
+        known = legality_of(source.config, job.targets)
+        if json_output:
+            engines = [legality_json(legality) for legality in known]
+            print_json({"engines": engines, "plans": [plan_json(p) for p in plans]})
+            return
+        show_plans(plans)
+        show_legality(known)
         return
     with progress_bar(quiet=json_output) as progress:
         source = resolve(model, revision=revision, offline=offline, progress=progress)
+        known = legality_of(source.config, job.targets)
         if not json_output:
-            show_limits(source.config, job.targets)
+            show_legality(known)
         artefacts = quantize_targets(
             source, job, out, options, devices=tuple(device or ()), resume=resume, progress=progress
         )
     if json_output:
-        print_json({"artefacts": [artefact_json(artefact) for artefact in artefacts]})
+        engines = [legality_json(legality) for legality in known]
+        print_json({"engines": engines, "artefacts": [artefact_json(a) for a in artefacts]})
         return
     console = stdout_console()
     for artefact in artefacts:
         plan = artefact.plan
         size = f"{format_bytes(plan.file_bytes)}, {plan.bits_per_weight:.2f} bits per weight"
         console.print(f"{artefact.path}  {size}, {artefact.seconds:.1f} s", markup=False)
-
-
-def show_limits(config: Qwen3Config, targets: Sequence[Target]) -> None:
-    """Says before the work starts which tensor-parallel sizes a format will not run on."""
-    from qwen3q.plan.folder import suggest_group_size, tensor_parallel_legality
-    from qwen3q.plan.schemes import Scheme
-
-    for scheme in (target for target in targets if isinstance(target, Scheme)):
-        for parallel in tensor_parallel_legality(config, scheme):
-            if parallel.is_legal:
-                continue
-            group = suggest_group_size(config, scheme, parallel.size)
-            way = f" --group-size {group} would." if group else ""
-            note(f"{scheme.name} does not split over {parallel.size} GPUs: {parallel.reason}.{way}")
-            break
 
 
 def plan_json(plan: Plan) -> dict[str, Any]:

@@ -10,8 +10,9 @@ from qwen3q.memory.estimate import Estimate, Verdict, default_engine, estimate
 from qwen3q.memory.gpus import Gpu
 from qwen3q.memory.quality import expected_quality
 from qwen3q.memory.settings import Engine, Settings, kv_types
-from qwen3q.memory.weights import FORMATS, release_weights
+from qwen3q.memory.weights import FORMATS, GGUF_PREFIX, release_weights
 from qwen3q.models.catalog import Release, catalog
+from qwen3q.plan.gguf_types import file_type
 
 _NOT_OFFERED = ("fp16", "nvfp4", "gguf:F16")
 """Copies of the original in another 16 bits, and what is planned but not written."""
@@ -52,10 +53,13 @@ def fitting(
 
 
 def command(release: Release, run: Estimate) -> str:
-    """What gets this artefact."""
-    if run.weights.format == "bf16":
+    """What gets this artefact, as it can be typed: with a calibration where the type needs one."""
+    fmt = run.weights.format
+    if fmt == "bf16":
         return f"qwen3q download {release.repos[0]}"
-    return f"qwen3q quantize {release.repos[0]} --to {run.weights.format}"
+    needs = fmt.startswith(GGUF_PREFIX) and file_type(fmt.removeprefix(GGUF_PREFIX)).needs_imatrix
+    calibration = " --calibration balanced" if needs else ""
+    return f"qwen3q quantize {release.repos[0]} --to {fmt}{calibration}"
 
 
 def _runs(

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from qwen3q.models.config import Qwen3Config
-from qwen3q.plan.schemes import Layout, Scheme
+from qwen3q.models.tensors import Role, model_tensors
+from qwen3q.plan.folder import TensorParallel, suggest_group_size, tensor_parallel_legality
+from qwen3q.plan.schemes import Layout, Scheme, fitting_group_sizes
 
 _TRANSFORMERS_NEEDS = {
     Layout.GPTQ: ("gptqmodel", "optimum"),
@@ -66,3 +68,76 @@ def engines_for(scheme: Scheme, config: Qwen3Config) -> Engines:
             "transformers 5 keeps experts in 16 bits under bitsandbytes; take transformers 4."
         )
     return Engines(vllm, transformers, packed_words, tuple(notes))
+
+
+@dataclass(frozen=True, slots=True)
+class Groups:
+    """How one kind of linear that tensor parallelism cuts along its inputs divides into groups.
+
+    Attributes:
+        role: ``o_proj`` or ``down_proj``.
+        in_features: its inputs.
+        group_size: inputs that share a scale.
+    """
+
+    role: str
+    in_features: int
+    group_size: int
+
+    @property
+    def count(self) -> int:
+        """in_features / group_size: a GPU must get a whole number of them."""
+        return self.in_features // self.group_size
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Whether engines can split a format over some GPUs, and what would make it legal.
+
+    Attributes:
+        parallel: the size, and why it is illegal if it is.
+        legal_group_size: the largest group size that this size allows, None where it is legal
+            already or no group size helps.
+    """
+
+    parallel: TensorParallel
+    legal_group_size: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Legality:
+    """What to know of a format of a model before the work starts."""
+
+    scheme: Scheme
+    engines: Engines
+    groups: tuple[Groups, ...]
+    splits: tuple[Split, ...]
+
+
+def legality(
+    scheme: Scheme, config: Qwen3Config, sizes: tuple[int, ...] = (1, 2, 4, 8)
+) -> Legality:
+    """Engines, groups and tensor-parallel sizes of one format of one model."""
+    splits = tuple(
+        Split(parallel, None if parallel.is_legal else _legal_group(config, scheme, parallel.size))
+        for parallel in tensor_parallel_legality(config, scheme, sizes)
+    )
+    return Legality(scheme, engines_for(scheme, config), _groups(scheme, config), splits)
+
+
+def _groups(scheme: Scheme, config: Qwen3Config) -> tuple[Groups, ...]:
+    """Of the linears that are cut along their inputs, each kind once."""
+    found: dict[tuple[Role, int], Groups] = {}
+    for spec in model_tensors(config):
+        chosen = scheme.at(spec.name) if spec.role in (Role.O, Role.DOWN) else None
+        if chosen is not None and chosen.is_uniform:
+            columns = spec.shape[1]
+            groups = Groups(spec.role.value, columns, chosen.group_of(columns))
+            found.setdefault((spec.role, columns), groups)
+    return tuple(found.values())
+
+
+def _legal_group(config: Qwen3Config, scheme: Scheme, size: int) -> int | None:
+    """The largest group size in which this model can be stored and split, if there is one."""
+    group = suggest_group_size(config, scheme, size)
+    return group if group in fitting_group_sizes(scheme, config) else None

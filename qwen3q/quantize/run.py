@@ -46,9 +46,16 @@ def extended(config: Qwen3Config, options: GgufOptions) -> Qwen3Config:
 
 
 def plan_targets(
-    source: ModelSource, targets: Sequence[Target], options: GgufOptions
+    source: ModelSource,
+    targets: Sequence[Target],
+    options: GgufOptions,
+    *,
+    calibrated: bool = False,
 ) -> list[Plan]:
     """What each target would be, without reading a weight; exact where the model is on disk.
+
+    Args:
+        calibrated: the job's calibration will make an importance matrix (``shares_importance``).
 
     Raises:
         UsageError: the model does not fit a format.
@@ -57,14 +64,22 @@ def plan_targets(
     config = extended(source.config, options)
     imatrix = read_imatrix(options.imatrix, source.config) if options.imatrix else None
     plans = []
+    has_imatrix = calibrated or imatrix is not None
     for target in targets:
-        if isinstance(target, FileType) and source.folder is not None:
+        if isinstance(target, FileType) and source.folder is not None and not calibrated:
             provenance = Provenance(source.title, source.repo, source.revision)
             jobs = gguf_jobs(source.folder, config, provenance, [target], Path(), imatrix=imatrix)
             plans.append(jobs[0].plan)
         else:
-            plans.append(plan_target(source.title, config, target, has_imatrix=imatrix is not None))
+            plans.append(plan_target(source.title, config, target, has_imatrix=has_imatrix))
     return plans
+
+
+def shares_importance(job: QuantizeJob, options: GgufOptions) -> bool:
+    """Whether the job's GGUF files get the importance matrix of its own calibration."""
+    calibrates = job.calibration_asked or any(scheme.is_uniform for scheme in job.schemes)
+    gguf = any(isinstance(target, FileType) for target in job.targets)
+    return gguf and calibrates and options.imatrix is None
 
 
 def gguf_targets(
@@ -146,8 +161,7 @@ def quantize_targets(
     """
     options = options or GgufOptions()
     file_types = [target for target in job.targets if isinstance(target, FileType)]
-    calibrates = job.calibration_asked or any(scheme.is_uniform for scheme in job.schemes)
-    share = bool(file_types) and calibrates and options.imatrix is None
+    share = shares_importance(job, options)
     if not job.schemes and not share:
         return quantize_gguf(source, file_types, out, options, progress=progress)
     gguf_targets(source, file_types, out, options)

@@ -102,3 +102,53 @@ def test_bad_arguments(cli, arguments, code, says):
     assert run.returncode == code
     assert says in run.stderr
     assert "Traceback" not in run.stderr
+
+
+def test_engines_and_legality_are_told_before_the_work(cli):
+    """Qwen3-30B-A3B: down_proj has 768 inputs per expert, 6 groups of 128, so not over 4 GPUs."""
+    arguments = ("quantize", "qwen3-30b-a3b", "--to", "gptq:int4", "--to", "int8", "--dry-run")
+    told = cli(*arguments)
+    assert told.returncode == 0, told.stderr
+    lines = told.stderr.splitlines()
+    assert lines[0] == "gptq:int4: loaded by vLLM, gptqmodel."
+    assert "o_proj 4096 / 128 = 32, down_proj 768 / 128 = 6" in lines[1]
+    assert "over 1, 2 GPUs" in lines[2]
+    assert "Not over 4" in lines[3]
+    assert "--group-size 64 would be legal" in lines[3]
+    assert "--group-size 32 would be legal" in lines[4]
+    assert "random values" in lines[5]
+    assert lines[6] == "int8: loaded by vLLM, transformers (with compressed-tensors)."
+    quiet = cli(*arguments, "--json")
+    assert quiet.stderr == ""
+    gptq, int8 = json.loads(quiet.stdout)["engines"]
+    assert gptq["transformers"] is None
+    assert int8["transformers"] == ["compressed-tensors"]
+    splits = {split["size"]: split for split in gptq["tensor_parallel"]}
+    assert [size for size, split in splits.items() if split["legal"]] == [1, 2]
+    assert (splits[4]["legal_group_size"], splits[8]["legal_group_size"]) == (64, 32)
+    assert all(split["legal"] for split in int8["tensor_parallel"])
+    at_64 = cli(*arguments[:4], "--group-size", "64", "--dry-run")
+    assert "over 1, 2, 4 GPUs" in at_64.stderr
+
+
+def test_asymmetric_gptq_is_said_not_to_be_for_vllm(cli):
+    told = cli("quantize", "qwen3-8b", "--to", "gptq:int4", "--asym", "--dry-run")
+    assert "vLLM refuses asymmetric GPTQ" in told.stderr
+    assert "loaded by transformers" in told.stderr
+
+
+def test_commands_that_fit_prints_can_be_run(cli, tmp_path):
+    """Types that are nothing without an importance matrix come with a calibration."""
+    found = json.loads(cli("fit", "--vram", "3GiB", "--context", "4k", "--json").stdout)
+    commands = [run["command"] for run in found["estimates"]]
+    wanted = {name: name.split(":")[1] for name in ("gguf:IQ1_S", "gguf:Q2_K_S", "gguf:IQ3_XS")}
+    for name, kind in wanted.items():
+        command = next(c for c in commands if f"--to {name} " in f"{c} ").split()[1:]
+        command[1] = "demo"
+        small = ("--calibration-samples", "4", "--calibration-length", "64", "--out", tmp_path)
+        done = cli(*command, *small)
+        assert done.returncode == 0, done.stderr
+        assert (tmp_path / f"Qwen3-demo-{kind}.gguf").stat().st_size > 1e6
+        plan = cli(*command, "--dry-run")
+        assert "needs --imatrix" not in plan.stdout
+    assert any("--to gguf:Q4_K_M" in c and "--calibration" not in c for c in commands)

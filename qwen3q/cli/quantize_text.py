@@ -1,0 +1,76 @@
+"""What ``qwen3q quantize`` says before the work: engines, groups, tensor parallelism."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from qwen3q.cli.output import note
+
+if TYPE_CHECKING:
+    from qwen3q.models.config import Qwen3Config
+    from qwen3q.plan.engines import Engines, Legality
+    from qwen3q.plan.targets import Target
+
+
+def legality_of(config: Qwen3Config, targets: Sequence[Target]) -> list[Legality]:
+    """What is known of the targets that are safetensors folders, in their order."""
+    from qwen3q.plan.engines import legality
+    from qwen3q.plan.schemes import Scheme
+
+    return [legality(target, config) for target in targets if isinstance(target, Scheme)]
+
+
+def show_legality(known: Sequence[Legality]) -> None:
+    """A block per format, on stderr: who loads it, its groups, over how many GPUs it splits."""
+    for legality in known:
+        note("\n  ".join(_lines(legality)))
+
+
+def legality_json(legality: Legality) -> dict[str, Any]:
+    """The same for scripts; ``transformers`` lists packages it needs, or is null."""
+    engines = legality.engines
+    return {
+        "format": legality.scheme.name,
+        "vllm": engines.vllm,
+        "transformers": None if engines.transformers is None else list(engines.transformers),
+        "gptqmodel": engines.gptqmodel,
+        "notes": list(engines.notes),
+        "groups": [
+            {"role": g.role, "in_features": g.in_features, "group_size": g.group_size}
+            for g in legality.groups
+        ],
+        "tensor_parallel": [
+            {
+                "size": split.parallel.size,
+                "legal": split.parallel.is_legal,
+                "reason": split.parallel.reason,
+                "legal_group_size": split.legal_group_size,
+            }
+            for split in legality.splits
+        ],
+    }
+
+
+def _lines(legality: Legality) -> Iterator[str]:
+    yield f"{legality.scheme.name}: {_loaded_by(legality.engines)}."
+    if legality.groups:
+        parts = (f"{g.role} {g.in_features} / {g.group_size} = {g.count}" for g in legality.groups)
+        yield f"Groups, in_features / group size: {', '.join(parts)}."
+    legal = [str(split.parallel.size) for split in legality.splits if split.parallel.is_legal]
+    yield f"Tensor parallel over {', '.join(legal)} GPUs is legal."
+    for split in legality.splits:
+        if not split.parallel.is_legal:
+            group = split.legal_group_size
+            way = f" --group-size {group} would be legal." if group is not None else ""
+            yield f"Not over {split.parallel.size}: {split.parallel.reason}.{way}"
+    yield from legality.engines.notes
+
+
+def _loaded_by(engines: Engines) -> str:
+    names = ["vLLM"] if engines.vllm else []
+    if engines.transformers is not None:
+        needs = f" (with {', '.join(engines.transformers)})" if engines.transformers else ""
+        names.append(f"transformers{needs}")
+    names += ["gptqmodel"] if engines.gptqmodel else []
+    return f"loaded by {', '.join(names)}"
