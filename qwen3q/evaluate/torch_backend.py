@@ -20,6 +20,7 @@ from qwen3q.evaluate.backends import BackendOptions, LogitRows
 from qwen3q.evaluate.sampling import GREEDY, Sampling
 from qwen3q.evaluate.torch_generate import CachedModel
 from qwen3q.evaluate.weights import WeightSource, open_weights
+from qwen3q.models.config import Qwen3Config
 from qwen3q.models.decoder import Linear, Weights, decoder_layer, rms_norm, rope_table
 from qwen3q.models.tensors import layer_tensors
 from qwen3q.progress import ProgressFn, silent
@@ -48,8 +49,12 @@ class TorchBackend:
         }
 
     @property
+    def config(self) -> Qwen3Config:
+        return self._source.config
+
+    @property
     def vocab_size(self) -> int:
-        return self._source.config.vocab_size
+        return self.config.vocab_size
 
     def logits(
         self, chunks: NDArray[np.int32], first: int, progress: ProgressFn = silent
@@ -107,16 +112,22 @@ class TorchBackend:
         stop_tokens: frozenset[int],
         sampling: Sampling = GREEDY,
     ) -> list[int]:
+        return self.cached_model().generate(prompt, max_tokens, stop_tokens, sampling)
+
+    def cached_model(self) -> CachedModel:
+        """The whole model in memory, for decoding; loaded once."""
         if self._cached is None:
             config = self._source.config
+            embedding = self._weight("model.embed_tokens.weight")
+            tied = config.tie_word_embeddings
             self._cached = CachedModel(
                 config,
-                self._weight("model.embed_tokens.weight"),
+                embedding,
                 [self.layer(index) for index in range(config.num_hidden_layers)],
                 self._weight("model.norm.weight"),
-                self._weight(head_name(self._source)),
+                embedding if tied else self._weight(head_name(self._source)),
             )
-        return self._cached.generate(prompt, max_tokens, stop_tokens, sampling)
+        return self._cached
 
     def close(self) -> None:
         self._cached = None
