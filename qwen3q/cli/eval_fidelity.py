@@ -150,7 +150,7 @@ def fidelity(
     else:
         show_results(report)
         show_gate(report)
-        show_speed(report.get("speed", []))
+        show_speed(report)
         for path in done.written:
             note(str(path))
     if gate and not passed(report["gate"]):

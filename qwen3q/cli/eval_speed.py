@@ -1,21 +1,26 @@
-"""``qwen3q eval speed``: prefill and decode of GGUF files on this machine."""
+"""``qwen3q eval speed``: prefill and decode of GGUF files and folders on this machine."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from qwen3q.cli.output import JsonFlag, note, print_json, progress_bar, stdout_console
 
+if TYPE_CHECKING:
+    from rich.table import Table as RichTable
+
+    from qwen3q.evaluate.tables import Table
+
 
 def speed(
     models: Annotated[
         list[str],
-        typer.Argument(metavar="MODEL...", help="GGUF files, or MODEL:TYPE."),
+        typer.Argument(metavar="MODEL...", help="GGUF files, MODEL:TYPE, or folders (in torch)."),
     ],
     prompt: Annotated[
         list[int] | None, typer.Option(help="Prompt tokens, repeatable.  [default: 512]")
@@ -24,62 +29,96 @@ def speed(
     depth: Annotated[
         list[int] | None, typer.Option(help="Tokens in the cache before, repeatable. [default: 0]")
     ] = None,
+    batch: Annotated[
+        list[int] | None, typer.Option(help="Sequences side by side, repeatable. [default: 1]")
+    ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="After one warm-up.")] = 5,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Default: physical cores.", show_default=False)
     ] = None,
-    gpu_layers: Annotated[int, typer.Option(help="Layers on the GPU; -1 is all.")] = -1,
+    gpu_layers: Annotated[int, typer.Option(help="llama.cpp's layers on the GPU; -1: all.")] = -1,
+    device: Annotated[str | None, typer.Option(help="torch's device, such as cuda:1.")] = None,
     out: Annotated[
         Path | None, typer.Option(help="File for the same figures as llama-bench's JSON.")
+    ] = None,
+    contribute: Annotated[
+        Path | None,
+        typer.Option(help="Folder, or FILE.csv for speed alone: rows to improve the estimator."),
     ] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Only what is downloaded.")] = False,
     json_output: JsonFlag = False,
 ) -> None:
-    """Tokens per second, time to the first token and between tokens."""
+    """Tokens per second, latencies and memory, beside what the estimator says of them."""
+    from qwen3q.evaluate.artefact import find_artefact
+    from qwen3q.evaluate.contribute import contribute_rows
     from qwen3q.evaluate.report import machine_facts, write_text
-    from qwen3q.evaluate.speed import llama_bench_row, measure_speed, speed_row
     from qwen3q.evaluate.speed_options import SpeedOptions
-    from qwen3q.llama.model import LlamaModel, LoadOptions
-    from qwen3q.quantize.local_gguf import local_gguf
+    from qwen3q.evaluate.speed_run import run_speed
 
     options = SpeedOptions(
-        tuple(prompt or (512,)), generate, tuple(depth or (0,)), repeats, threads
+        tuple(prompt or (512,)),
+        generate,
+        tuple(depth or (0,)),
+        repeats,
+        threads,
+        tuple(batch or (1,)),
     )
-    rows: list[dict[str, Any]] = []
-    bench = []
+    report: dict[str, Any] = {"machine": machine_facts(), "speed": [], "memory": []}
+    bench: list[dict[str, Any]] = []
+    notes: list[str] = []
     for name in models:
         with progress_bar(quiet=json_output) as progress:
-            path = local_gguf(name, offline=offline, progress=progress)
-            with LlamaModel(path, LoadOptions(gpu_layers=gpu_layers)) as model:
-                for test in measure_speed(model, options, progress):
-                    rows.append({"artefact": path.stem} | speed_row(test))
-                    bench.append(llama_bench_row(model, test, options))
+            artefact = find_artefact(name, offline=offline, progress=progress)
+            run = run_speed(
+                artefact, options, gpu_layers=gpu_layers, device=device, progress=progress
+            )
+        report["machine"] |= run.machine
+        report["speed"] += run.rows
+        report["memory"] += run.memory
+        bench += run.llama_bench
+        notes += [run.note] if run.note else []
+        if contribute is not None:
+            notes += contribute_rows(contribute, artefact, run)
+    report["notes"] = list(dict.fromkeys(notes))
     if out is not None:
         write_text(out, json.dumps(bench, indent=2) + "\n")
     if json_output:
-        print_json({"machine": machine_facts(), "speed": rows})
+        print_json(report)
         return
-    show_speed(rows)
+    show_speed(report)
     if out is not None:
         note(str(out))
 
 
-def show_speed(rows: Sequence[Mapping[str, Any]]) -> None:
-    """A table per artefact, one line per test."""
-    from rich.table import Table
+def show_speed(report: Mapping[str, Any]) -> None:
+    """Tables of speed and memory per artefact, measured beside predicted; nothing if not run."""
+    from qwen3q.evaluate.speed_tables import SPEED_NOTE, memory_table, speed_table
 
-    from qwen3q.evaluate.speed_tables import speed_table
+    console = stdout_console()
+    names = dict.fromkeys(str(row["artefact"]) for row in report.get("speed", []))
+    for name in names:
+        own = {
+            key: [row for row in report.get(key, []) if row["artefact"] == name]
+            for key in ("speed", "memory")
+        }
+        for cells in (speed_table(own), memory_table(own)):
+            if cells is not None:
+                console.print(_table(name, cells))
+    if names:
+        console.print(SPEED_NOTE, style="dim")
+    for run in (report, *report.get("runs", [])):
+        for line in run.get("notes", []):
+            note(line)
 
-    for name in dict.fromkeys(str(row["artefact"]) for row in rows):
-        cells = speed_table({"speed": [row for row in rows if row["artefact"] == name]})
-        assert cells is not None
-        table = Table(title=name, title_style="bold", title_justify="left")
-        for column, head in enumerate(cells.heads[1:]):
-            table.add_column(head, justify="right" if column else "left", no_wrap=True)
-        for row in cells.rows:
-            table.add_row(*row[1:])
-        stdout_console().print(table)
-    if rows:
-        stdout_console().print(
-            "Three latencies: between tokens at the 50th, 95th and 99th percentile.", style="dim"
-        )
+
+def _table(name: str, cells: Table) -> RichTable:
+    """One artefact's table: its name and engine are the title, not columns."""
+    from rich.table import Table as RichTable
+
+    engine = cells.rows[0][1]
+    table = RichTable(title=f"{name} ({engine})", title_style="bold", title_justify="left")
+    for column, head in enumerate(cells.heads[2:]):
+        table.add_column(head, justify="right" if column else "left", no_wrap=True)
+    for row in cells.rows:
+        table.add_row(*row[2:])
+    return table

@@ -35,8 +35,8 @@ def size_against_divergence(group: Group) -> str:
     divergences = [row["kl_mean"] for _, row in shown]
     y_ticks = log_ticks(min(divergences), max(divergences))
     canvas = Canvas(WIDTH, 440, "Size against KL divergence")
-    x = Scale(*_ends(x_ticks), 70, WIDTH - 30)
-    y = Scale(*_ends(y_ticks), 385, 34, log=True)
+    x = Scale(*tick_range(x_ticks), 70, WIDTH - 30)
+    y = Scale(*tick_range(y_ticks), 385, 34, log=True)
     axes(canvas, x, y, (x_ticks, y_ticks), (f"size, {name}", "mean KL divergence, nats (log)"))
     placed = [(index, row, x(row["file_bytes"] / unit), y(row["kl_mean"])) for index, row in shown]
     front = sorted((px, py) for index, _, px, py in placed if index in group.front)
@@ -105,8 +105,8 @@ def speed_lines(series: Mapping[str, Sequence[Mapping[str, Any]]], x_name: str) 
     x_ticks = linear_ticks(0, max(row["x"] for row in rows))
     y_ticks = linear_ticks(0, max(row["value"] + row["stddev"] for row in rows))
     canvas = Canvas(WIDTH, 360, f"Tokens per second by {x_name}")
-    x = Scale(*_ends(x_ticks), 70, WIDTH - 190)
-    y = Scale(*_ends(y_ticks), 305, 34)
+    x = Scale(*tick_range(x_ticks), 70, WIDTH - 190)
+    y = Scale(*tick_range(y_ticks), 305, 34)
     axes(canvas, x, y, (x_ticks, y_ticks), (x_name, "tokens per second"))
     for number, (name, points) in enumerate(series.items()):
         kind = f"s{number % 6}"
@@ -135,5 +135,6 @@ def spread(heights: Sequence[float], apart: float) -> list[float]:
     return out
 
 
-def _ends(ticks: Sequence[float]) -> tuple[float, float]:
+def tick_range(ticks: Sequence[float]) -> tuple[float, float]:
+    """First and last tick, apart even if they are one."""
     return (ticks[0], ticks[-1]) if ticks[0] != ticks[-1] else (ticks[0], ticks[0] + 1)

@@ -24,7 +24,7 @@ class EvaluationOptions:
 
     Attributes:
         gate: None asks no questions.
-        speed: None times nothing; only GGUF files are timed.
+        speed: None times nothing.
         out: folder for reports and the reference's logits; None writes nothing.
         cards: put the figures into the model cards of artefacts that are folders.
         command: the words of the call, for the report.
@@ -72,12 +72,7 @@ def evaluate(
     if options.gate is not None:
         report["gate"] = run_gate(model, artefacts, options.gate, options.backend, progress)
     if options.speed is not None:
-        report["speed"] = [
-            row
-            for artefact in (model, *artefacts)
-            if artefact.is_gguf
-            for row in _speed(artefact, options.speed, options.backend.gpu_layers, progress)
-        ]
+        _add_speed(report, (model, *artefacts), options.speed, options.backend, progress)
     written = write_report(report, options.out) if options.out is not None else []
     for artefact in artefacts if options.cards else ():
         if not artefact.is_gguf:
@@ -87,21 +82,33 @@ def evaluate(
     return Evaluation(report, tuple(written))
 
 
-def _speed(
-    artefact: Artefact, options: SpeedOptions, gpu_layers: int, progress: ProgressFn
-) -> list[dict[str, Any]]:
-    from qwen3q.evaluate.speed import measure_speed, speed_row
-    from qwen3q.llama.model import LlamaModel, LoadOptions
+def _add_speed(
+    report: dict[str, Any],
+    artefacts: Sequence[Artefact],
+    options: SpeedOptions,
+    backend: BackendOptions,
+    progress: ProgressFn,
+) -> None:
+    """Puts ``speed`` and ``memory`` into the report, and what ran them into its run."""
+    from qwen3q.evaluate.speed_run import run_speed
 
-    facts = {
-        "run": 0,
-        "artefact": artefact.name,
-        "format": artefact.format,
-        "file_bytes": artefact.file_bytes,
-    }
+    entry = report["runs"][0]
+    report["speed"], report["memory"] = [], []
+    notes = []
+    for artefact in artefacts:
 
-    def report(done: int, total: int, _: str) -> None:
-        progress(done, total, f"{artefact.name}: speed")
+        def report_done(done: int, total: int, _: str, name: str = artefact.name) -> None:
+            progress(done, total, f"{name}: speed")
 
-    with LlamaModel(artefact.path, LoadOptions(gpu_layers=gpu_layers)) as model:
-        return [facts | speed_row(test) for test in measure_speed(model, options, report)]
+        run = run_speed(
+            artefact,
+            options,
+            gpu_layers=backend.gpu_layers,
+            device=backend.device,
+            progress=report_done,
+        )
+        report["speed"] += run.rows
+        report["memory"] += run.memory
+        entry["machine"] |= run.machine
+        notes += [run.note] if run.note else []
+    entry["notes"] = list(dict.fromkeys(notes))

@@ -8,9 +8,16 @@ from importlib import resources
 from typing import Any
 
 from qwen3q.evaluate.charts import layer_heat_map, size_against_divergence, speed_lines
+from qwen3q.evaluate.charts_memory import memory_stack
 from qwen3q.evaluate.gate_tables import gate_tables
 from qwen3q.evaluate.groups import INDISTINGUISHABLE, Group, comparable
-from qwen3q.evaluate.speed_tables import speed_series, speed_table
+from qwen3q.evaluate.speed_tables import (
+    MEMORY_NOTE,
+    SPEED_NOTE,
+    memory_table,
+    speed_series,
+    speed_table,
+)
 from qwen3q.evaluate.tables import Table, facts_table, fidelity_table, size
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
@@ -31,6 +38,7 @@ def report_html(report: Mapping[str, Any]) -> str:
     body += _layers(report)
     body += [_section(title, _table(table) + _GATE_NOTE) for title, table in gate_tables(report)]
     body += _speed(report)
+    body += _memory(report)
     runs = "".join(_table(facts_table(run), kind="facts") for run in report["runs"])
     body.append(_section("What was run", runs))
     style = (resources.files("qwen3q.data") / "report.css").read_text("utf-8")
@@ -102,20 +110,35 @@ def _layers(report: Mapping[str, Any]) -> list[str]:
     return [_section("Error by layer", "".join(maps) + note)]
 
 
+_CURVES = (
+    ("prefill", "tokens", "Prefill by length of the prompt", "prompt tokens"),
+    ("prefill", "depth", "Prefill by depth", "tokens in the context before"),
+    ("prefill", "batch", "Prefill by batch", "sequences side by side"),
+    ("decode", "depth", "Decode by depth", "tokens in the context before"),
+    ("decode", "batch", "Decode by batch", "sequences side by side"),
+)
+
+
 def _speed(report: Mapping[str, Any]) -> list[str]:
     table = speed_table(report)
     if table is None:
         return []
     parts = []
-    for phase, x_name in (("decode", "tokens in the context before"), ("prefill", "prompt tokens")):
-        chart = speed_lines(speed_series(report, phase), x_name)
+    for phase, along, title, x_name in _CURVES:
+        chart = speed_lines(speed_series(report, phase, along), x_name)
         if chart:
-            parts.append(f"<figure><h3>{phase.capitalize()}</h3>{chart}</figure>")
-    note = (
-        "<p class=note>Median of the repeats after a warm-up, ± their standard deviation. Three "
-        "latencies are times between tokens at the 50th, 95th and 99th percentile.</p>"
-    )
+            parts.append(f"<figure><h3>{title}</h3>{chart}</figure>")
+    note = f"<p class=note>{escape(SPEED_NOTE)}</p>"
     return [_section("Speed", "".join(parts) + _table(table) + note)]
+
+
+def _memory(report: Mapping[str, Any]) -> list[str]:
+    table = memory_table(report)
+    if table is None:
+        return []
+    chart = memory_stack(report["memory"])
+    figure = f"<figure>{chart}<figcaption>{escape(MEMORY_NOTE)}</figcaption></figure>"
+    return [_section("Memory", figure + _table(table))]
 
 
 def _section(title: str, content: str) -> str:

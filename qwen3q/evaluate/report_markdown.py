@@ -7,7 +7,7 @@ from typing import Any
 
 from qwen3q.evaluate.gate_tables import gate_tables
 from qwen3q.evaluate.groups import comparable
-from qwen3q.evaluate.speed_tables import speed_table
+from qwen3q.evaluate.speed_tables import MEMORY_NOTE, SPEED_NOTE, memory_table, speed_table
 from qwen3q.evaluate.tables import facts_table, fidelity_table, markdown
 
 FIDELITY_NOTE = (
@@ -27,7 +27,10 @@ def report_markdown(report: Mapping[str, Any]) -> str:
         parts += [f"## {title}", markdown(table)]
     speed = speed_table(report)
     if speed is not None:
-        parts += ["## Speed", markdown(speed)]
+        parts += ["## Speed", markdown(speed), SPEED_NOTE]
+    memory = memory_table(report)
+    if memory is not None:
+        parts += ["## Memory", markdown(memory), MEMORY_NOTE]
     parts.append("## What was run")
     parts += [markdown(facts_table(run)) for run in report["runs"]]
     return "\n\n".join(parts) + "\n"

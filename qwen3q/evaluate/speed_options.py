@@ -10,10 +10,11 @@ class SpeedOptions:
     """What is timed.
 
     Attributes:
-        prompts: lengths of prompts to read.
-        generate: tokens to decode.
-        depths: tokens that the cache holds before.
+        prompts: lengths of prompts to read, of each sequence.
+        generate: tokens to decode, of each sequence.
+        depths: tokens that the cache holds before, of each sequence.
         threads: None for the physical cores.
+        batches: sequences side by side.
     """
 
     prompts: tuple[int, ...] = (512,)
@@ -21,3 +22,4 @@ class SpeedOptions:
     depths: tuple[int, ...] = (0,)
     repeats: int = 5
     threads: int | None = None
+    batches: tuple[int, ...] = (1,)

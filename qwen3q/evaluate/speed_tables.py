@@ -1,50 +1,123 @@
-"""The speed runs as a table and as lines."""
+"""Speed and memory as tables and as the points of curves."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from qwen3q.evaluate.tables import Table
+from qwen3q.evaluate.tables import NONE, Table, size
+
+Row = Mapping[str, Any]
+
+SPEED_NOTE = (
+    "Median of the repeats after a warm-up ± their standard deviation, all sequences together. "
+    "Three latencies: between tokens at the 50th, 95th and 99th percentile. Predicted: the "
+    "estimator's figure with its error band; ≤ is no prediction but the limit that reading this "
+    "machine's memory sets, as measured in the same run."
+)
+MEMORY_NOTE = (
+    "The largest run of each artefact. Weights, cache and compute buffers are llama.cpp's own "
+    "account (in torch: its tensors), the rest is what the process took beside them: the growth "
+    "of its resident set on a CPU, NVML's figure on a GPU. Predicted: `qwen3q estimate`'s figures, "
+    "whose rest is the driver's context and a row of logits."
+)
+_PARTS = ("weights", "kv", "compute", "rest")
 
 
-def speed_table(report: Mapping[str, Any]) -> Table | None:
-    """One row per artefact and test; None if speed was not measured.
-
-    Speed is the median of the repeats and their standard deviation.
-    """
+def speed_table(report: Row) -> Table | None:
+    """One row per artefact and test; None if speed was not measured."""
     rows = report.get("speed", [])
     if not rows:
         return None
-    heads = ("artefact", "test", "tokens/s", "latency")
-    return Table(heads, tuple(_row(row) for row in rows), 2)
+    heads = ["artefact", "engine", "test", "tokens/s", "predicted", "latency, ms"]
+    energy = any(row.get("joules_per_token") is not None for row in rows)
+    if energy:
+        heads.append("J/token")
+    cells = [_speed_row(row) + ((_energy(row),) if energy else ()) for row in rows]
+    return Table(tuple(heads), tuple(cells), 3)
 
 
-def speed_series(report: Mapping[str, Any], phase: str) -> dict[str, list[dict[str, Any]]]:
-    """Points by artefact: decode over depth, prefill over length with an empty cache."""
-    along = "depth" if phase == "decode" else "tokens"
+def memory_table(report: Row) -> Table | None:
+    """Measured and predicted parts per device; None if memory was not measured.
+
+    The last row of a device is what the estimator says; torch's own path has no prediction.
+    """
+    rows = report.get("memory", [])
+    if not rows:
+        return None
+    heads = ("artefact", "engine", "memory", "weights", "KV cache", "compute", "rest", "total")
+    cells = []
+    for row in rows:
+        names = (str(row["artefact"]), str(row["engine"]))
+        where = f"{row['device']}, {row['context']:,} tokens"
+        if row["batch"] > 1:
+            where += f" × {row['batch']}"
+        cells.append((*names, where, *_part_cells(row)))
+        if row.get("predicted"):
+            cells.append((*names, "predicted", *_part_cells(row["predicted"])))
+    return Table(heads, tuple(cells), 3)
+
+
+def speed_series(report: Row, phase: str, along: str) -> dict[str, list[dict[str, Any]]]:
+    """Points by artefact along ``tokens``, ``depth`` or ``batch``.
+
+    What does not vary is held at its smallest, which every run has. Empty if nothing varies.
+    """
+    rows = [row for row in report.get("speed", []) if row["phase"] == phase]
+    for other in {"tokens", "depth", "batch"} - {along}:
+        least = min((row.get(other, 1) for row in rows), default=0)
+        rows = [row for row in rows if row.get(other, 1) == least]
     series: dict[str, list[dict[str, Any]]] = {}
-    for row in report.get("speed", []):
-        if row["phase"] == phase and (phase == "decode" or row["depth"] == 0):
-            point = {
-                "x": row[along],
-                "value": row["tokens_per_second"],
-                "stddev": row["tokens_per_second_stddev"],
-            }
-            series.setdefault(str(row["artefact"]), []).append(point)
-    return series
+    for row in sorted(rows, key=lambda row: int(row.get(along, 1))):
+        point = {
+            "x": row.get(along, 1),
+            "value": row["tokens_per_second"],
+            "stddev": row["tokens_per_second_stddev"],
+        }
+        series.setdefault(str(row["artefact"]), []).append(point)
+    varies = any(len(points) > 1 for points in series.values())
+    return series if varies else {}
 
 
-def _row(row: Mapping[str, Any]) -> tuple[str, ...]:
-    test = f"{row['phase']} {row['tokens']}"
-    speed = f"{row['tokens_per_second']:.2f} ± {row['tokens_per_second_stddev']:.2f}"
-    depth = f" at depth {row['depth']}" if row["depth"] else ""
-    return (str(row["artefact"]), test + depth, speed, _latency(row))
+def test_name(row: Row) -> str:
+    """``prefill 512 × 4 at depth 1,024``."""
+    batch = f" × {row['batch']}" if row.get("batch", 1) > 1 else ""
+    depth = f" at depth {row['depth']:,}" if row["depth"] else ""
+    return f"{row['phase']} {row['tokens']:,}{batch}{depth}"
 
 
-def _latency(row: Mapping[str, Any]) -> str:
+def _speed_row(row: Row) -> tuple[str, ...]:
+    return (
+        str(row["artefact"]),
+        str(row.get("engine", "llama.cpp")),
+        test_name(row),
+        f"{row['tokens_per_second']:.2f} ± {row['tokens_per_second_stddev']:.2f}",
+        _predicted(row.get("predicted") or {}),
+        _latency(row),
+    )
+
+
+def _predicted(predicted: Row) -> str:
+    rate, bound = predicted.get("tokens_per_second"), predicted.get("bound_tokens_per_second")
+    if rate is not None:
+        return f"{rate:.1f} (±{predicted['band']:.0%})"
+    return NONE if bound is None else f"≤ {bound:.1f}"
+
+
+def _latency(row: Row) -> str:
     """Time to the first token, or between tokens at the 50th, 95th and 99th percentile."""
     if "first_token_ms" in row:
-        return f"first token {row['first_token_ms']:.1f} ms"
+        return f"first token {row['first_token_ms']:.1f}"
     between = row["latency_ms"]
-    return f"{between['p50']:.1f} / {between['p95']:.1f} / {between['p99']:.1f} ms"
+    return f"{between['p50']:.1f} / {between['p95']:.1f} / {between['p99']:.1f}"
+
+
+def _energy(row: Row) -> str:
+    joules = row.get("joules_per_token")
+    return NONE if joules is None else f"{joules:.3g}"
+
+
+def _part_cells(parts: Row) -> tuple[str, ...]:
+    values: Sequence[int | None] = [parts.get(f"{part}_bytes") for part in _PARTS]
+    total = size(sum(value for value in values if value is not None))
+    return (*(NONE if value is None else size(value) for value in values), total)

@@ -11,6 +11,9 @@ from qwen3q.evaluate.groups import Group
 
 Row = Mapping[str, Any]
 
+NONE = "–"
+"""A figure that there is none of."""
+
 
 @dataclass(frozen=True, slots=True)
 class Table:
@@ -109,7 +112,7 @@ def optional(row: Row, name: str, factor: float, digits: int, unit: str = "") ->
     """A figure with its standard error, as far as the row has them."""
     value, stderr = row.get(name), row.get(f"{name}_stderr")
     if not isinstance(value, int | float):
-        return ""
+        return NONE
     if not isinstance(stderr, int | float):
         return f"{factor * value:.{digits}f}{unit}"
     return with_error(factor * value, factor * stderr, digits) + unit

@@ -26,7 +26,7 @@ from qwen3q.models.decoder import (
 
 Layer = tuple[Weights, Linear]
 Cache = list[tuple[torch.Tensor, torch.Tensor]]
-"""Keys and values of each layer, ``[1, kv_heads, length, head_dim]``."""
+"""Keys and values of each layer, ``[sequences, kv_heads, length, head_dim]``."""
 
 
 class CachedModel:
@@ -47,6 +47,13 @@ class CachedModel:
         self._head = head
         self._prompt: list[int] = []
         self._after_prompt: tuple[NDArray[np.float32], Cache] | None = None
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of all tensors; a head that is the embedding counts once."""
+        tensors = [self._embedding, self._norm, self._head]
+        tensors += [tensor for weights, _ in self._layers for tensor in weights.values()]
+        return sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values())
 
     @torch.inference_mode()
     def generate(
@@ -86,9 +93,28 @@ class CachedModel:
     ) -> NDArray[np.float32]:
         """Reads ``tokens`` at ``position``; the logits after the last, float32 ``[vocabulary]``."""
         ids = torch.tensor([tokens], device=self._embedding.device)
+        return self.step(ids, position, rope, cache)[0].float().cpu().numpy()
+
+    @torch.inference_mode()
+    def step(self, ids: torch.Tensor, position: int, rope: Rope, cache: Cache) -> torch.Tensor:
+        """Reads the next tokens of several sequences, which are equally long.
+
+        Args:
+            ids: int64 ``[sequences, n]``.
+            position: tokens that the cache has; it is empty for 0.
+            rope: of all positions that will be read.
+
+        Returns:
+            The logits after each sequence's last token, ``[sequences, vocabulary]``.
+        """
         hidden = F.embedding(ids, self._embedding)
-        here = slice(position, position + len(tokens))
+        count = ids.shape[1]
+        here = slice(position, position + count)
         window = Rope(rope.cos[here], rope.sin[here])
+        mask = None
+        if position and count > 1:
+            shape = (count, position + count)
+            mask = torch.ones(shape, dtype=torch.bool, device=ids.device).tril(position)
         eps = self._config.rms_norm_eps
         for index, (weights, linear) in enumerate(self._layers):
             x = rms_norm(hidden, weights["input_layernorm"], eps)
@@ -101,9 +127,9 @@ class CachedModel:
                 k, v = torch.cat((cache[index][0], k), 2), torch.cat((cache[index][1], v), 2)
                 cache[index] = (k, v)
             mixed = F.scaled_dot_product_attention(
-                q, k, v, is_causal=position == 0, enable_gqa=True
+                q, k, v, attn_mask=mask, is_causal=position == 0, enable_gqa=True
             )
             hidden = hidden + linear(O_PROJ, mixed.transpose(1, 2).flatten(2))
             hidden = hidden + mlp(hidden, weights, self._config, linear)
-        last = rms_norm(hidden[0, -1], self._norm, eps)
-        return F.linear(last, self._head).float().cpu().numpy()
+        last = rms_norm(hidden[:, -1], self._norm, eps)
+        return F.linear(last, self._head)

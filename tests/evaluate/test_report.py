@@ -157,15 +157,22 @@ def test_speed_is_drawn_by_artefact():
             "tokens_per_second": 50.0,
             "tokens_per_second_stddev": 2.0,
             "first_token_ms": 3.0,
+            "batch": 1,
         }
         for name in ("A", "B")
-        for phase, tokens, depth in (("decode", 64, 0), ("decode", 64, 512), ("prefill", 128, 0))
+        for phase, tokens, depth in (
+            ("decode", 64, 0),
+            ("decode", 64, 512),
+            ("decode", 64, 900),
+            ("prefill", 128, 0),
+            ("prefill", 512, 0),
+        )
     ]
     text = report_html(EXAMPLE | {"speed": speed})
     drawn = [ElementTree.fromstring(svg) for svg in re.findall(r"<svg.*?</svg>", text, re.DOTALL)]
-    decode, prefill = drawn[-2:]
-    assert [len(list(plot.iter("circle"))) for plot in (decode, prefill)] == [4, 2]
-    assert [len(list(plot.iter("path"))) for plot in (decode, prefill)] == [2, 0]
+    prefill, decode = drawn[-2:]
+    assert [len(list(plot.iter("circle"))) for plot in (prefill, decode)] == [4, 6]
+    assert [len(list(plot.iter("path"))) for plot in (prefill, decode)] == [2, 2]
 
 
 def test_a_report_of_the_float_model_alone_has_no_plot():

@@ -1,0 +1,209 @@
+"""One artefact's speed and memory, measured and predicted, as rows of ``report.json``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from qwen3q.evaluate.artefact import Artefact
+from qwen3q.evaluate.nvml import GpuMeter
+from qwen3q.evaluate.predicted import Estimator, known_gpus, read_bandwidth
+from qwen3q.evaluate.speed_options import SpeedOptions
+from qwen3q.evaluate.speed_tests import Planned, SpeedTest, resident_bytes, speed_row
+from qwen3q.llama.threads import default_threads
+from qwen3q.memory.source import find_model
+from qwen3q.progress import ProgressFn, silent
+
+if TYPE_CHECKING:
+    from qwen3q.evaluate.speed import Measured
+    from qwen3q.llama.breakdown import DeviceBuffers
+    from qwen3q.memory.devices import DeviceMemory
+
+_PARTS = ("weights", "kv", "compute", "rest")
+
+
+@dataclass(frozen=True, slots=True)
+class SpeedRun:
+    """What one artefact's run gave.
+
+    Attributes:
+        rows: of ``speed[]``.
+        memory: of ``memory[]``, one per device, for the largest context and batch.
+        machine: what ran it, to go beside ``machine_facts``.
+        llama_bench: the rows of one sequence under llama-bench's names; none from torch.
+        note: what could not be measured, in a line; empty if nothing.
+    """
+
+    rows: list[dict[str, Any]]
+    memory: list[dict[str, Any]]
+    machine: dict[str, Any]
+    llama_bench: list[dict[str, Any]] = field(default_factory=list)
+    note: str = ""
+
+
+def run_speed(
+    artefact: Artefact,
+    options: SpeedOptions,
+    *,
+    gpu_layers: int = -1,
+    device: str | None = None,
+    progress: ProgressFn = silent,
+) -> SpeedRun:
+    """Times an artefact: a GGUF file in llama.cpp, a folder in torch.
+
+    Args:
+        gpu_layers: llama.cpp's; negative for all.
+        device: torch's; None for the fastest there is.
+
+    Raises:
+        UsageError: a test that makes no sense.
+        Qwen3qError: the model can't be run, or does not fit.
+    """
+    before = resident_bytes()
+    with GpuMeter() as meter:
+        if not artefact.is_gguf:
+            from qwen3q.evaluate.speed_torch import run_torch
+
+            return run_torch(artefact, options, device, meter, before, progress)
+        return _run_llama(artefact, options, gpu_layers, meter, before, progress)
+
+
+def artefact_facts(artefact: Artefact, engine: str) -> dict[str, Any]:
+    """The keys that every row begins with."""
+    return {
+        "run": 0,
+        "artefact": artefact.name,
+        "format": artefact.format,
+        "file_bytes": artefact.file_bytes,
+        "engine": engine,
+    }
+
+
+def gpu_machine(meter: GpuMeter) -> dict[str, Any]:
+    """GPUs and driver for ``machine``; empty without NVML."""
+    gpus = [asdict(gpu) for gpu in meter.facts()]
+    return {"driver": meter.driver(), "gpus": gpus} if gpus else {}
+
+
+def _run_llama(
+    artefact: Artefact,
+    options: SpeedOptions,
+    gpu_layers: int,
+    meter: GpuMeter,
+    before: int | None,
+    progress: ProgressFn,
+) -> SpeedRun:
+    from qwen3q.evaluate.speed import UBATCH, llama_bench_row, measure_speed
+    from qwen3q.llama.capi import VERSION, lib
+    from qwen3q.llama.devices import gpu_devices
+    from qwen3q.llama.model import LlamaModel, LoadOptions
+
+    threads = options.threads or default_threads()
+    source = find_model(str(artefact.path))
+    assert source.stored is not None
+    names = gpu_devices() if gpu_layers else []
+    estimator = Estimator(
+        source.config,
+        source.stored,
+        UBATCH,
+        None if gpu_layers < 0 else gpu_layers,
+        known_gpus(names),
+        read_bandwidth(threads),
+    )
+    facts = artefact_facts(artefact, "llama.cpp")
+    with LlamaModel(artefact.path, LoadOptions(gpu_layers=gpu_layers)) as model:
+        measured = list(measure_speed(model, options, progress, meter))
+        machine = gpu_machine(meter) | {
+            "devices": names,
+            "gpu_layers": estimator.gpu_layers,
+            "threads": threads,
+            "read_gb_s": round(estimator.read_bandwidth / 1e9, 2),
+            "llama_cpp": f"llama-cpp-python {VERSION}",
+            "build": lib.llama_print_system_info().decode().strip(),
+        }
+        rows = [
+            facts | speed_row(m.test) | {"predicted": estimator.speed(m.test.planned)}
+            for m in measured
+        ]
+        bench = [
+            llama_bench_row(model, m.test, options) for m in measured if m.test.planned.batch == 1
+        ]
+    largest = max(measured, key=_cells)
+    memory = [facts | row for row in memory_rows(largest, estimator, before)]
+    return SpeedRun(rows, memory, machine, bench, meter.note)
+
+
+def memory_rows(
+    measured: Measured, estimator: Estimator, before: int | None
+) -> list[dict[str, Any]]:
+    """Measured and predicted bytes, one row per device.
+
+    ``rest`` is what the process took beside llama.cpp's buffers: on the CPU from the growth of
+    its resident set, on a GPU from NVML. Pages of a buffer that were never touched are not
+    resident, so the rest can come out as 0. The prediction's rest is the driver's context and, on
+    the CPU, the row of logits.
+
+    Args:
+        before: resident set before the model was loaded.
+    """
+    planned = measured.test.planned
+    logits = estimator.logits_bytes(planned)
+    predicted = estimator.memory(planned)
+    rows = []
+    for buffers, device in _pairs(measured.buffers, predicted):
+        on_cpu = device.gpu is None and device is predicted[-1]
+        held = _held(measured.test, len(predicted) - 1, before, on_cpu=on_cpu)
+        known = buffers.weights + buffers.kv + buffers.compute
+        figures = (
+            buffers.weights,
+            buffers.kv,
+            buffers.compute,
+            None if held is None else max(0, held - known),
+        )
+        compute = device.compute - (logits if on_cpu else 0)
+        expected = (
+            device.weights, device.kv, compute, device.overhead + (logits if on_cpu else 0)
+        )  # fmt: skip
+        rows.append(
+            {
+                "device": buffers.device,
+                "context": planned.context,
+                "batch": planned.batch,
+                "kv_type": "f16",
+                "ubatch": estimator.ubatch,
+                "gpu_layers": estimator.gpu_layers,
+                **_bytes(figures),
+                "predicted": _bytes(expected) | {"uncertainty_bytes": device.uncertainty},
+            }
+        )
+    return rows
+
+
+def _pairs(
+    buffers: Sequence[DeviceBuffers], predicted: Sequence[DeviceMemory]
+) -> list[tuple[DeviceBuffers, DeviceMemory]]:
+    """Devices in order, the CPU last on both sides; none where they are not the same number."""
+    if len(buffers) != len(predicted):
+        return []
+    return list(zip(buffers, predicted, strict=True))
+
+
+def _held(test: SpeedTest, gpus: int, before: int | None, *, on_cpu: bool) -> int | None:
+    if on_cpu:
+        return growth(test.peak_bytes, before)
+    return test.device_bytes if gpus == 1 else None
+
+
+def growth(peak: int | None, before: int | None) -> int | None:
+    """How much larger the resident set became; None where not known."""
+    return None if peak is None or before is None else max(0, peak - before)
+
+
+def _bytes(figures: Sequence[int | None]) -> dict[str, int | None]:
+    return {f"{name}_bytes": value for name, value in zip(_PARTS, figures, strict=True)}
+
+
+def _cells(measured: Measured) -> int:
+    planned: Planned = measured.test.planned
+    return planned.context * planned.batch

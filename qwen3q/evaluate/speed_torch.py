@@ -1,0 +1,171 @@
+"""How fast a model folder runs in torch here: prefill and decode apart, through the cached model.
+
+This is the toolkit's own torch path (dequantized weights in float32), so the figures say how long
+an evaluation in torch takes, not how fast a serving engine runs the format.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import perf_counter_ns
+from typing import Any
+
+import torch
+
+from qwen3q.evaluate.artefact import Artefact
+from qwen3q.evaluate.backends import BackendKind, BackendOptions, open_backend
+from qwen3q.evaluate.nvml import GpuMeter, joules_per_token
+from qwen3q.evaluate.speed_options import SpeedOptions
+from qwen3q.evaluate.speed_run import SpeedRun, artefact_facts, gpu_machine, growth
+from qwen3q.evaluate.speed_tests import (
+    Phase,
+    Planned,
+    SpeedTest,
+    peak_bytes,
+    planned_tests,
+    reset_peak,
+    speed_row,
+)
+from qwen3q.evaluate.torch_backend import TorchBackend
+from qwen3q.evaluate.torch_generate import Cache, CachedModel
+from qwen3q.models.decoder import Rope, rope_table
+from qwen3q.progress import ProgressFn
+
+_NOT_PREDICTED = {"tokens_per_second": None, "band": None, "bound_tokens_per_second": None}
+
+
+def run_torch(
+    artefact: Artefact,
+    options: SpeedOptions,
+    device: str | None,
+    meter: GpuMeter,
+    before: int | None,
+    progress: ProgressFn,
+) -> SpeedRun:
+    """Times a folder; memory and speed have no prediction, as the estimator has no such engine.
+
+    Args:
+        before: resident set before this call.
+
+    Raises:
+        MissingPackageError: torch is not installed.
+        Qwen3qError: the folder is broken, or a test makes no sense.
+    """
+    tests = planned_tests(options)
+    chosen = BackendOptions(BackendKind.TORCH, options.threads, device=device)
+    with open_backend(artefact, chosen, max(planned.context for planned in tests)) as backend:
+        assert isinstance(backend, TorchBackend)
+        model = backend.cached_model()
+        runner = _Runner(model, backend, meter, before, options.repeats)
+        measured = []
+        for done, planned in enumerate(tests):
+            progress(done, len(tests), "speed")
+            measured.append(runner.measure(planned))
+        progress(len(tests), len(tests), "speed")
+        machine = gpu_machine(meter) | dict(backend.facts)
+    facts = artefact_facts(artefact, "torch")
+    rows = [facts | speed_row(test) | {"predicted": _NOT_PREDICTED} for test, _ in measured]
+    test, memory = max(measured, key=lambda pair: pair[0].planned.context * pair[0].planned.batch)
+    row = {"context": test.planned.context, "batch": test.planned.batch}
+    return SpeedRun(rows, [facts | row | memory], machine, note=meter.note)
+
+
+class _Runner:
+    def __init__(
+        self,
+        model: CachedModel,
+        backend: TorchBackend,
+        meter: GpuMeter,
+        before: int | None,
+        repeats: int,
+    ) -> None:
+        self._model = model
+        self._config = backend.config
+        self._device = backend.device
+        self._meter = meter
+        self._before = before
+        self._repeats = repeats
+        self._synchronize = _synchronizer(backend.device)
+
+    def measure(self, planned: Planned) -> tuple[SpeedTest, dict[str, Any]]:
+        """One test, and the largest memory that it held."""
+        reset_peak()
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+        rope = rope_table(self._config, planned.context, self._device)
+        generator = torch.Generator().manual_seed(0)
+        shape = (planned.batch, planned.context)
+        words = torch.randint(self._config.vocab_size, shape, generator=generator)
+        words = words.to(self._device)
+        filled: Cache = []
+        if planned.depth:
+            self._model.step(words[:, : planned.depth], 0, rope, filled)
+        self._repeat(planned, words, rope, list(filled), warm_up=True)
+        before = self._meter.joules()
+        samples, token_times = [], []
+        cache: Cache = []
+        for _ in range(self._repeats):
+            cache = list(filled)
+            times = self._repeat(planned, words, rope, cache)
+            samples.append(sum(times))
+            token_times += times if planned.phase is Phase.DECODE else []
+        tokens = planned.tokens * planned.batch * self._repeats
+        joules = joules_per_token(before, self._meter.joules(), tokens, sum(samples))
+        held, on_device = self._held()
+        test = SpeedTest(
+            planned, tuple(samples), tuple(token_times), peak_bytes(), on_device, joules
+        )
+        return test, self._memory(cache, held)
+
+    def _repeat(
+        self, planned: Planned, words: torch.Tensor, rope: Rope, cache: Cache, *,
+        warm_up: bool = False,
+    ) -> list[int]:  # fmt: skip
+        """Nanoseconds of one repeat from the depth: one figure for prefill, one per step."""
+        depth, end = planned.depth, planned.context
+        prefill = planned.phase is Phase.PREFILL
+        width = planned.tokens if prefill else 1
+        if warm_up and not prefill:
+            end = depth + 1
+        times = []
+        self._synchronize()
+        before = perf_counter_ns()
+        for position in range(depth, end, width):
+            self._model.step(words[:, position : position + width], position, rope, cache)
+            self._synchronize()
+            now = perf_counter_ns()
+            times.append(now - before)
+            before = now
+        return times
+
+    def _held(self) -> tuple[int | None, int | None]:
+        """Largest memory of the test where the model is, and what NVML or torch says of the GPU."""
+        if self._device.type == "cpu":
+            return growth(peak_bytes(), self._before), None
+        if self._device.type == "cuda":
+            peak = int(torch.cuda.max_memory_reserved(self._device))
+            return peak, self._meter.used_bytes() or peak
+        used = int(torch.mps.driver_allocated_memory())
+        return used, used
+
+    def _memory(self, cache: Cache, held: int | None) -> dict[str, Any]:
+        """The row of ``memory[]``; what is neither weights nor cache is the rest."""
+        weights = self._model.weight_bytes
+        kv = sum(k.nbytes + v.nbytes for k, v in cache)
+        return {
+            "device": str(self._device),
+            "kv_type": "f32",
+            "weights_bytes": weights,
+            "kv_bytes": kv,
+            "compute_bytes": None,
+            "rest_bytes": None if held is None else max(0, held - weights - kv),
+            "predicted": None,
+        }
+
+
+def _synchronizer(device: torch.device) -> Callable[[], object]:
+    if device.type == "cuda":
+        return lambda: torch.cuda.synchronize(device)
+    if device.type == "mps":
+        return torch.mps.synchronize
+    return lambda: None

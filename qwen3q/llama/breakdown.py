@@ -1,0 +1,98 @@
+"""llama.cpp's own account of a context's memory: weights, cache and compute by device.
+
+``llama_get_memory_breakdown`` (llama-ext.h) is C++ and returns a ``std::map`` from buffer type to
+three sizes. It is found by its mangled name and its red-black tree is walked as libstdc++ lays it
+out, so on Linux alone; elsewhere the answer is empty.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from dataclasses import dataclass
+from functools import cache
+
+from qwen3q.llama.capi import lib
+from qwen3q.llama.ggml import load_library
+
+_SYMBOL = "_Z26llama_get_memory_breakdownPK13llama_context"
+_GPU, _INTEGRATED_GPU = 1, 2
+"""``enum ggml_backend_dev_type`` (ggml-backend.h)."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceBuffers:
+    """Bytes on one device. The host's buffer of logits is not among them.
+
+    Attributes:
+        device: as llama.cpp calls it, such as ``CUDA0``; ``CPU`` for all memory of the host.
+    """
+
+    device: str
+    weights: int
+    kv: int
+    compute: int
+
+
+def memory_breakdown(context: int) -> list[DeviceBuffers]:
+    """What ``context`` (a ``llama_context *``) and its model take, the CPU last.
+
+    Empty where this build does not say.
+    """
+    function = _function()
+    if function is None:
+        return []
+    result = (ctypes.c_uint64 * 6)()
+    function(ctypes.byref(result), context)
+    found: dict[str, list[int]] = {}
+
+    def visit(node: int) -> None:
+        if not node:
+            return
+        # node: colour, parent, left, right, then the key and three sizes
+        words = (ctypes.c_uint64 * 8).from_address(node)
+        visit(words[2])
+        sums = found.setdefault(_device(words[4]), [0, 0, 0])
+        for part in range(3):
+            sums[part] += words[5 + part]
+        visit(words[3])
+
+    visit(result[2])
+    order = sorted(found, key=lambda name: (name == "CPU", name))
+    return [DeviceBuffers(name, *found[name]) for name in order]
+
+
+def _device(buffer_type: int) -> str:
+    base = _base()
+    device = base.ggml_backend_buft_get_device(buffer_type)
+    if not device or base.ggml_backend_buft_is_host(buffer_type):
+        return "CPU"
+    if base.ggml_backend_dev_type(device) not in (_GPU, _INTEGRATED_GPU):
+        return "CPU"
+    return str(base.ggml_backend_dev_name(device).decode("utf-8", "replace"))
+
+
+@cache
+def _function() -> ctypes._NamedFuncPointer | None:
+    if sys.platform != "linux":
+        return None
+    function: ctypes._NamedFuncPointer | None = getattr(lib._lib, _SYMBOL, None)
+    if function is not None:
+        function.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
+        function.restype = ctypes.c_void_p
+    return function
+
+
+@cache
+def _base() -> ctypes.CDLL:
+    base = load_library("ggml-base")
+    pointer = ctypes.c_void_p
+    base.ggml_backend_buft_get_device.argtypes = [pointer]
+    base.ggml_backend_buft_get_device.restype = pointer
+    base.ggml_backend_buft_is_host.argtypes = [pointer]
+    base.ggml_backend_buft_is_host.restype = ctypes.c_bool
+    base.ggml_backend_dev_type.argtypes = [pointer]
+    base.ggml_backend_dev_type.restype = ctypes.c_int
+    base.ggml_backend_dev_name.argtypes = [pointer]
+    base.ggml_backend_dev_name.restype = ctypes.c_char_p
+    return base
