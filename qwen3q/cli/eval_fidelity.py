@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from qwen3q.cli.eval_gate import gate_options, show_gate
 from qwen3q.cli.eval_speed import show_speed
 from qwen3q.cli.output import JsonFlag, format_bytes, note, print_json, progress_bar, stdout_console
 
@@ -73,12 +74,35 @@ def fidelity(
             "--gate", help="Ask questions too (suites do); exit with 3 if answers got worse."
         ),
     ] = False,
-    gate_level: Annotated[str, typer.Option(help="basic (small models) or standard.")] = "standard",
-    gate_questions: Annotated[int, typer.Option(min=1, help="Questions per kind.")] = 20,
+    gate_level: Annotated[
+        str | None,
+        typer.Option(help="basic (small models) or standard, the default.", show_default=False),
+    ] = None,
+    gate_questions: Annotated[
+        int | None, typer.Option(min=1, help="Questions per kind. Default: 20.", show_default=False)
+    ] = None,
+    gate_samples: Annotated[
+        int | None,
+        typer.Option(min=1, help="Replies per question. Default: 1.", show_default=False),
+    ] = None,
+    gate_greedy: Annotated[
+        bool,
+        typer.Option("--gate-greedy", help="Decode greedily, not sampled as the model cards say."),
+    ] = False,
     needle_words: Annotated[
-        int, typer.Option(min=0, help="Also ask for a needle in a text of so many words.")
-    ] = 0,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Where a reply is cut off.")] = 2048,
+        int | None,
+        typer.Option(
+            min=0, help="Also ask for a needle in a text of so many words.", show_default=False
+        ),
+    ] = None,
+    needle_yarn: Annotated[
+        float | None,
+        typer.Option(help="Ask for the needles with YaRN of this factor too.", show_default=False),
+    ] = None,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="Where a reply is cut off. Default: 2048.", show_default=False),
+    ] = None,
     speed: Annotated[
         bool, typer.Option("--speed", help="Time GGUF files: prefill and decode at two depths.")
     ] = False,
@@ -100,19 +124,15 @@ def fidelity(
     from qwen3q.errors import UsageError
     from qwen3q.evaluate.backends import BackendKind, BackendOptions
     from qwen3q.evaluate.evaluation import EvaluationOptions, evaluate
-    from qwen3q.evaluate.gate_run import GateOptions, passed
+    from qwen3q.evaluate.gate_run import passed
     from qwen3q.evaluate.hub_text import find_text
     from qwen3q.evaluate.measure import TextOptions
     from qwen3q.evaluate.perplexity import Scored
     from qwen3q.evaluate.speed_options import SpeedOptions
     from qwen3q.evaluate.suites import Suite, read_suite
-    from qwen3q.evaluate.tasks import Level
 
     if backend not in list(BackendKind):
         raise UsageError(f"{backend!r} is no backend.", f"Known: {', '.join(BackendKind)}.")
-    if gate_level not in list(Level):
-        raise UsageError(f"{gate_level!r} is no level.", f"Known: {', '.join(Level)}.")
-    questions = GateOptions(Level(gate_level), gate_questions, needle_words, max_tokens)
     timed = SpeedOptions((128, 512), 64, (0, 512), 5)
     if scored not in (None, *Scored):
         raise UsageError(f"--scored {scored} is unknown.", f"Known: {', '.join(Scored)}.")
@@ -124,17 +144,28 @@ def fidelity(
             parse_special or text is None,
             Scored(scored or measured.scored),
         ),
-        questions if gate else None,
+        None,
         timed if speed else None,
     )
     if suite is not None:
         if text is not None or speed:
             raise UsageError("--suite brings its own text and speed tests.", "Leave those out.")
         asked = read_suite(suite)
+    questions = gate_options(
+        asked.gate,
+        gate,
+        level=gate_level,
+        each=gate_questions,
+        samples=gate_samples,
+        greedy=gate_greedy,
+        needle_words=needle_words,
+        needle_yarn=needle_yarn,
+        max_tokens=max_tokens,
+    )
     options = EvaluationOptions(
         asked.text,
         BackendOptions(BackendKind(backend), threads, gpu_layers, device),
-        gate=asked.gate,
+        gate=questions,
         speed=replace(asked.speed, threads=threads) if asked.speed else None,
         out=out,
         cards=card,
@@ -155,22 +186,6 @@ def fidelity(
             note(str(path))
     if gate and not passed(report["gate"]):
         raise typer.Exit(GATE_FAILED)
-
-
-def show_gate(report: Mapping[str, Any]) -> None:
-    """The gate's tables, if it was asked for."""
-    from rich.table import Table
-
-    from qwen3q.evaluate.gate_tables import gate_tables
-
-    for title, cells in gate_tables(report):
-        table = Table(title=title, title_style="bold", title_justify="left")
-        for column, head in enumerate(cells.heads):
-            right = column >= cells.text_columns
-            table.add_column(head, justify="right" if right else "left", no_wrap=right)
-        for row in cells.rows:
-            table.add_row(*row)
-        stdout_console().print(table)
 
 
 def show_results(report: Mapping[str, Any]) -> None:

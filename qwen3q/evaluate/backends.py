@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from qwen3q.errors import MissingPackageError
+from qwen3q.errors import MissingPackageError, UsageError
 from qwen3q.evaluate.artefact import Artefact
 from qwen3q.evaluate.sampling import GREEDY, Sampling
 from qwen3q.llama.threads import default_threads
@@ -47,12 +47,14 @@ class BackendOptions:
         threads: None for the physical cores.
         gpu_layers: llama.cpp's layers on the GPU; negative for all.
         device: torch's device; None for the fastest there is.
+        yarn: extend the context by this factor (YaRN); None for the model's own RoPE.
     """
 
     kind: BackendKind = BackendKind.AUTO
     threads: int | None = None
     gpu_layers: int = -1
     device: str | None = None
+    yarn: float | None = None
 
     @property
     def thread_count(self) -> int:
@@ -111,9 +113,12 @@ def open_backend(artefact: Artefact, options: BackendOptions, context: int) -> B
     Raises:
         EndpointError: the server takes fewer tokens.
         MissingPackageError: torch or llama-cpp-python is needed and not installed.
+        UsageError: YaRN for a model that has it, out of range, or for an endpoint.
         Qwen3qError: the model is broken, or llama.cpp refuses it.
     """
     if artefact.endpoint is not None:
+        if options.yarn is not None:
+            raise UsageError(f"{artefact.name} was started with the RoPE it has.")
         from qwen3q.evaluate.endpoint_backend import EndpointBackend
 
         return EndpointBackend(artefact, context)

@@ -1,58 +1,66 @@
 """The thinking gate: does a quantized model still think, stop and answer as its float model does.
 
-Both answer the same generated questions greedily, with thinking and without. A quantized model
-fails where bootstrap intervals over the questions prove it worse.
+Both answer the same generated questions, with thinking and without, sampled as Qwen3's model cards
+advise and with the same random numbers. A quantized model fails where bootstrap intervals over the
+questions prove it worse.
 """
 
 from __future__ import annotations
 
-import unicodedata
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qwen3q.errors import ModelError
 from qwen3q.evaluate.artefact import Artefact
-from qwen3q.evaluate.backends import Backend, BackendOptions, open_backend
+from qwen3q.evaluate.backends import BackendOptions, open_backend
+from qwen3q.evaluate.gate_flaws import Flaw, Mode, find_flaws
+from qwen3q.evaluate.sampling import GREEDY, Sampling
 from qwen3q.evaluate.tasks import THINK_END, THINK_START, Task, is_correct
 from qwen3q.evaluate.tokens import TextCodec, open_codec
 from qwen3q.models.template import ChatTemplate
 from qwen3q.progress import ProgressFn, silent
 
+ADVISED = {
+    Mode.THINKING: Sampling(temperature=0.6, top_p=0.95, top_k=20),
+    Mode.PLAIN: Sampling(temperature=0.7, top_p=0.8, top_k=20),
+}
+"""What Qwen3's model cards advise ("Best Practices"); greedy thinking may never end, they say."""
+
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
-_SCRIPTS = ("CJK", "HIRAGANA", "KATAKANA", "HANGUL", "CYRILLIC", "ARABIC", "HEBREW", "THAI")
 
 
-class Mode(StrEnum):
-    """Whether the chat template asks for thinking."""
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """How questions are put.
 
-    THINKING = "thinking"
-    PLAIN = "plain"
-
-
-class Flaw(StrEnum):
-    """What can be wrong with a reply, apart from its answer.
-
-    UNOPENED: no ``<think>`` although thinking was asked for. UNCLOSED: it ends within its
-    thinking. LEAKED: markup of thinking in the answer. EMPTY: no answer. ENDLESS: cut off at the
-    token limit. LANGUAGE: letters of a script that the question has none of.
+    Attributes:
+        samples: replies to each question; greedy decoding has one.
+        max_tokens: where a reply is cut off.
+        seed: of all replies; each question and sample has its own from it.
     """
 
-    UNOPENED = "unopened"
-    UNCLOSED = "unclosed"
-    LEAKED = "leaked"
-    EMPTY = "empty"
-    ENDLESS = "endless"
-    LANGUAGE = "language"
+    samples: int = 1
+    greedy: bool = False
+    max_tokens: int = 2048
+    seed: int = 0
+
+    def sampling(self, mode: Mode, question: int, sample: int) -> Sampling:
+        """How one reply is sampled, whichever model gives it."""
+        if self.greedy:
+            return GREEDY
+        seed = zlib.crc32(f"{self.seed} {question} {sample}".encode()) >> 1
+        return replace(ADVISED[mode], seed=seed)
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """One answered question.
+    """One reply to a question.
 
     Attributes:
         text: the whole reply, ``<think>`` included where the prompt opened it.
@@ -64,6 +72,26 @@ class Reply:
     right: bool
     flaws: frozenset[Flaw]
     thinking_tokens: int
+
+
+def reply_to_json(reply: Reply) -> dict[str, Any]:
+    """A reply without its question, as JSON has it."""
+    return {
+        "text": reply.text,
+        "right": reply.right,
+        "flaws": sorted(reply.flaws),
+        "thinking_tokens": reply.thinking_tokens,
+    }
+
+
+def reply_from_json(task: Task, plain: Mapping[str, Any]) -> Reply:
+    """The reply that ``reply_to_json`` wrote."""
+    flaws = frozenset(map(Flaw, plain["flaws"]))
+    return Reply(task, plain["text"], plain["right"], flaws, plain["thinking_tokens"])
+
+
+Replies = list[tuple[Reply, ...]]
+"""The replies to each question."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +110,12 @@ class Verdict:
     Attributes:
         right: change of the share of right answers.
         flawed: change of the share of replies with any flaw.
+        thinking: change of the thinking's length, in tokens.
     """
 
     right: Interval
     flawed: Interval
+    thinking: Interval
 
     @property
     def passed(self) -> bool:
@@ -96,11 +126,10 @@ class Verdict:
 def answer(
     artefact: Artefact,
     tasks: Sequence[Task],
-    modes: Iterable[Mode],
-    max_tokens: int,
+    asking: Asking,
     options: BackendOptions,
     progress: ProgressFn = silent,
-) -> dict[Mode, list[Reply]]:
+) -> dict[Mode, Replies]:
     """Asks ``artefact`` every question in every mode.
 
     Raises:
@@ -111,44 +140,40 @@ def answer(
     if codec.chat_template is None:
         raise ModelError(f"{artefact.name} has no chat template, so it can't be asked questions.")
     template = ChatTemplate(codec.chat_template)
-    prompts = {
-        mode: [
-            template.render(
-                [{"role": "user", "content": task.prompt}],
-                enable_thinking=mode is Mode.THINKING,
-            )
-            for task in tasks
-        ]
-        for mode in modes
-    }
+    prompts = {mode: [_prompt(template, task, mode) for task in tasks] for mode in Mode}
     encoded = {
         mode: [codec.encode(prompt, parse_special=True).tolist() for prompt in texts]
         for mode, texts in prompts.items()
     }
     longest = max(len(tokens) for rows in encoded.values() for tokens in rows)
-    total = len(tasks) * len(prompts)
-    replies: dict[Mode, list[Reply]] = {}
-    with open_backend(artefact, options, longest + max_tokens) as model:
-        for done, mode in enumerate(prompts):
-            replies[mode] = []
+    samples = 1 if asking.greedy else asking.samples
+    total = len(tasks) * len(Mode) * samples
+    replies: dict[Mode, Replies] = {mode: [] for mode in Mode}
+    done = 0
+    with open_backend(artefact, options, longest + asking.max_tokens) as model:
+        for mode in Mode:
             for index, task in enumerate(tasks):
-                tokens = encoded[mode][index]
-                prompt = prompts[mode][index]
-                replies[mode].append(_ask(model, codec, task, mode, prompt, tokens, max_tokens))
-                progress(done * len(tasks) + index + 1, total, "questions")
+                given = []
+                for sample in range(samples):
+                    sampling = asking.sampling(mode, index, sample)
+                    made = model.generate(
+                        encoded[mode][index], asking.max_tokens, codec.stop_tokens, sampling
+                    )
+                    given.append(_reply(task, mode, prompts[mode][index], made, codec, asking))
+                    done += 1
+                    progress(done, total, "questions")
+                replies[mode].append(tuple(given))
     return replies
 
 
-def _ask(
-    model: Backend,
-    codec: TextCodec,
-    task: Task,
-    mode: Mode,
-    prompt: str,
-    tokens: list[int],
-    max_tokens: int,
+def _prompt(template: ChatTemplate, task: Task, mode: Mode) -> str:
+    message = {"role": "user", "content": task.prompt}
+    return template.render([message], enable_thinking=mode is Mode.THINKING)
+
+
+def _reply(
+    task: Task, mode: Mode, prompt: str, made: list[int], codec: TextCodec, asking: Asking
 ) -> Reply:
-    made = model.generate(tokens, max_tokens, codec.stop_tokens)
     text = codec.decode(made)
     if prompt.rstrip().endswith(THINK_START):
         text = THINK_START + text
@@ -156,7 +181,7 @@ def _ask(
         task=task,
         text=text,
         right=is_correct(task, text),
-        flaws=find_flaws(task.prompt, text, mode, ended=len(made) < max_tokens),
+        flaws=find_flaws(task.prompt, text, mode, ended=len(made) < asking.max_tokens),
         thinking_tokens=_thinking_tokens(made, codec) if THINK_START in text else 0,
     )
 
@@ -166,47 +191,21 @@ def _thinking_tokens(made: list[int], codec: TextCodec) -> int:
     return made.index(end[0]) + 1 if len(end) == 1 and end[0] in made else len(made)
 
 
-def find_flaws(question: str, reply: str, mode: Mode, *, ended: bool) -> frozenset[Flaw]:
-    """What is wrong with a reply.
+def compare(reference: Replies, replies: Replies, seed: int = 0) -> Verdict:
+    """Question by question, over the means of their samples: what became of the answers."""
 
-    Args:
-        ended: it ended by itself, not at the token limit.
-    """
-    flaws = set() if ended else {Flaw.ENDLESS}
-    opened = reply.lstrip().startswith(THINK_START)
-    closed = THINK_END in reply
-    said = reply.partition(THINK_END)[2] if opened else reply
-    if mode is Mode.THINKING and not opened:
-        flaws.add(Flaw.UNOPENED)
-    if opened and not closed and ended:
-        flaws.add(Flaw.UNCLOSED)
-    leaked = THINK_START in said or THINK_END in said
-    if leaked or (mode is Mode.PLAIN and opened):
-        flaws.add(Flaw.LEAKED)
-    if not said.strip() and ended:
-        flaws.add(Flaw.EMPTY)
-    if scripts(reply) - scripts(question):
-        flaws.add(Flaw.LANGUAGE)
-    return frozenset(flaws)
+    def change(value: Callable[[Reply], float]) -> Interval:
+        means = [
+            np.array([np.mean([value(reply) for reply in given]) for given in side])
+            for side in (reference, replies)
+        ]
+        return bootstrap(means[1] - means[0], seed)
 
-
-def scripts(text: str) -> frozenset[str]:
-    """Scripts other than Latin and Greek that ``text`` has letters of."""
-    found = set()
-    for letter in {c for c in text if ord(c) > 0x24F and c.isalpha()}:
-        name = unicodedata.name(letter, "").partition(" ")[0]
-        if name in _SCRIPTS:
-            found.add(name)
-    return frozenset(found)
-
-
-def compare(reference: Sequence[Reply], replies: Sequence[Reply], seed: int = 0) -> Verdict:
-    """Question by question: how much more often right, and how much more often flawed."""
-    right = np.array([q.right - f.right for f, q in zip(reference, replies, strict=True)], float)
-    flawed = np.array(
-        [bool(q.flaws) - bool(f.flaws) for f, q in zip(reference, replies, strict=True)], float
+    return Verdict(
+        right=change(lambda reply: reply.right),
+        flawed=change(lambda reply: bool(reply.flaws)),
+        thinking=change(lambda reply: reply.thinking_tokens),
     )
-    return Verdict(bootstrap(right, seed), bootstrap(flawed, seed))
 
 
 def bootstrap(values: NDArray[np.float64], seed: int = 0) -> Interval:

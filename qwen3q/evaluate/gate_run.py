@@ -4,15 +4,30 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import fmean
 from typing import Any
 
+from qwen3q.errors import UsageError
 from qwen3q.evaluate.artefact import Artefact
 from qwen3q.evaluate.backends import BackendOptions
-from qwen3q.evaluate.gate import Mode, Reply, Verdict, answer, compare
-from qwen3q.evaluate.tasks import Kind, Level, TaskOptions, make_tasks
+from qwen3q.evaluate.gate import (
+    Asking,
+    Replies,
+    Verdict,
+    answer,
+    compare,
+    reply_from_json,
+    reply_to_json,
+)
+from qwen3q.evaluate.gate_flaws import Mode
+from qwen3q.evaluate.resume import Kept
+from qwen3q.evaluate.tasks import Kind, Level, Task, TaskOptions, make_tasks
+from qwen3q.formats.gguf_metadata import LONGEST_YARN_FACTOR
 from qwen3q.progress import ProgressFn, silent
+
+KINDS = (Kind.ARITHMETIC, Kind.ORDERING, Kind.COPYING)
+OWN_ROPE = "own"
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,21 +37,42 @@ class GateOptions:
     Attributes:
         each: questions per kind.
         needle_words: length of the text a needle lies in; 0 asks for none.
+        needle_yarn: ask for the needles once more with YaRN of this factor; None does not.
         max_tokens: where a reply is cut off.
+        samples: replies to each question.
+        greedy: take the likeliest token always, instead of sampling as the model cards advise.
     """
 
     level: Level = Level.STANDARD
     each: int = 20
     needle_words: int = 0
+    needle_yarn: float | None = None
     max_tokens: int = 2048
+    samples: int = 1
+    greedy: bool = False
     seed: int = 0
 
     @property
-    def tasks(self) -> TaskOptions:
-        kinds: tuple[Kind, ...] = (Kind.ARITHMETIC, Kind.ORDERING, Kind.COPYING)
-        if self.needle_words:
-            kinds = (*kinds, Kind.NEEDLE)
-        return TaskOptions(kinds, self.level, self.each, max(1, self.needle_words), self.seed)
+    def asking(self) -> Asking:
+        return Asking(self.samples, self.greedy, self.max_tokens, self.seed)
+
+
+@dataclass(frozen=True, slots=True)
+class _Round:
+    """Questions that are asked of a model in one go.
+
+    Attributes:
+        name: ``questions`` or ``needles``.
+        yarn: None for the model's own RoPE.
+    """
+
+    name: str
+    tasks: tuple[Task, ...]
+    yarn: float | None = None
+
+    @property
+    def rope(self) -> str:
+        return OWN_ROPE if self.yarn is None else f"yarn {self.yarn:g}"
 
 
 def run_gate(
@@ -45,26 +81,93 @@ def run_gate(
     options: GateOptions,
     backend: BackendOptions,
     progress: ProgressFn = silent,
+    *,
+    kept: Kept | None = None,
 ) -> list[dict[str, Any]]:
     """Rows of ``report.json``'s ``gate``, the reference's first.
 
+    An endpoint is not asked with YaRN, since it has the RoPE that it was started with.
+
+    Args:
+        kept: what earlier calls measured, and where this one's replies are kept.
+
     Raises:
+        UsageError: options that make no questions.
         Qwen3qError: a model can't be run, or has no chat template.
     """
-    tasks = make_tasks(options.tasks)
     rows = []
-    base: dict[Mode, list[Reply]] = {}
+    base: dict[_Round, dict[Mode, Replies]] = {}
     for artefact in (reference, *artefacts):
-
-        def report(done: int, total: int, _: str, name: str = artefact.name) -> None:
-            progress(done, total, f"{name}: questions")
-
-        replies = answer(artefact, tasks, Mode, options.max_tokens, backend, report)
-        base = base or replies
-        for mode in Mode:
-            verdict = None if replies is base else compare(base[mode], replies[mode], options.seed)
-            rows.append(_row(artefact, mode, replies[mode], verdict))
+        for asked in _rounds(options):
+            if artefact.endpoint is not None and asked.yarn is not None:
+                continue
+            given = _ask(artefact, asked, options, backend, kept or Kept(None), progress)
+            floats = base.setdefault(asked, given)
+            for mode in Mode:
+                verdict = None
+                if given is not floats:
+                    verdict = compare(floats[mode], given[mode], options.seed)
+                rows.append(_row(artefact, asked, mode, given[mode], verdict, options))
     return rows
+
+
+def _rounds(options: GateOptions) -> tuple[_Round, ...]:
+    if options.needle_yarn is not None and not options.needle_words:
+        raise UsageError("YaRN is tried on needles, and none are asked for.", "Add --needle-words.")
+    if options.needle_yarn is not None and not 1 < options.needle_yarn <= LONGEST_YARN_FACTOR:
+        raise UsageError(
+            f"YaRN factor {options.needle_yarn:g} is outside what Qwen3 was validated for.",
+            f"Give a factor above 1 and up to {LONGEST_YARN_FACTOR:g}.",
+        )
+    if options.samples < 1:
+        raise UsageError(f"{options.samples} samples of a question are none.")
+    tasks = make_tasks(TaskOptions(KINDS, options.level, options.each, seed=options.seed))
+    rounds = [_Round("questions", tuple(tasks))]
+    if options.needle_words:
+        needles = make_tasks(
+            TaskOptions(
+                (Kind.NEEDLE,), options.level, options.each, options.needle_words, options.seed
+            )
+        )
+        rounds.append(_Round("needles", tuple(needles)))
+        if options.needle_yarn is not None:
+            rounds.append(_Round("needles", tuple(needles), options.needle_yarn))
+    return tuple(rounds)
+
+
+def _ask(
+    artefact: Artefact,
+    asked: _Round,
+    options: GateOptions,
+    backend: BackendOptions,
+    kept: Kept,
+    progress: ProgressFn,
+) -> dict[Mode, Replies]:
+    """A model's replies, given now or in an earlier call."""
+    extended = "" if asked.yarn is None else f" with {asked.rope}"
+
+    def report(done: int, total: int, _: str) -> None:
+        progress(done, total, f"{artefact.name}: {asked.name}{extended}")
+
+    with_rope = replace(backend, yarn=asked.yarn)
+    plain = kept.get(
+        artefact,
+        f"gate: {asked.name}{extended}",
+        (options, with_rope),
+        lambda: {
+            str(mode): [[reply_to_json(reply) for reply in given] for given in replies]
+            for mode, replies in answer(
+                artefact, asked.tasks, options.asking, with_rope, report
+            ).items()
+        },
+    )
+    return {
+        mode: [
+            tuple(reply_from_json(task, reply) for reply in given)
+            for task, given in zip(asked.tasks, plain[str(mode)], strict=True)
+        ]
+        for mode in Mode
+    }
 
 
 def passed(rows: Sequence[dict[str, Any]]) -> bool:
@@ -73,27 +176,42 @@ def passed(rows: Sequence[dict[str, Any]]) -> bool:
 
 
 def _row(
-    artefact: Artefact, mode: Mode, replies: Sequence[Reply], verdict: Verdict | None
+    artefact: Artefact,
+    asked: _Round,
+    mode: Mode,
+    replies: Replies,
+    verdict: Verdict | None,
+    options: GateOptions,
 ) -> dict[str, Any]:
-    flaws = Counter(str(flaw) for reply in replies for flaw in reply.flaws)
-    right = Counter(str(reply.task.kind) for reply in replies if reply.right)
-    asked = Counter(str(reply.task.kind) for reply in replies)
+    every = [reply for given in replies for reply in given]
+    flaws = Counter(str(flaw) for reply in every for flaw in reply.flaws)
+    right = Counter(str(reply.task.kind) for reply in every if reply.right)
+    kinds = Counter(str(reply.task.kind) for reply in every)
+    sampling = options.asking.sampling(mode, 0, 0)
     row: dict[str, Any] = {
         "run": 0,
         "artefact": artefact.name,
         "format": artefact.format,
         "file_bytes": artefact.file_bytes,
         "mode": str(mode),
+        "set": asked.name,
+        "rope": asked.rope,
         "verdict": "reference",
+        "sampling": {name: getattr(sampling, name) for name in ("temperature", "top_p", "top_k")},
+        "seed": options.seed,
         "questions": len(replies),
-        "right": sum(reply.right for reply in replies),
-        "by_kind": {kind: {"asked": asked[kind], "right": right[kind]} for kind in asked},
+        "replies": len(every),
+        "right": sum(reply.right for reply in every),
+        "by_kind": {kind: {"asked": kinds[kind], "right": right[kind]} for kind in kinds},
         "flaws": dict(sorted(flaws.items())),
-        "flawed": sum(bool(reply.flaws) for reply in replies),
-        "thinking_tokens": fmean(reply.thinking_tokens for reply in replies),
+        "flawed": sum(bool(reply.flaws) for reply in every),
+        "thinking_tokens": fmean(reply.thinking_tokens for reply in every),
     }
+    if asked.name == "needles":
+        row["needle_words"] = options.needle_words
     if verdict is not None:
         row["verdict"] = "pass" if verdict.passed else "fail"
         row["change"] = asdict(verdict.right)
         row["flaw_change"] = asdict(verdict.flawed)
+        row["thinking_change"] = asdict(verdict.thinking)
     return row

@@ -2,37 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qwen3q.evaluate.tables import Table
 
+Row = Mapping[str, Any]
+
 
 def gate_tables(report: Mapping[str, Any]) -> list[tuple[str, Table]]:
-    """Title and table of each mode that was gated: answers right and how thinking went.
+    """Title and table of each mode and set of questions: answers right and how thinking went.
 
     Failed artefacts are strong.
     """
     rows = report.get("gate", [])
     out = []
-    for mode in dict.fromkeys(row["mode"] for row in rows):
-        of_mode = [row for row in rows if row["mode"] == mode]
-        flaws = sorted({name for row in of_mode for name in row["flaws"]})
-        cells = tuple(_row(row, flaws) for row in of_mode)
-        heads = ("artefact", "verdict", "right", "change, 95 %", "thinking tokens", *flaws)
-        title = "Answers with thinking" if mode == "thinking" else "Answers without thinking"
-        failed = frozenset(i for i, row in enumerate(of_mode) if row["verdict"] == "fail")
-        out.append((title, Table(heads, cells, 2, failed)))
+    for needles, thinking in dict.fromkeys((_needle_words(row), _thinks(row)) for row in rows):
+        chosen = [r for r in rows if (_needle_words(r), _thinks(r)) == (needles, thinking)]
+        subject = f"Needles in {needles:,} words" if needles else "Answers"
+        title = f"{subject} {'with' if thinking else 'without'} thinking"
+        out.append((title, _table(chosen, thinking)))
     return out
 
 
-def _row(row: Mapping[str, Any], flaws: list[str]) -> tuple[str, ...]:
-    change = row.get("change")
-    return (
-        str(row["artefact"]),
-        str(row["verdict"]),
-        f"{row['right']} of {row['questions']}",
-        f"{change['low']:+.0%} to {change['high']:+.0%}" if change else "",
-        f"{row['thinking_tokens']:.0f}",
-        *(str(row["flaws"].get(name, 0)) for name in flaws),
-    )
+def _table(rows: Sequence[Row], thinking: bool) -> Table:
+    flaws = sorted({name for row in rows for name in row["flaws"]})
+    ropes = len({row.get("rope") for row in rows}) > 1
+    heads = ["artefact", *(["RoPE"] if ropes else []), "verdict", "right", "change, 95 %"]
+    heads += ["thinking tokens", "change, 95 %"] if thinking else []
+    cells = []
+    for row in rows:
+        line = [str(row["artefact"]), *([str(row.get("rope"))] if ropes else [])]
+        line += [str(row["verdict"]), f"{row['right']} of {row.get('replies', row['questions'])}"]
+        line.append(_interval(row.get("change"), "+.0%"))
+        if thinking:
+            line += [f"{row['thinking_tokens']:.0f}", _interval(row.get("thinking_change"), "+.0f")]
+        cells.append((*line, *(str(row["flaws"].get(name, 0)) for name in flaws)))
+    failed = frozenset(i for i, row in enumerate(rows) if row["verdict"] == "fail")
+    return Table((*heads, *flaws), tuple(cells), 3 if ropes else 2, failed)
+
+
+def _interval(change: Mapping[str, float] | None, form: str) -> str:
+    return f"{change['low']:{form}} to {change['high']:{form}}" if change else ""
+
+
+def _needle_words(row: Row) -> int:
+    return int(row.get("needle_words", 0))
+
+
+def _thinks(row: Row) -> bool:
+    return bool(row["mode"] == "thinking")

@@ -10,10 +10,12 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from qwen3q.errors import UsageError
 from qwen3q.evaluate.artefact import Artefact
 from qwen3q.evaluate.backends import BackendOptions, LogitRows
 from qwen3q.evaluate.perplexity import BATCH_TOKENS
 from qwen3q.evaluate.sampling import GREEDY, Sampling
+from qwen3q.formats.gguf_file import read_header
 from qwen3q.llama.capi import VERSION, lib
 from qwen3q.llama.context import ContextOptions, LlamaContext
 from qwen3q.llama.devices import gpu_devices
@@ -28,7 +30,9 @@ class LlamaBackend:
 
     def __init__(self, artefact: Artefact, options: BackendOptions, context: int) -> None:
         self.model = LlamaModel(artefact.path, LoadOptions(gpu_layers=options.gpu_layers))
-        self._options = partial(ContextOptions, threads=options.thread_count)
+        if options.yarn is not None:
+            _require_no_yarn(artefact)
+        self._options = partial(ContextOptions, threads=options.thread_count, yarn=options.yarn)
         self._context = context
         self._generator: Generator | None = None
         self.facts: Mapping[str, Any] = {
@@ -38,6 +42,8 @@ class LlamaBackend:
             "threads": options.thread_count,
             "gpu_layers": options.gpu_layers if gpu_devices() else 0,
         }
+        if options.yarn is not None:
+            self.facts = {**self.facts, "yarn": options.yarn}
 
     @property
     def vocab_size(self) -> int:
@@ -104,6 +110,13 @@ class LlamaBackend:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _require_no_yarn(artefact: Artefact) -> None:
+    metadata = read_header(artefact.path).metadata
+    kind = metadata.get(f"{metadata.get('general.architecture')}.rope.scaling.type")
+    if kind == "yarn":
+        raise UsageError(f"{artefact.name} has YaRN already.", "Ask for it without.")
 
 
 def _chain(sampling: Sampling) -> Chain:

@@ -7,7 +7,8 @@ import pytest
 
 from qwen3q.evaluate.artefact import find_artefact
 from qwen3q.evaluate.backends import BackendOptions
-from qwen3q.evaluate.gate import Flaw, Mode, Reply, bootstrap, compare, find_flaws, scripts
+from qwen3q.evaluate.gate import Asking, Reply, bootstrap, compare
+from qwen3q.evaluate.gate_flaws import Flaw, Mode, find_flaws, scripts
 from qwen3q.evaluate.gate_run import GateOptions, passed, run_gate
 from qwen3q.evaluate.gate_tables import gate_tables
 from qwen3q.evaluate.tables import markdown
@@ -31,6 +32,13 @@ THINKING, PLAIN = Mode.THINKING, Mode.PLAIN
         ("", PLAIN, True, {Flaw.EMPTY}),
         ("2 2 2 2", PLAIN, False, {Flaw.ENDLESS}),
         ("<think>\n一加一\n</think>\n\n2", THINKING, True, {Flaw.LANGUAGE}),
+        ("<think>\n1+1\n</think>\n\nОтвет 2", THINKING, True, {Flaw.LANGUAGE}),
+        ("<think>\n1\n</think>\n\n<think>2", THINKING, True, {Flaw.LEAKED}),
+        ("<think>\n1\n</think>\n\n2 2 2 2", THINKING, False, {Flaw.ENDLESS}),
+        ("1 <think>2", PLAIN, True, {Flaw.LEAKED}),
+        ("1+1\n</think>\n\n2", THINKING, True, {Flaw.UNOPENED, Flaw.LEAKED}),
+        ("", THINKING, True, {Flaw.UNOPENED, Flaw.EMPTY}),
+        ("\n \n", PLAIN, True, {Flaw.EMPTY}),
     ],
 )
 def test_flaws(reply, mode, ended, flaws):
@@ -55,10 +63,12 @@ def test_intervals_cover_the_true_mean_as_often_as_they_say():
     assert 0.9 <= covered / 200 <= 0.99
 
 
-def replies(right: list[bool], flawed: list[bool]) -> list[Reply]:
-    task = Task(Kind.ARITHMETIC, "What is 1 + 1?", "2")
+TASK = Task(Kind.ARITHMETIC, "What is 1 + 1?", "2")
+
+
+def replies(right: list[bool], flawed: list[bool]) -> list[tuple[Reply, ...]]:
     return [
-        Reply(task, "", r, frozenset({Flaw.EMPTY} if f else ()), 0)
+        (Reply(TASK, "", r, frozenset({Flaw.EMPTY} if f else ()), 0),)
         for r, f in zip(right, flawed, strict=True)
     ]
 
@@ -77,8 +87,40 @@ def test_verdicts():
     assert compare(good, half) == compare(good, half)
 
 
+def test_intervals_are_over_questions_not_samples():
+    """Ten samples of three questions say no more than three questions do."""
+
+    def answered(rights: list[int]) -> list[tuple[Reply, ...]]:
+        return [tuple(Reply(TASK, "", i < r, frozenset(), 0) for i in range(10)) for r in rights]
+
+    verdict = compare(answered([10, 10, 10]), answered([10, 10, 7]))
+    assert verdict.right.mean == pytest.approx(-0.1)
+    assert verdict.right.low == pytest.approx(-0.3)
+    assert verdict.right.high == 0
+    assert verdict.passed
+
+
+def test_the_thinkings_length_is_compared():
+    long = [(Reply(TASK, "", True, frozenset(), 100 + i),) for i in range(20)]
+    short = [(Reply(TASK, "", True, frozenset(), 60 + i),) for i in range(20)]
+    verdict = compare(short, long)
+    assert verdict.thinking.low == verdict.thinking.mean == verdict.thinking.high == 40
+    assert verdict.passed
+
+
+def test_models_are_asked_with_the_same_seeds_and_questions_with_others():
+    asking = Asking(samples=3)
+    seeds = {asking.sampling(THINKING, q, s).seed for q in range(20) for s in range(3)}
+    assert len(seeds) == 60
+    assert asking.sampling(PLAIN, 4, 1) == Asking(samples=5).sampling(PLAIN, 4, 1)
+    assert asking.sampling(PLAIN, 4, 1) != Asking(seed=1).sampling(PLAIN, 4, 1)
+    assert asking.sampling(THINKING, 0, 0).temperature == 0.6
+    assert asking.sampling(PLAIN, 0, 0).top_p == 0.8
+    assert Asking(greedy=True).sampling(THINKING, 0, 0).temperature == 0
+
+
 def test_the_gate_lets_q8_pass_and_stops_q2(demo_ggufs):
-    options = GateOptions(Level.BASIC, each=6, max_tokens=200)
+    options = GateOptions(Level.BASIC, each=6, max_tokens=200, greedy=True)
     files = [find_artefact(str(demo_ggufs[kind])) for kind in ("BF16", "Q8_0", "Q2_K")]
     rows = run_gate(files[0], files[1:], options, BackendOptions(threads=2))
     verdicts = {(row["format"], row["mode"]): row["verdict"] for row in rows}
