@@ -21,14 +21,24 @@ def main() -> int:
 
     commands.add_parser("list", help="which environments exist, and where")
 
-    baseline = commands.add_parser("baseline", help="run peers' quantizers and judge the results")
-    baseline.add_argument("models", type=Path, nargs="+", metavar="FLOAT_DIR")
-    baseline.add_argument("--calibration", type=Path, required=True, help="text file")
-    baseline.add_argument("--text", type=Path, required=True, help="held-out text file")
-    baseline.add_argument("--out", type=Path, required=True, help="checkpoints and results.json")
-    baseline.add_argument("--peers", default="gptqmodel,llmcompressor,autoawq,auto_round")
-    baseline.add_argument("--formats", default="", help="such as gptq:int4,awq:int4 (default all)")
-    baseline.add_argument("--option", default="default", help="a peer's variant")
+    comparison = commands.add_parser("compare", help="run quantizers side by side and judge them")
+    comparison.add_argument("models", type=Path, nargs="+", metavar="FLOAT_DIR")
+    comparison.add_argument("--calibration", type=Path, required=True, help="text file")
+    comparison.add_argument("--text", type=Path, required=True, help="held-out text file")
+    comparison.add_argument("--out", type=Path, required=True, help="checkpoints and results.json")
+    comparison.add_argument("--quantizers", default="", help="such as qwen3q,autoawq (default all)")
+    comparison.add_argument(
+        "--formats", default="", help="such as gptq:int4,awq:int4 (default all)"
+    )
+    comparison.add_argument("--option", default="default", help="a quantizer's variant")
+    comparison.add_argument(
+        "--minutes", type=float, default=60.0, help="limit per run (default 60)"
+    )
+    comparison.add_argument("--again", default="", help="quantizers whose kept rows are not used")
+
+    reporter = commands.add_parser("report", help="quality.md and quality.json of kept rows")
+    reporter.add_argument("results", type=Path, metavar="RESULTS_JSON")
+    reporter.add_argument("--out", type=Path, default=envs.REPO / "eval" / "reports")
 
     readback = commands.add_parser("readback", help="load checkpoints in the peers' engines")
     readback.add_argument("folders", type=Path, nargs="+", metavar="QUANT_DIR")
@@ -46,22 +56,35 @@ def main() -> int:
         for name in envs.NAMES:
             print(f"{name:14} {'ready' if envs.python_of(name).exists() else 'not made'}")
         return 0
+    if args.command == "report":
+        from eval.peers.quality import publish
+
+        print(publish(args.results, args.out))
+        return 0
     import torch
 
     torch.set_num_threads(2)
     if args.command == "readback":
         from eval.peers.readback import markdown, read_back, save
 
-        only = tuple(p for p in args.peers.split(",") if p)
+        only = tuple(_names(args.peers))
         report = read_back(args.folders, args.text, args.rows, only=only)
         save(report, args.out)
         print(markdown(report))
         return int(report.failures > 0 or not report.readings)
-    from eval.peers.baselines import run_all
+    from eval.peers.compare import QUANTIZERS, Setting, compare, runs_of
 
-    formats = [f for f in args.formats.split(",") if f]
-    peers = args.peers.split(",")
-    return run_all(peers, args.models, formats, args.calibration, args.text, args.out, args.option)
+    quantizers = _names(args.quantizers) or list(QUANTIZERS)
+    runs = list(runs_of(args.models, quantizers, _names(args.formats), args.option))
+    again = tuple(_names(args.again))
+    setting = Setting(
+        args.calibration, args.text, args.out, limit_seconds=60 * args.minutes, again=again
+    )
+    return compare(runs, setting)
+
+
+def _names(text: str) -> list[str]:
+    return [name for name in text.split(",") if name]
 
 
 if __name__ == "__main__":

