@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from qwen3q.cli.eval_endpoint import endpoint
 from qwen3q.cli.eval_fidelity import fidelity
 from qwen3q.cli.eval_speed import speed
 from qwen3q.cli.output import (
@@ -26,6 +27,7 @@ def register(app: typer.Typer) -> None:
     group = typer.Typer(cls=_FidelityByDefault, no_args_is_help=True)
     group.callback()(_group)
     group.command("fidelity")(fidelity)
+    group.command("endpoint")(endpoint)
     group.command("perplexity")(perplexity)
     group.command("speed")(speed)
     app.add_typer(group, name="eval")

@@ -39,6 +39,7 @@ class Endpoint:
     Attributes:
         model: the name that requests carry.
         server: who serves it, as the server says.
+        served: names under which the model may be known here: its folder, file or Hub id.
         context: tokens of prompt and answer together; None if it does not tell.
         seconds: how long an answer may take.
         scorer: how it gives log-probabilities of a prompt; None if it gives none.
@@ -49,6 +50,7 @@ class Endpoint:
     address: Address
     model: str
     server: str
+    served: tuple[str, ...]
     context: int | None
     seconds: float
     scorer: Scorer | None = None
@@ -111,8 +113,10 @@ def find_endpoint(url: str, options: EndpointOptions | None = None) -> Endpoint:
     name = _choose(address, list(models), options.model)
     entry = models[name]
     owner = plain(str(entry.get("owned_by") or "unknown"))
+    root = entry.get("root")
+    served = (root, name) if isinstance(root, str) else (name,)
     return Endpoint(
-        address, name, _OWNERS.get(owner, owner), _context(entry), seconds=options.seconds
+        address, name, _OWNERS.get(owner, owner), served, _context(entry), options.seconds
     )
 
 
@@ -183,8 +187,8 @@ def check_tokenizer(endpoint: Endpoint, text: str, tokens: Sequence[int]) -> boo
         return False
     if list(told) != list(tokens):
         raise ModelError(
-            f"{endpoint.name} has another tokenizer than the reference.",
-            "Measure a server that serves the reference's model.",
+            f"{endpoint.name} has another tokenizer than the one given.",
+            "Name the model that it serves: --reference, or --tokenizer of `eval endpoint`.",
         )
     return True
 
