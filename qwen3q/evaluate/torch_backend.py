@@ -15,12 +15,13 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from qwen3q.errors import UsageError
 from qwen3q.evaluate.artefact import Artefact
 from qwen3q.evaluate.backends import BackendOptions, LogitRows
 from qwen3q.evaluate.sampling import GREEDY, Sampling
 from qwen3q.evaluate.torch_generate import CachedModel
 from qwen3q.evaluate.weights import WeightSource, open_weights
-from qwen3q.models.config import Qwen3Config
+from qwen3q.formats.gguf_metadata import with_yarn
 from qwen3q.models.decoder import Linear, Weights, decoder_layer, rms_norm, rope_table
 from qwen3q.models.tensors import layer_tensors
 from qwen3q.progress import ProgressFn, silent
@@ -37,6 +38,11 @@ class TorchBackend:
 
     def __init__(self, artefact: Artefact, options: BackendOptions) -> None:
         self._source = open_weights(artefact)
+        self.config = self._source.config
+        if options.yarn is not None:
+            if self.config.yarn is not None:
+                raise UsageError(f"{artefact.name} has YaRN already.", "Ask for it without.")
+            self.config = with_yarn(self.config, options.yarn)
         self.device = torch.device(options.device or best_device())
         self._cached: CachedModel | None = None
         torch.set_num_threads(options.thread_count)
@@ -47,10 +53,8 @@ class TorchBackend:
             "threads": options.thread_count,
             "arithmetic": "float32",
         }
-
-    @property
-    def config(self) -> Qwen3Config:
-        return self._source.config
+        if options.yarn is not None:
+            self.facts = {**self.facts, "yarn": options.yarn}
 
     @property
     def vocab_size(self) -> int:
@@ -71,7 +75,7 @@ class TorchBackend:
 
     def _hidden(self, chunks: NDArray[np.int32], progress: ProgressFn) -> torch.Tensor:
         """The last layer's output, float32 ``[chunks, context, hidden_size]``."""
-        config = self._source.config
+        config = self.config
         count, context = chunks.shape
         embedding = self._source.weight("model.embed_tokens.weight")
         hidden = F.embedding(torch.from_numpy(chunks.astype(np.int64)), embedding)
@@ -117,7 +121,7 @@ class TorchBackend:
     def cached_model(self) -> CachedModel:
         """The whole model in memory, for decoding; loaded once."""
         if self._cached is None:
-            config = self._source.config
+            config = self.config
             embedding = self._weight("model.embed_tokens.weight")
             tied = config.tie_word_embeddings
             self._cached = CachedModel(
