@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from qwen3q.errors import UsageError
 from qwen3q.evaluate.artefact import Artefact
 from qwen3q.evaluate.backends import BackendOptions, LogitRows
+from qwen3q.evaluate.input_rounding import Rounding
 from qwen3q.evaluate.sampling import GREEDY, Sampling
 from qwen3q.evaluate.torch_generate import CachedModel
 from qwen3q.evaluate.weights import WeightSource, open_weights
@@ -66,11 +67,13 @@ class TorchBackend:
         with torch.inference_mode():
             hidden = self._hidden(chunks, progress)
             scored = hidden[:, first : chunks.shape[1] - 1].flatten(0, 1)
-            head = self._weight(head_name(self._source))
+            name = head_name(self._source)
+            head, rounding = self._weight(name), self._source.input_rounding(name)
             norm = self._weight("model.norm.weight")
             step = max(1, _LOGIT_BYTES // (4 * self.vocab_size))
             for start in range(0, len(scored), step):
                 x = rms_norm(scored[start : start + step], norm, self._source.config.rms_norm_eps)
+                x = rounding(x) if rounding else x
                 yield LogitRows(start, F.linear(x, head).cpu().numpy())
 
     def _hidden(self, chunks: NDArray[np.int32], progress: ProgressFn) -> torch.Tensor:
@@ -94,15 +97,17 @@ class TorchBackend:
     def layer(self, index: int) -> tuple[Weights, Linear]:
         """One decoder layer's float32 weights by short name, and how its linears run."""
         prefix = f"model.layers.{index}."
-        weights, rounded = {}, set()
+        weights: dict[str, torch.Tensor] = {}
+        roundings: dict[str, Rounding] = {}
         for spec in layer_tensors(self._source.config, index):
             short = spec.name.removeprefix(prefix).removesuffix(".weight")
             weights[short] = self._weight(spec.name)
-            if self._source.rounds_input(spec.name):
-                rounded.add(short)
+            rounding = self._source.input_rounding(spec.name)
+            if rounding is not None:
+                roundings[short] = rounding
 
         def linear(name: str, x: torch.Tensor) -> torch.Tensor:
-            return F.linear(round_to_int8(x) if name in rounded else x, weights[name])
+            return F.linear(roundings[name](x) if name in roundings else x, weights[name])
 
         return weights, linear
 
@@ -159,9 +164,3 @@ def head_name(source: WeightSource) -> str:
     """The tensor that makes logits: the embedding where they are tied."""
     tied = source.config.tie_word_embeddings
     return "model.embed_tokens.weight" if tied else "lm_head.weight"
-
-
-def round_to_int8(x: torch.Tensor) -> torch.Tensor:
-    """Symmetric int8 with one scale per token, back in float: dynamic W8A8 at inference."""
-    scale = x.abs().amax(dim=-1, keepdim=True).clamp(min=1e-10) / 127
-    return (x / scale).round().clamp(-128, 127) * scale

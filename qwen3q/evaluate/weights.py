@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 
-from qwen3q.errors import CheckpointError, ModelError
+from qwen3q.errors import CheckpointError
 from qwen3q.evaluate.artefact import Artefact
+from qwen3q.evaluate.input_rounding import (
+    Rounding,
+    fp8_per_group,
+    fp8_per_token,
+    ggml_rounding,
+    int8_beside_outliers,
+    int8_per_token,
+)
+from qwen3q.formats.gguf_config import gguf_config
 from qwen3q.formats.gguf_file import GgufTensor, read_header, split_paths
 from qwen3q.formats.reader import QuantizedFolder
 from qwen3q.formats.recognise import Storage
-from qwen3q.models.config import Qwen3Config, parse_config
+from qwen3q.models.config import Qwen3Config
 from qwen3q.models.tensors import TensorSpec, model_tensors
 from qwen3q.plan.gguf import gguf_name
 
-_MODEL_TYPES = {"qwen3": "qwen3", "qwen3moe": "qwen3_moe"}
+_ROUNDINGS = {
+    Storage.INT_QUANTIZED: int8_per_token,
+    Storage.FP8_BLOCKS: fp8_per_group,
+    Storage.FP8_CHANNELS: fp8_per_token,
+    Storage.BNB_INT8: int8_beside_outliers,
+}
+_COMPRESSED = (Storage.INT_QUANTIZED, Storage.FP8_CHANNELS)
+"""compressed-tensors says in its config whether activations are rounded at all."""
 
 
 class WeightSource(Protocol):
@@ -30,8 +45,8 @@ class WeightSource(Protocol):
     def weight(self, name: str) -> torch.Tensor:
         """One tensor, float32, in its checkpoint shape."""
 
-    def rounds_input(self, name: str) -> bool:
-        """Whether serving rounds this linear's input to int8, one scale per token."""
+    def input_rounding(self, name: str) -> Rounding | None:
+        """What an engine does to this linear's input; None for nothing."""
 
 
 class FolderWeights:
@@ -44,13 +59,15 @@ class FolderWeights:
     def weight(self, name: str) -> torch.Tensor:
         return self._folder.weight(name)
 
-    def rounds_input(self, name: str) -> bool:
-        stored = self._folder.weights[name]
-        return stored.storage is Storage.INT_QUANTIZED and self._folder.activation_bits == 8
+    def input_rounding(self, name: str) -> Rounding | None:
+        storage = self._folder.weights[name].storage
+        if self._folder.activation_bits != 8 and storage in _COMPRESSED:
+            return None
+        return _ROUNDINGS.get(storage)
 
 
 class GgufWeights:
-    """A GGUF file, dequantized by gguf-py; llama.cpp's rounding of activations is left out."""
+    """A GGUF file, dequantized by gguf-py; inputs are rounded as llama.cpp's CPU kernels do."""
 
     def __init__(self, artefact: Artefact) -> None:
         headers = [read_header(part) for part in split_paths(artefact.path)]
@@ -70,53 +87,14 @@ class GgufWeights:
             raise CheckpointError(f"The GGUF file has no tensor {stored}.")
         return torch.from_numpy(_dequantize(*self._tensors[stored], spec))
 
-    def rounds_input(self, name: str) -> bool:
-        return False
+    def input_rounding(self, name: str) -> Rounding | None:
+        _, tensor = self._tensors[gguf_name(self._specs[name])]
+        return ggml_rounding(tensor.type)
 
 
 def open_weights(artefact: Artefact) -> WeightSource:
     """The weights of ``artefact``; reads none of them yet."""
     return GgufWeights(artefact) if artefact.is_gguf else FolderWeights(artefact)
-
-
-def gguf_config(metadata: Mapping[str, Any], where: str, *, tied: bool) -> Qwen3Config:
-    """The config that a GGUF file's metadata state.
-
-    Raises:
-        ModelError: no Qwen3, or a key is missing.
-    """
-    architecture = str(metadata.get("general.architecture"))
-    if architecture not in _MODEL_TYPES:
-        raise ModelError(f"{where} is of architecture {architecture!r}, which is not Qwen3.")
-
-    def get(key: str, default: Any = None) -> Any:
-        return metadata.get(f"{architecture}.{key}", default)
-
-    raw = {
-        "model_type": _MODEL_TYPES[architecture],
-        "hidden_size": get("embedding_length"),
-        "num_hidden_layers": get("block_count"),
-        "num_attention_heads": get("attention.head_count"),
-        "num_key_value_heads": get("attention.head_count_kv"),
-        "head_dim": get("attention.key_length"),
-        "intermediate_size": get("feed_forward_length"),
-        "vocab_size": len(metadata.get("tokenizer.ggml.tokens", [])),
-        "tie_word_embeddings": tied,
-        "max_position_embeddings": get("context_length"),
-        "rope_theta": get("rope.freq_base"),
-        "rms_norm_eps": get("attention.layer_norm_rms_epsilon"),
-        "num_experts": get("expert_count"),
-        "num_experts_per_tok": get("expert_used_count"),
-        "moe_intermediate_size": get("expert_feed_forward_length"),
-        "norm_topk_prob": True,
-    }
-    if get("rope.scaling.type") == "yarn":
-        raw["rope_scaling"] = {
-            "rope_type": "yarn",
-            "factor": get("rope.scaling.factor"),
-            "original_max_position_embeddings": get("rope.scaling.original_context_length"),
-        }
-    return parse_config(raw, where)
 
 
 def _dequantize(

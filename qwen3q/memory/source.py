@@ -116,6 +116,7 @@ def _repo(name: str, release: Release) -> str:
 
 
 def _gguf(path: Path) -> Model:
+    from qwen3q.formats.gguf_config import gguf_config
     from qwen3q.formats.gguf_file import read_header, split_paths
     from qwen3q.plan.gguf_types import FILE_TYPES
 
@@ -153,42 +154,6 @@ def _safetensors_file(path: Path) -> Model:
     )
     stored = sum_tensors(fmt, sizes.items(), config, path.stat().st_size)
     return Model(str(path), path.parent.name, config, str(path.parent), stored=stored)
-
-
-def gguf_config(metadata: Mapping[str, Any], where: str, *, tied: bool) -> Qwen3Config:
-    """The shape that a GGUF's metadata declare.
-
-    Raises:
-        ModelError: another architecture, or a key that is missing.
-    """
-    architecture = str(metadata.get("general.architecture"))
-
-    def get(key: str) -> Any:
-        return metadata.get(f"{architecture}.{key}")
-
-    raw = {
-        "model_type": {"qwen3": "qwen3", "qwen3moe": "qwen3_moe"}.get(architecture, architecture),
-        "hidden_size": get("embedding_length"),
-        "num_hidden_layers": get("block_count"),
-        "num_attention_heads": get("attention.head_count"),
-        "num_key_value_heads": get("attention.head_count_kv"),
-        "head_dim": get("attention.key_length"),
-        "intermediate_size": get("feed_forward_length"),
-        "vocab_size": get("vocab_size") or len(metadata.get("tokenizer.ggml.tokens", ())),
-        "tie_word_embeddings": tied,
-        "max_position_embeddings": get("context_length"),
-        "rope_theta": get("rope.freq_base"),
-        "num_experts": get("expert_count"),
-        "num_experts_per_tok": get("expert_used_count"),
-        "moe_intermediate_size": get("expert_feed_forward_length"),
-    }
-    if get("rope.scaling.type") == "yarn":
-        raw["rope_scaling"] = {
-            "rope_type": "yarn",
-            "factor": get("rope.scaling.factor"),
-            "original_max_position_embeddings": get("rope.scaling.original_context_length"),
-        }
-    return parse_config({key: value for key, value in raw.items() if value is not None}, where)
 
 
 def _folder_format(quantization: Mapping[str, Any] | None, dtypes: set[str]) -> str:

@@ -15,7 +15,7 @@ from qwen3q.errors import MissingPackageError
 from qwen3q.evaluate.artefact import find_artefact
 from qwen3q.evaluate.backends import BackendKind, BackendOptions, open_backend
 from qwen3q.evaluate.tokens import open_codec
-from qwen3q.evaluate.torch_backend import round_to_int8
+from qwen3q.evaluate.input_rounding import int8_per_token
 from qwen3q.formats.folder import pack_linear, quantization_config
 from qwen3q.models.config import read_config
 from qwen3q.models.tensors import model_tensors
@@ -112,7 +112,7 @@ def test_a_folder_and_its_gguf_have_one_tokenizer(demo_ggufs, demo_folder):
 
 def test_int8_inputs_keep_the_largest_and_round_the_rest():
     x = torch.tensor([[1.0, -127.0, 0.4, 63.6], [0.0, 0.0, 0.0, 0.0]])
-    assert round_to_int8(x).tolist() == [[1.0, -127.0, 0.0, 64.0], [0.0, 0.0, 0.0, 0.0]]
+    assert int8_per_token(x).tolist() == [[1.0, -127.0, 0.0, 64.0], [0.0, 0.0, 0.0, 0.0]]
 
 
 def test_w8a8_rounds_the_inputs_of_quantized_linears(demo_folder, tmp_path, chunks):
