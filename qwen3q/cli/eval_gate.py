@@ -54,7 +54,9 @@ def show_tables(tables: Iterable[tuple[str, Table]]) -> None:
         drawn = Drawn(title=title, title_style="bold", title_justify="left")
         for column, head in enumerate(cells.heads):
             right = column >= cells.text_columns
-            drawn.add_column(head, justify="right" if right else "left", no_wrap=right)
+            drawn.add_column(
+                head, justify="right" if right else "left", no_wrap=right, overflow="fold"
+            )
         for row in cells.rows:
             drawn.add_row(*row)
         stdout_console().print(drawn)
