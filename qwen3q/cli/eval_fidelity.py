@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from qwen3q.cli.eval_endpoint import show_streaming
 from qwen3q.cli.eval_gate import gate_options, show_gate
 from qwen3q.cli.eval_speed import show_speed
 from qwen3q.cli.output import JsonFlag, format_bytes, note, print_json, progress_bar, stdout_console
@@ -21,7 +22,7 @@ GATE_FAILED = 3
 def fidelity(
     artefacts: Annotated[
         list[str],
-        typer.Argument(metavar="ARTEFACT...", help="Folders, GGUF files, or MODEL:TYPE."),
+        typer.Argument(metavar="ARTEFACT...", help="Folders, GGUF files, MODEL:TYPE, or URLs."),
     ],
     reference: Annotated[
         str, typer.Option(help="The float model: folder, name, GGUF file or MODEL:BF16.")
@@ -109,6 +110,15 @@ def fidelity(
     card: Annotated[
         bool, typer.Option("--update-card", help="Put the figures into each folder's README.md.")
     ] = False,
+    endpoint_model: Annotated[
+        str | None, typer.Option(help="Of an URL's models, where it serves several.")
+    ] = None,
+    endpoint_timeout: Annotated[
+        float, typer.Option(min=0.1, help="Seconds that an URL's answer may take.")
+    ] = 600.0,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Take from --out what an interrupted call measured.")
+    ] = False,
     offline: Annotated[bool, typer.Option("--offline", help="Only what is downloaded.")] = False,
     json_output: JsonFlag = False,
 ) -> None:
@@ -120,9 +130,13 @@ def fidelity(
     With --gate, float model and artefacts answer the same generated questions, with thinking and
     without; the exit code is 3 where an artefact gives fewer right answers or more flawed replies,
     by 95 % bootstrap intervals.
+
+    URLs are OpenAI-compatible endpoints, asked in the reference's tokens; a key goes into
+    QWEN3Q_API_KEY or OPENAI_API_KEY.
     """
     from qwen3q.errors import UsageError
     from qwen3q.evaluate.backends import BackendKind, BackendOptions
+    from qwen3q.evaluate.endpoint import EndpointOptions
     from qwen3q.evaluate.evaluation import EvaluationOptions, evaluate
     from qwen3q.evaluate.gate_run import passed
     from qwen3q.evaluate.hub_text import find_text
@@ -171,17 +185,22 @@ def fidelity(
         cards=card,
         command=("qwen3q", *sys.argv[1:]),
         offline=offline,
+        resume=resume,
+        endpoint=EndpointOptions(endpoint_model, endpoint_timeout),
     )
     content = measured.load(offline)
     with progress_bar(quiet=json_output) as progress:
         done = evaluate(reference, artefacts, measured.name, content, options, progress)
     report = done.report
+    for sentence in done.notes:
+        note(sentence)
     if json_output:
         print_json(report)
     else:
         show_results(report)
         show_gate(report)
         show_speed(report)
+        show_streaming(report)
         for path in done.written:
             note(str(path))
     if gate and not passed(report["gate"]):
@@ -190,7 +209,10 @@ def fidelity(
 
 def show_results(report: Mapping[str, Any]) -> None:
     """The table at once: one line per artefact, best divergence first within a run."""
+    from rich.markup import escape
     from rich.table import Table
+
+    from qwen3q.evaluate.groups import divergence_rank, missing_notes
 
     table = Table()
     table.add_column("artefact", overflow="fold", min_width=16)
@@ -199,19 +221,20 @@ def show_results(report: Mapping[str, Any]) -> None:
     for number, run in enumerate(report["runs"]):
         facts = run["reference"]
         table.add_row(
-            f"{facts['artefact']} (reference)",
+            f"{escape(facts['artefact'])} (reference)",
             format_bytes(facts["file_bytes"]),
             f"{facts['perplexity']:.3f}",
         )
         rows = [row for row in report["results"] if row["run"] == number]
-        for row in sorted(rows, key=lambda row: float(row["kl_mean"])):
+        for row in sorted(rows, key=divergence_rank):
+            spread = _figure(row.get("kl_mean_stderr"), " ± {:.5f}", "")
             table.add_row(
-                row["artefact"],
-                format_bytes(row["file_bytes"]),
-                f"{row['perplexity']:.3f}",
-                f"{row['kl_mean']:.5f} ± {row['kl_mean_stderr']:.5f}",
-                f"{row['kl_p99']:.4f}",
-                f"{row['top1']:.2%}",
+                escape(row["artefact"]),
+                "–" if row["file_bytes"] is None else format_bytes(row["file_bytes"]),
+                _figure(row["perplexity"], "{:.3f}"),
+                _figure(row["kl_mean"], "{:.5f}") + spread,
+                _figure(row["kl_p99"], "{:.4f}"),
+                _figure(row["top1"], "{:.2%}"),
             )
     stdout_console().print(table)
     for run in report["runs"]:
@@ -221,3 +244,9 @@ def show_results(report: Mapping[str, Any]) -> None:
             f"{facts['tokens']:,} scored; KL in nats against {facts['artefact']}.",
             style="dim",
         )
+    for sentence in missing_notes(report["results"]):
+        note(sentence)
+
+
+def _figure(value: float | None, form: str, none: str = "–") -> str:
+    return none if value is None else form.format(value)

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qwen3q.checkpoint.reader import Checkpoint
+from qwen3q.errors import UsageError
+from qwen3q.evaluate.endpoint_http import is_url
 from qwen3q.formats.gguf_file import GgufHeader, read_header, split_paths
 from qwen3q.inspection import describe_format
 from qwen3q.models.config import parse_config, read_config, read_config_json
@@ -69,8 +71,14 @@ def find_artefact(name: str, *, offline: bool = False, progress: ProgressFn = si
 
     Raises:
         SourceError: nothing by that name.
+        UsageError: an endpoint, whose files are not known.
         Qwen3qError: what is there is broken or no Qwen3.
     """
+    if is_url(name):
+        raise UsageError(
+            f"{name} is an endpoint; this takes a model's files.",
+            "Endpoints go into `qwen3q eval URL... --reference MODEL` and `eval endpoint URL`.",
+        )
     path = Path(name).expanduser()
     if not path.is_dir() and (path.suffix == ".gguf" or ":" in name):
         return _gguf(local_gguf(name, offline=offline, progress=progress))

@@ -24,9 +24,7 @@ def size_against_divergence(group: Group) -> str:
 
     Empty if no artefact differs measurably from the reference.
     """
-    shown = [
-        (index, row) for index, row in enumerate(group.rows) if row["kl_mean"] > INDISTINGUISHABLE
-    ]
+    shown = [(index, row) for index, row in enumerate(group.rows) if is_drawn(row)]
     if not shown:
         return ""
     sizes = [row["file_bytes"] for _, row in shown]
@@ -56,6 +54,12 @@ def size_against_divergence(group: Group) -> str:
     for index, row, px, py in placed:
         canvas.label(px, py, short_format(row), "label" if index in group.front else "label muted")
     return canvas.finish()
+
+
+def is_drawn(row: Mapping[str, Any]) -> bool:
+    """Whether a row has a size and a divergence that can be told from none."""
+    divergence = row["kl_mean"]
+    return divergence is not None and divergence > INDISTINGUISHABLE and bool(row["file_bytes"])
 
 
 def layer_heat_map(errors: Mapping[str, Mapping[str, float]], title: str) -> str:

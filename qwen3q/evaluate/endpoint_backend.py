@@ -145,14 +145,10 @@ class EndpointBackend:
         stop_tokens: frozenset[int],
         sampling: Sampling,
     ) -> Answer:
+        require_generation(self._artefact)
         endpoint = self.endpoint
         way = endpoint.generation
-        if way is None:
-            raise EndpointError(
-                f"{self._artefact.name} continues neither tokens nor plain text, so it can't be "
-                "asked in our own chat template.",
-                "It needs /v1/completions.",
-            )
+        assert way is not None
         text = self._codec.spell(tokens)
         request = Request(endpoint.model, tokens, text, max_tokens, stop_tokens, sampling)
         reply = self._client.post(self._path(way.native, way.path), way.body(request))
@@ -180,6 +176,20 @@ class EndpointBackend:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def require_generation(artefact: Artefact) -> None:
+    """Checks that an endpoint can be asked questions; nothing for other artefacts.
+
+    Raises:
+        EndpointError: it can't.
+    """
+    if artefact.endpoint is not None and artefact.endpoint.generation is None:
+        raise EndpointError(
+            f"{artefact.name} continues neither our tokens nor plain text, so it can't be asked "
+            "in the model's own chat template.",
+            "It needs /v1/completions without a template of its own.",
+        )
 
 
 def no_scores(endpoint: Endpoint) -> str:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from qwen3q.evaluate.artefact import Artefact, find_artefact
+from qwen3q.errors import UsageError
+from qwen3q.evaluate.artefact import Artefact, endpoint_artefact, find_artefact
 from qwen3q.evaluate.backends import BackendOptions
 from qwen3q.evaluate.card import update_card
+from qwen3q.evaluate.endpoint import EndpointOptions
+from qwen3q.evaluate.endpoint_backend import require_generation
+from qwen3q.evaluate.endpoint_http import is_url
 from qwen3q.evaluate.gate_run import GateOptions, run_gate
 from qwen3q.evaluate.measure import TextOptions, measure_fidelity
-from qwen3q.evaluate.report import run_report, write_report
+from qwen3q.evaluate.report import machine_facts, run_report, write_report
+from qwen3q.evaluate.resume import Kept
 from qwen3q.evaluate.speed_options import SpeedOptions
 from qwen3q.evaluate.windows import DocumentWindows
 from qwen3q.progress import ProgressFn, silent
@@ -29,6 +34,8 @@ class EvaluationOptions:
         cards: put the figures into the model cards of artefacts that are folders.
         command: the words of the call, for the report.
         offline: only what is downloaded.
+        resume: take from ``out`` what an interrupted call measured there.
+        endpoint: how artefacts that are URLs are asked.
     """
 
     text: TextOptions
@@ -39,14 +46,23 @@ class EvaluationOptions:
     cards: bool = False
     command: tuple[str, ...] = ()
     offline: bool = False
+    resume: bool = False
+    endpoint: EndpointOptions | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """``report`` as ``report.json`` holds it, and the files that were written."""
+    """What one call gave.
+
+    Attributes:
+        report: as ``report.json`` holds it.
+        written: the reports and cards.
+        notes: what was taken from an earlier call, and what not and why.
+    """
 
     report: dict[str, Any]
     written: tuple[Path, ...]
+    notes: tuple[str, ...] = ()
 
 
 def evaluate(
@@ -60,26 +76,49 @@ def evaluate(
     """Measures the artefacts ``names`` against the float model ``reference``.
 
     Raises:
+        UsageError: ``resume`` without a folder.
         Qwen3qError: a model is missing, broken or does not fit the reference.
     """
+    if options.resume and options.out is None:
+        raise UsageError("--resume needs the folder of the earlier call.", "Give its --out.")
     model = find_artefact(reference, offline=options.offline, progress=progress)
     unique = dict.fromkeys(names)
-    artefacts = [find_artefact(n, offline=options.offline, progress=progress) for n in unique]
+    artefacts = [
+        endpoint_artefact(name, model, options.endpoint)
+        if is_url(name)
+        else find_artefact(name, offline=options.offline, progress=progress)
+        for name in unique
+    ]
+    if options.gate is not None:
+        for artefact in artefacts:
+            require_generation(artefact)
+    kept = Kept(options.out, resume=options.resume)
     run = measure_fidelity(
-        model, artefacts, text, options.text, options.backend, out=options.out, progress=progress
+        model,
+        artefacts,
+        text,
+        options.text,
+        options.backend,
+        out=options.out,
+        kept=kept,
+        progress=progress,
     )
     report = run_report(run, text_name, options.command)
     if options.gate is not None:
-        report["gate"] = run_gate(model, artefacts, options.gate, options.backend, progress)
+        report["gate"] = run_gate(
+            model, artefacts, options.gate, options.backend, progress, kept=kept
+        )
     if options.speed is not None:
-        _add_speed(report, (model, *artefacts), options.speed, options.backend, progress)
+        files = [model, *(artefact for artefact in artefacts if artefact.endpoint is None)]
+        _add_speed(report, files, options.speed, options.backend, kept, progress)
+        _add_streaming(report, artefacts, options.speed, progress)
     written = write_report(report, options.out) if options.out is not None else []
     for artefact in artefacts if options.cards else ():
-        if not artefact.is_gguf:
+        if not artefact.is_gguf and artefact.endpoint is None:
             card = artefact.path / "README.md"
             update_card(card, report, artefact.name)
             written.append(card)
-    return Evaluation(report, tuple(written))
+    return Evaluation(report, tuple(written), tuple(kept.notes))
 
 
 def _add_speed(
@@ -87,28 +126,54 @@ def _add_speed(
     artefacts: Sequence[Artefact],
     options: SpeedOptions,
     backend: BackendOptions,
+    kept: Kept,
     progress: ProgressFn,
 ) -> None:
     """Puts ``speed`` and ``memory`` into the report, and what ran them into its run."""
-    from qwen3q.evaluate.speed_run import run_speed
+    from qwen3q.evaluate.speed_run import SpeedRun, run_speed
 
     entry = report["runs"][0]
     report["speed"], report["memory"] = [], []
     notes = []
     for artefact in artefacts:
 
-        def report_done(done: int, total: int, _: str, name: str = artefact.name) -> None:
-            progress(done, total, f"{name}: speed")
+        def measure(artefact: Artefact = artefact) -> dict[str, Any]:
+            def report_done(done: int, total: int, _: str) -> None:
+                progress(done, total, f"{artefact.name}: speed")
 
-        run = run_speed(
-            artefact,
-            options,
-            gpu_layers=backend.gpu_layers,
-            device=backend.device,
-            progress=report_done,
-        )
+            return asdict(
+                run_speed(
+                    artefact,
+                    options,
+                    gpu_layers=backend.gpu_layers,
+                    device=backend.device,
+                    progress=report_done,
+                )
+            )
+
+        asked = (options, backend, machine_facts())
+        run = SpeedRun(**kept.get(artefact, "speed", asked, measure))
         report["speed"] += run.rows
         report["memory"] += run.memory
         entry["machine"] |= run.machine
         notes += [run.note] if run.note else []
     entry["notes"] = list(dict.fromkeys(notes))
+
+
+def _add_streaming(
+    report: dict[str, Any],
+    artefacts: Sequence[Artefact],
+    options: SpeedOptions,
+    progress: ProgressFn,
+) -> None:
+    """Puts ``streaming`` into the report if there are endpoints: the longest prompt's clients."""
+    from qwen3q.evaluate.streaming import StreamingOptions, stream_endpoint
+    from qwen3q.evaluate.tokens import open_codec
+
+    rows: list[dict[str, Any]] = []
+    for artefact in artefacts:
+        if artefact.endpoint is not None:
+            clients = StreamingOptions(prompt=max(options.prompts), generate=options.generate)
+            rows += stream_endpoint(artefact.endpoint, open_codec(artefact), clients, progress)
+    if rows:
+        report["streaming"] = rows

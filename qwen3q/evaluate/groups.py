@@ -74,3 +74,12 @@ def short_format(row: Row) -> str:
     """How a plot names an artefact: its format without ``gguf:``, or its name if that is long."""
     name = str(row["format"]).removeprefix("gguf:")
     return name if len(name) <= 24 else str(row["artefact"])
+
+
+def missing_notes(rows: Sequence[Row]) -> list[str]:
+    """Why figures are null: each sentence once, after the artefacts that it is about."""
+    about: dict[str, list[str]] = {}
+    for row in rows:
+        for sentence in (row.get("missing") or {}).values():
+            about.setdefault(str(sentence), []).append(str(row["artefact"]))
+    return [f"{', '.join(names)}: {sentence}" for sentence, names in about.items()]

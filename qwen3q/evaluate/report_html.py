@@ -7,10 +7,10 @@ from html import escape
 from importlib import resources
 from typing import Any
 
-from qwen3q.evaluate.charts import layer_heat_map, size_against_divergence, speed_lines
+from qwen3q.evaluate.charts import is_drawn, layer_heat_map, size_against_divergence, speed_lines
 from qwen3q.evaluate.charts_memory import memory_stack
 from qwen3q.evaluate.gate_tables import gate_tables
-from qwen3q.evaluate.groups import INDISTINGUISHABLE, Group, comparable
+from qwen3q.evaluate.groups import Group, comparable, missing_notes
 from qwen3q.evaluate.speed_tables import (
     MEMORY_NOTE,
     SPEED_NOTE,
@@ -18,6 +18,7 @@ from qwen3q.evaluate.speed_tables import (
     speed_series,
     speed_table,
 )
+from qwen3q.evaluate.streaming_tables import STREAMING_NOTE, streaming_table
 from qwen3q.evaluate.tables import Table, facts_table, fidelity_table, size
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
@@ -39,6 +40,7 @@ def report_html(report: Mapping[str, Any]) -> str:
     body += [_section(title, _table(table) + _GATE_NOTE) for title, table in gate_tables(report)]
     body += _speed(report)
     body += _memory(report)
+    body += _streaming(report)
     runs = "".join(_table(facts_table(run), kind="facts") for run in report["runs"])
     body.append(_section("What was run", runs))
     style = (resources.files("qwen3q.data") / "report.css").read_text("utf-8")
@@ -70,7 +72,7 @@ def _fidelity(group: Group) -> list[str]:
     text = escape(str(group.text.get("name", "")))
     title = f"Fidelity to {escape(str(group.reference['artefact']))} on {text}"
     chart = size_against_divergence(group)
-    hidden = [str(r["artefact"]) for r in group.rows if r["kl_mean"] <= INDISTINGUISHABLE]
+    hidden = [str(row["artefact"]) for row in group.rows if not is_drawn(row)]
     caption = (
         "Lower and further left is better. The line joins the Pareto front: artefacts than which "
         "no other is both smaller and closer to the reference. Bars are one standard error."
@@ -87,6 +89,7 @@ def _fidelity(group: Group) -> list[str]:
         "token's probability. ± is one standard error, tokens taken as independent; the "
         "definitions are those of llama-perplexity. Bold: on the Pareto front.</p>"
     )
+    parts += [f"<p class=note>{escape(note)}</p>" for note in missing_notes(group.rows)]
     return [_section(title, "".join(parts))]
 
 
@@ -139,6 +142,14 @@ def _memory(report: Mapping[str, Any]) -> list[str]:
     chart = memory_stack(report["memory"])
     figure = f"<figure>{chart}<figcaption>{escape(MEMORY_NOTE)}</figcaption></figure>"
     return [_section("Memory", figure + _table(table))]
+
+
+def _streaming(report: Mapping[str, Any]) -> list[str]:
+    table = streaming_table(report)
+    if table is None:
+        return []
+    note = f"<p class=note>{escape(STREAMING_NOTE)}</p>"
+    return [_section("Streaming clients", _table(table) + note)]
 
 
 def _section(title: str, content: str) -> str:

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from qwen3q.evaluate.gate_tables import gate_tables
-from qwen3q.evaluate.groups import comparable
+from qwen3q.evaluate.groups import comparable, missing_notes
 from qwen3q.evaluate.speed_tables import MEMORY_NOTE, SPEED_NOTE, memory_table, speed_table
+from qwen3q.evaluate.streaming_tables import STREAMING_NOTE, streaming_table
 from qwen3q.evaluate.tables import facts_table, fidelity_table, markdown
 
 FIDELITY_NOTE = (
@@ -23,6 +24,7 @@ def report_markdown(report: Mapping[str, Any]) -> str:
     for group in comparable(report):
         title = f"## Fidelity to {group.reference['artefact']} on {group.text.get('name', '')}"
         parts += [title, markdown(fidelity_table(group)), FIDELITY_NOTE]
+        parts += missing_notes(group.rows)
     for title, table in gate_tables(report):
         parts += [f"## {title}", markdown(table)]
     speed = speed_table(report)
@@ -31,6 +33,9 @@ def report_markdown(report: Mapping[str, Any]) -> str:
     memory = memory_table(report)
     if memory is not None:
         parts += ["## Memory", markdown(memory), MEMORY_NOTE]
+    streaming = streaming_table(report)
+    if streaming is not None:
+        parts += ["## Streaming clients", markdown(streaming), STREAMING_NOTE]
     parts.append("## What was run")
     parts += [markdown(facts_table(run)) for run in report["runs"]]
     return "\n\n".join(parts) + "\n"

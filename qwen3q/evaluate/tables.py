@@ -58,8 +58,8 @@ def _fidelity_row(row: Row) -> tuple[str, ...]:
         str(row["artefact"]),
         str(row["format"]),
         size(row["file_bytes"]),
-        f"{row['bits_per_weight']:.2f}" if "bits_per_weight" in row else "",
-        with_error(row["perplexity"], row["perplexity_stderr"], 3),
+        optional(row, "bits_per_weight", 1, 2),
+        optional(row, "perplexity", 1, 3),
         *(divergence(row, name) for name in ("kl_mean", "kl_median", "kl_p99", "kl_p999")),
         optional(row, "probability_rms", 100, 2, " %"),
         optional(row, "top1", 100, 2, " %"),
@@ -87,8 +87,10 @@ def facts_table(run: Row) -> Table:
     return Table(("", ""), tuple(row for row in rows if row[1]), 2)
 
 
-def size(nbytes: float) -> str:
+def size(nbytes: float | None) -> str:
     """``5.23 MB``, decimal units."""
+    if nbytes is None:
+        return NONE
     for unit, one in (("GB", 1e9), ("MB", 1e6)):
         if nbytes >= one:
             return f"{nbytes / one:.2f} {unit}"
