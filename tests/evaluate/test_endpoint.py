@@ -1,0 +1,424 @@
+"""Endpoints: a server whose distribution is known, faults on order, and real servers as peers."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import time
+from collections import Counter
+from contextlib import closing
+from dataclasses import replace
+from itertools import pairwise
+from math import exp, log
+
+import numpy as np
+import pytest
+from endpoint_server import Served, reply, serve
+
+from qwen3q.data.texts import evaluation_text
+from qwen3q.errors import ModelError, Qwen3qError, UsageError
+from qwen3q.evaluate.artefact import endpoint_artefact, find_artefact
+from qwen3q.evaluate.backends import BackendOptions, open_backend
+from qwen3q.evaluate.endpoint import EndpointOptions, find_endpoint
+from qwen3q.evaluate.endpoint_backend import EndpointBackend
+from qwen3q.evaluate.endpoint_http import (
+    ATTEMPTS,
+    Client,
+    EndpointError,
+    api_key,
+    parse_address,
+    plain,
+)
+from qwen3q.evaluate.endpoint_scores import SCORERS
+from qwen3q.evaluate.measure import TextOptions, measure_fidelity
+from qwen3q.evaluate.report import merge_reports, read_report, run_report, write_report
+from qwen3q.evaluate.report_html import report_html
+from qwen3q.evaluate.report_markdown import report_markdown
+from qwen3q.evaluate.tokens import open_codec
+
+TEXT = TextOptions(context=64, max_chunks=6)
+OPTIONS = BackendOptions(threads=2, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def demo():
+    return find_artefact("demo")
+
+
+@pytest.fixture(scope="module")
+def codec(demo):
+    return open_codec(demo)
+
+
+@pytest.fixture(scope="module")
+def followers(codec) -> dict[int, int]:
+    """The most common follower of each token in the text that is measured."""
+    tokens = codec.encode(evaluation_text("english"), parse_special=False).tolist()
+    pairs = Counter(pairwise(tokens))
+    return {before: after for (before, after), _ in reversed(pairs.most_common())}
+
+
+@pytest.fixture
+def served(codec, followers):
+    def make(dialect: str, **changes) -> Served:
+        return Served(
+            dialect,
+            successor=lambda token: followers.get(token, 262),
+            encode=lambda text: codec.encode(text, parse_special=True).tolist(),
+            decode=codec.spell,
+            **changes,
+        )
+
+    return make
+
+
+@pytest.mark.parametrize("dialect", ["vllm", "echo", "sglang"])
+def test_perplexity_is_the_known_distributions(dialect, served, demo, codec, followers, tmp_path):
+    tokens = codec.encode(evaluation_text("english"), parse_special=False)[: 6 * 64]
+    chunks = tokens.reshape(6, 64)
+    before, after = chunks[:, 32:-1].ravel(), chunks[:, 33:].ravel()
+    top = np.array([followers.get(int(token), 262) for token in before])
+    hits = top == after
+    nll = -np.where(hits, log(0.5), log(0.5 / 8191))
+    assert 0.1 < hits.mean() < 0.9
+    with serve(served(dialect)) as server:
+        artefact = endpoint_artefact(server.url, demo)
+        run = measure_fidelity(
+            demo, [artefact, demo], evaluation_text("english"), TEXT, OPTIONS, out=tmp_path
+        )
+    asked, reference = run.results
+    fidelity = asked.fidelity
+    assert fidelity.tokens == len(nll)
+    assert fidelity.perplexity.value == pytest.approx(exp(nll.mean()), rel=1e-12)
+    error = nll.std(ddof=1) / np.sqrt(len(nll))
+    assert fidelity.perplexity.stderr == pytest.approx(exp(nll.mean()) * error, rel=1e-9)
+    ratio = log(fidelity.perplexity.value / reference.fidelity.perplexity.value)
+    assert fidelity.log_perplexity_ratio.value == pytest.approx(ratio, abs=1e-9)
+    assert fidelity.kl_mean is fidelity.kl_p99 is fidelity.kl_max is None
+    assert "KL" in asked.missing["kl"]
+    if dialect == "echo":
+        assert fidelity.top1 is None
+        assert dialect in asked.missing["top1"]
+    else:
+        with open_backend(demo, OPTIONS, 64) as backend:
+            best = np.concatenate([v.argmax(1) for _, v in backend.logits(chunks, 32)])
+        assert fidelity.top1.value == (best == top).mean()
+    assert artefact.file_bytes is artefact.bits_per_weight is None
+
+
+def test_a_row_without_figures_goes_through_every_report(served, demo, tmp_path):
+    with serve(served("llamacpp")) as server:
+        artefact = endpoint_artefact(server.url, demo)
+        run = measure_fidelity(demo, [artefact, demo], evaluation_text("english"), TEXT, OPTIONS)
+    assert run.results[0].fidelity is None
+    report = run_report(run, "the text", ["qwen3q"])
+    row = report["results"][0]
+    figures = ("perplexity", "perplexity_stderr", "kl_mean", "kl_p99", "kl_max", "top1")
+    assert {row[name] for name in (*figures, "file_bytes", "bits_per_weight")} == {None}
+    written = write_report(report, tmp_path)
+    assert read_report(written[0]) == report
+    merged = merge_reports([report, report])
+    for text in (report_html(merged), report_markdown(merged)):
+        assert artefact.name in text
+        assert "no KL divergence" in text
+        assert "no perplexity" in text
+        assert "None" not in text
+
+
+@pytest.mark.parametrize(
+    ("dialect", "way", "checked"),
+    [
+        ("vllm", "tokens", True),
+        ("echo", "prompt tokens", False),
+        ("sglang", "SGLang", True),
+        ("llamacpp", "llama-server", True),
+        ("ollama", "Ollama", False),
+        ("text", "prompt text", False),
+    ],
+)
+def test_each_server_continues_our_own_prompt(dialect, way, checked, served, demo, codec):
+    prompt = codec.encode("<|im_start|>user\nOnce upon a time", parse_special=True).tolist()
+    with serve(served(dialect)) as server:
+        expected = server.continuation(prompt, 12)
+        backend = EndpointBackend(endpoint_artefact(server.url, demo), 64)
+        assert backend.endpoint.generation.name == way
+        assert backend.endpoint.tokenizer_checked == checked
+        probes = len(server.requests)
+        made = backend.generate(prompt, 12, frozenset())
+        _, body = server.requests[probes]
+        stopped = backend.generate(prompt, 12, frozenset({expected[5]}))
+    assert len(made) == 12
+    if way in ("tokens", "SGLang", "llama-server"):
+        assert made == expected
+    else:
+        # text that is encoded again may fall into other tokens
+        assert codec.spell(expected).startswith(codec.spell(made))
+    assert stopped == made[: made.index(expected[5])]
+    assert body.get("prompt", body.get("input_ids")) in (prompt, codec.spell(prompt))
+
+
+def test_a_servers_text_is_asked_for_until_it_has_the_tokens(served, demo, codec):
+    whole = codec.encode(" house", parse_special=False).tolist()
+    halves = [codec.encode(part, parse_special=False).tolist() for part in (" h", "ouse")]
+    assert len(whole) == 1
+    ring = [token for half in halves for token in half]
+    after = dict(zip(ring, [*ring[1:], ring[0]], strict=True)) | {whole[0]: ring[0]}
+    with serve(served("text")) as server:
+        backend = EndpointBackend(endpoint_artefact(server.url, demo), 64)
+        server.successor = lambda token: after.get(token, ring[0])
+        count = len(server.requests)
+        made = backend.generate([700, 701], 9, frozenset())
+        assert len(server.requests) - count > 1
+    assert len(made) == 9
+    assert made[0] == whole[0]
+
+
+def test_an_answer_that_ended_by_itself_is_shorter_than_the_limit(served, demo, codec):
+    with serve(served("vllm")) as server:
+        artefact = endpoint_artefact(server.url, demo)
+        stop = server.continuation([700], 4)[-1]
+        made = EndpointBackend(artefact, 64).generate([700], 4, frozenset({stop}))
+    assert len(made) < 4
+
+
+def test_another_tokenizer_is_refused(served, demo):
+    with serve(served("vllm")) as server:
+        server.encode = lambda text: list(text.encode())
+        with pytest.raises(ModelError, match="another tokenizer"):
+            endpoint_artefact(server.url, demo)
+
+
+def test_several_models_need_a_name(served, demo):
+    with serve(served("vllm", models=("org/one", "org/two"))) as server:
+        with pytest.raises(UsageError, match="2 models") as caught:
+            find_endpoint(server.url)
+        assert "org/one" in caught.value.hint
+        with pytest.raises(UsageError, match="'three'"):
+            find_endpoint(server.url, EndpointOptions("three"))
+        artefact = endpoint_artefact(server.url, demo, EndpointOptions("org/two"))
+        assert artefact.name.startswith("two at 127.0.0.1:")
+        assert artefact.format == "endpoint:vllm"
+        assert {body["model"] for _, body in server.requests} == {"org/two"}
+
+
+def test_a_context_that_is_too_short_is_refused_before_anything_is_asked(served, demo):
+    with serve(served("vllm", context=64)) as server:
+        artefact = endpoint_artefact(server.url, demo)
+        with pytest.raises(EndpointError, match="64 tokens, but 65"):
+            measure_fidelity(demo, [artefact], evaluation_text("english"), TEXT, OPTIONS)
+
+
+def test_answers_that_make_no_sense_are_refused(served, demo):
+    with serve(served("vllm")) as server:
+        backend = EndpointBackend(endpoint_artefact(server.url, demo), 64)
+        chunks = np.arange(60, dtype=np.int32).reshape(2, 30)
+        for value in (0.5, -9999.0, None, "x"):
+            server.log_probability = lambda before, token, value=value: value
+            with pytest.raises(EndpointError, match="30 tokens"):
+                list(backend.scores(chunks, 10))
+
+
+def test_logits_are_refused(served, demo):
+    with serve(served("vllm")) as server:
+        artefact = endpoint_artefact(server.url, demo)
+        with open_backend(artefact, OPTIONS, 64) as backend:
+            with pytest.raises(EndpointError, match="no logits"):
+                backend.logits(np.zeros((1, 8), np.int32), 4)
+            assert backend.vocab_size == 8192
+
+
+def client(url: str, **changes) -> tuple[Client, list[float]]:
+    pauses: list[float] = []
+    return Client(parse_address(url), sleep=pauses.append, **changes), pauses
+
+
+@pytest.mark.parametrize(
+    ("fault", "says", "tries"),
+    [
+        (lambda h: reply(h, 401, {"error": {"message": "no key"}}), "401: no key", 1),
+        (lambda h: reply(h, 404, {"error": "model 'x' not found"}), "404: model 'x'", 1),
+        (lambda h: reply(h, 422, {"detail": [{"loc": 1}]}), "422", 1),
+        (lambda h: reply(h, 307, b"", Location="http://10.0.0.1/v1"), "http://10.0.0.1/v1", 1),
+        (lambda h: reply(h, 200, b"<html>"), "no JSON", 1),
+        (lambda h: reply(h, 200, b"[" * 100_000), "no JSON", 1),
+        (lambda h: reply(h, 500, b"\x1b[31mred\n" * 99), "500", ATTEMPTS),
+        (lambda h: reply(h, 503, {"error": {"message": "Loading model"}}), "Loading", ATTEMPTS),
+        (lambda h: reply(h, 429, {}, Retry_After="7"), "429", ATTEMPTS),
+        (lambda h: h.connection.close(), "broke off", ATTEMPTS),
+        (lambda h: h.wfile.write(b"SSH-2.0-OpenSSH\r\n\r\n"), "HTTP", 1),
+    ],
+)
+def test_failures_are_a_sentence_after_a_bounded_number_of_tries(fault, says, tries, served):
+    def answer(handler) -> bool:
+        handler.close_connection = True
+        fault(handler)
+        return True
+
+    with serve(served("vllm", fault=answer)) as server:
+        asked, pauses = client(server.url)
+        with pytest.raises(EndpointError) as caught:
+            asked.post("/v1/completions", {})
+        assert len(server.requests) == tries
+    assert says in caught.value.message
+    assert caught.value.message.isprintable()
+    assert len(caught.value.message) < 400
+    assert len(pauses) == tries - 1
+    assert all(0 < pause <= 30 for pause in pauses)
+    if "429" in says:
+        assert min(pauses) >= 7
+
+
+def test_a_server_that_is_busy_once_is_asked_again(served):
+    busy = iter([True])
+
+    def answer(handler) -> bool:
+        if next(busy, False):
+            reply(handler, 503, {})
+            return True
+        return False
+
+    with serve(served("vllm", fault=answer)) as server:
+        asked, pauses = client(server.url)
+        assert asked.get("/v1/models")["data"][0]["id"] == "served"
+    assert len(pauses) == 1
+
+
+def test_a_server_that_stays_silent_is_left(served):
+    with closing(socket.create_server(("127.0.0.1", 0))) as server:
+        asked, pauses = client(f"http://127.0.0.1:{server.getsockname()[1]}", seconds=0.05)
+        with pytest.raises(EndpointError, match=r"within 0\.05 seconds"):
+            asked.get("/v1/models")
+    assert len(pauses) == ATTEMPTS - 1
+
+
+def test_replies_have_a_largest_size(served, monkeypatch):
+    monkeypatch.setattr("qwen3q.evaluate.endpoint_http.MAX_REPLY_BYTES", 1 << 20)
+    huge = served("vllm", fault=lambda h: reply(h, 200, b" " * (2 << 20)) is None)
+    with serve(huge) as server, pytest.raises(EndpointError, match="1 MiB"):
+        client(server.url)[0].get("/v1/models")
+
+
+def test_nobody_there():
+    with closing(socket.create_server(("127.0.0.1", 0))) as server:
+        port = server.getsockname()[1]
+    asked, pauses = client(f"http://127.0.0.1:{port}")
+    with pytest.raises(EndpointError, match="connection refused") as caught:
+        asked.get("/v1/models")
+    assert "running" in caught.value.hint
+    assert not pauses
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("http://me:secret@127.0.0.1/v1", "password"),
+        ("http://", "no endpoint"),
+        ("ftp://127.0.0.1/v1", "no endpoint"),
+        ("http://127.0.0.1:99999/v1", "no URL"),
+        ("http://127.0.0.1/v1?key=1", "no endpoint"),
+    ],
+)
+def test_urls_that_cannot_be_asked(url, says):
+    with pytest.raises(UsageError, match=says) as caught:
+        parse_address(url)
+    assert "secret" not in caught.value.message
+
+
+def test_addresses():
+    for url in ("http://127.0.0.1:80", "http://127.0.0.1/", "HTTP://127.0.0.1/v1/"):
+        assert parse_address(url).url == "http://127.0.0.1:80/v1"
+    address = parse_address("https://host/llm/v1")
+    assert (address.root, address.base, address.port) == ("/llm", "/llm/v1", 443)
+    assert parse_address("http://[::1]:8080/v1").place == "[::1]:8080"
+
+
+def test_keys_come_from_the_environment_and_stay_with_their_server(served, monkeypatch):
+    both = {"QWEN3Q_API_KEY": "mine", "OPENAI_API_KEY": "theirs"}
+    openai = {"OPENAI_API_KEY": "theirs"}
+    for url, ours, theirs in (
+        ("http://127.0.0.1:1", "mine", "theirs"),
+        ("http://[::1]:1", "mine", "theirs"),
+        ("https://example.org", "mine", "theirs"),
+        ("http://example.org", "mine", None),
+        ("http://127.0.0.1.example.org", "mine", None),
+    ):
+        address = parse_address(url)
+        assert api_key(address, both) == ours
+        assert api_key(address, openai) == theirs
+        assert api_key(address, {}) is None
+    with pytest.raises(UsageError) as caught:
+        api_key(address, {"QWEN3Q_API_KEY": "a\r\nX-Evil: 1"})
+    assert "Evil" not in caught.value.message
+    monkeypatch.setenv("QWEN3Q_API_KEY", "mine")
+    with serve(served("vllm")) as server:
+        find_endpoint(server.url)
+    assert server.keys == ["Bearer mine"]
+
+
+def test_a_servers_words_are_one_short_printable_line():
+    assert plain("a\x1b[31m\nb\u202e" + "c" * 999).isprintable()
+    assert len(plain("word " * 999)) <= 200
+
+
+@pytest.fixture(scope="module")
+def llama_server(llama_tools, demo_ggufs):
+    """llama-server with the demo, four answers at a time."""
+    with closing(socket.create_server(("127.0.0.1", 0))) as free:
+        port = free.getsockname()[1]
+    command = [llama_tools / "llama-server", "-m", demo_ggufs["F32"], "--no-repack", "-t", "2"]
+    command += ["-np", "4", "-c", "4096", "--host", "127.0.0.1", "--port", str(port)]
+    log = subprocess.DEVNULL
+    process = subprocess.Popen(list(map(str, command)), stdout=log, stderr=log)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(240):
+            try:
+                find_endpoint(url)
+                break
+            except Qwen3qError:
+                time.sleep(0.25)
+        yield url
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.peer
+def test_llama_server_continues_as_its_file_does(llama_server, demo, demo_ggufs, codec):
+    artefact = endpoint_artefact(llama_server, demo)
+    assert artefact.format == "endpoint:llama.cpp"
+    assert artefact.endpoint.scorer is None
+    assert artefact.endpoint.tokenizer_checked
+    text = "<|im_start|>user\nWhat is 12 + 34?<|im_end|>\n<|im_start|>assistant\n"
+    prompt = codec.encode(text, parse_special=True).tolist()
+    with open_backend(find_artefact(str(demo_ggufs["F32"])), OPTIONS, 300) as backend:
+        expected = backend.generate(prompt, 200, codec.stop_tokens)
+    with open_backend(artefact, OPTIONS, 300) as backend:
+        assert backend.generate(prompt, 200, codec.stop_tokens) == expected
+    assert 10 < len(expected) < 200
+
+
+@pytest.mark.peer
+def test_vllm_scores_as_torch_does(demo):
+    """With QWEN3Q_VLLM_URL naming a vLLM that serves the demo in float32."""
+    url = os.environ.get("QWEN3Q_VLLM_URL")
+    if not url:
+        pytest.skip("QWEN3Q_VLLM_URL names no vLLM server of the demo")
+    artefact = endpoint_artefact(url, demo)
+    run = measure_fidelity(demo, [artefact], evaluation_text("english"), TEXT, OPTIONS)
+    fidelity = run.results[0].fidelity
+    assert fidelity.perplexity.value == pytest.approx(run.reference.perplexity, rel=0.005)
+    assert fidelity.top1.value > 0.99
+    echo = replace(artefact.endpoint, scorer=next(s for s in SCORERS if s.name == "echo"))
+    told = EndpointBackend(replace(artefact, endpoint=echo), 65)
+    assert [row.top for row in told.scores(np.arange(64, dtype=np.int32)[None], 32)] == [None]
+
+
+def test_json_report_of_an_endpoint_has_no_key_in_it(served, demo, monkeypatch, tmp_path):
+    monkeypatch.setenv("QWEN3Q_API_KEY", "very-secret")
+    with serve(served("vllm")) as server:
+        artefact = endpoint_artefact(server.url, demo)
+        run = measure_fidelity(demo, [artefact], evaluation_text("english"), TEXT, OPTIONS)
+    assert "very-secret" not in json.dumps(run_report(run, "t", ["qwen3q"]))
