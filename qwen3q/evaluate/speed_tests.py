@@ -128,17 +128,23 @@ def reset_peak() -> None:
 
 def peak_bytes() -> int | None:
     """The process's largest resident set since ``reset_peak``; None where not known."""
-    return _status("VmHWM:")
+    return _kilobytes("/proc/self/status", "VmHWM:")
 
 
 def resident_bytes() -> int | None:
     """The process's resident set now; None where not known."""
-    return _status("VmRSS:")
+    return _kilobytes("/proc/self/status", "VmRSS:")
 
 
-def _status(key: str) -> int | None:
+def free_memory() -> int | None:
+    """Bytes that programs can still allocate without swapping; None where not known."""
+    return _kilobytes("/proc/meminfo", "MemAvailable:")
+
+
+def _kilobytes(file: str, key: str) -> int | None:
+    """A line ``KEY 123 kB`` in bytes."""
     try:
-        for line in Path("/proc/self/status").read_text().splitlines():
+        for line in Path(file).read_text().splitlines():
             if line.startswith(key):
                 return int(line.split()[1]) << 10
     except OSError:

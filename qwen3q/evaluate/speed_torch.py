@@ -21,16 +21,18 @@ from qwen3q.evaluate.speed_tests import (
     Phase,
     Planned,
     SpeedTest,
+    free_memory,
     peak_bytes,
     planned_tests,
     reset_peak,
     speed_row,
 )
-from qwen3q.evaluate.torch_backend import TorchBackend
+from qwen3q.evaluate.torch_backend import TorchBackend, best_device
 from qwen3q.evaluate.torch_generate import Cache, CachedModel
 from qwen3q.models.decoder import Rope, rope_table
 from qwen3q.progress import ProgressFn
 
+_BYTES_PER_WEIGHT = 4
 _NOT_PREDICTED = {"tokens_per_second": None, "band": None, "bound_tokens_per_second": None}
 
 
@@ -44,6 +46,8 @@ def run_torch(
 ) -> SpeedRun:
     """Times a folder; memory and speed have no prediction, as the estimator has no such engine.
 
+    A model that does not fit into memory is not timed; the run's note says so.
+
     Args:
         before: resident set before this call.
 
@@ -52,6 +56,10 @@ def run_torch(
         Qwen3qError: the folder is broken, or a test makes no sense.
     """
     tests = planned_tests(options)
+    needed, free = _BYTES_PER_WEIGHT * (artefact.parameters or 0), free_memory()
+    if device in (None, "cpu") and best_device() == "cpu" and free is not None and needed > free:
+        sizes = f"{needed / 1e9:.1f} GB in float32, and {free / 1e9:.1f} GB are free"
+        return SpeedRun([], [], {}, note=f"{artefact.name} was not timed in torch: {sizes}.")
     chosen = BackendOptions(BackendKind.TORCH, options.threads, device=device)
     with open_backend(artefact, chosen, max(planned.context for planned in tests)) as backend:
         assert isinstance(backend, TorchBackend)

@@ -171,3 +171,21 @@ def write_w8a8(folder: Path, demo: Path) -> dict[str, torch.Tensor]:
 def test_llama_does_not_run_folders():
     with pytest.raises(MissingPackageError, match="the folder"):
         open_backend(find_artefact("demo"), options("llama"), 64)
+
+
+def test_the_cached_model_reads_sequences_in_pieces_as_at_once():
+    from qwen3q.evaluate.torch_backend import TorchBackend
+    from qwen3q.models.decoder import rope_table
+
+    artefact = find_artefact("demo")
+    tokens = torch.randint(0, 8000, (2, 40), generator=torch.Generator().manual_seed(3))
+    with TorchBackend(artefact, BackendOptions(threads=2, device="cpu")) as backend:
+        model, rope = backend.cached_model(), rope_table(backend.config, 40, backend.device)
+        whole = model.step(tokens, 0, rope, [])
+        cache: list = []
+        for start, end in ((0, 17), (17, 39), (39, 40)):
+            pieces = model.step(tokens[:, start:end], start, rope, cache)
+        torch.testing.assert_close(pieces, whole, atol=2e-4, rtol=1e-4)
+        chunks = np.concatenate([tokens.numpy(), tokens.numpy()[:, :1]], 1).astype(np.int32)
+        rows = next(iter(backend.logits(chunks, 39)))
+        np.testing.assert_allclose(rows.values, whole, atol=2e-4, rtol=1e-4)
