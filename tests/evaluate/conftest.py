@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import os
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -30,3 +35,29 @@ def llama_tools() -> Path:
     if not folder:
         pytest.skip("QWEN3Q_LLAMA_CPP_BIN names no folder with llama.cpp's tools")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def llama_server(llama_tools, demo_ggufs) -> Iterator[str]:
+    """llama-server with the demo, four answers at a time."""
+    with closing(socket.create_server(("127.0.0.1", 0))) as free:
+        port = free.getsockname()[1]
+    command = [llama_tools / "llama-server", "-m", demo_ggufs["F32"], "--no-repack", "-t", "2"]
+    command += ["-np", "4", "-c", "4096", "--host", "127.0.0.1", "--port", str(port)]
+    log = subprocess.DEVNULL
+    process = subprocess.Popen(list(map(str, command)), stdout=log, stderr=log)
+    url = f"http://127.0.0.1:{port}"
+    from qwen3q.errors import Qwen3qError
+    from qwen3q.evaluate.endpoint import find_endpoint
+
+    try:
+        for _ in range(240):
+            try:
+                find_endpoint(url)
+                break
+            except Qwen3qError:
+                time.sleep(0.25)
+        yield url
+    finally:
+        process.kill()
+        process.wait()

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import socket
-import subprocess
-import time
 from collections import Counter
 from contextlib import closing
 from dataclasses import replace
@@ -18,7 +16,7 @@ import pytest
 from endpoint_server import Served, reply, serve
 
 from qwen3q.data.texts import evaluation_text
-from qwen3q.errors import ModelError, Qwen3qError, UsageError
+from qwen3q.errors import ModelError, UsageError
 from qwen3q.evaluate.artefact import endpoint_artefact, find_artefact
 from qwen3q.evaluate.backends import BackendOptions, open_backend
 from qwen3q.evaluate.endpoint import EndpointOptions, find_endpoint
@@ -360,29 +358,6 @@ def test_keys_come_from_the_environment_and_stay_with_their_server(served, monke
 def test_a_servers_words_are_one_short_printable_line():
     assert plain("a\x1b[31m\nb\u202e" + "c" * 999).isprintable()
     assert len(plain("word " * 999)) <= 200
-
-
-@pytest.fixture(scope="module")
-def llama_server(llama_tools, demo_ggufs):
-    """llama-server with the demo, four answers at a time."""
-    with closing(socket.create_server(("127.0.0.1", 0))) as free:
-        port = free.getsockname()[1]
-    command = [llama_tools / "llama-server", "-m", demo_ggufs["F32"], "--no-repack", "-t", "2"]
-    command += ["-np", "4", "-c", "4096", "--host", "127.0.0.1", "--port", str(port)]
-    log = subprocess.DEVNULL
-    process = subprocess.Popen(list(map(str, command)), stdout=log, stderr=log)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(240):
-            try:
-                find_endpoint(url)
-                break
-            except Qwen3qError:
-                time.sleep(0.25)
-        yield url
-    finally:
-        process.kill()
-        process.wait()
 
 
 @pytest.mark.peer
