@@ -103,7 +103,7 @@ def show_speed(report: Mapping[str, Any]) -> None:
         }
         for cells in (speed_table(own), memory_table(own)):
             if cells is not None:
-                console.print(_table(name, cells))
+                console.print(_table(name if cells.heads[2] == "test" else "", cells))
     if names:
         console.print(SPEED_NOTE, style="dim")
     for run in (report, *report.get("runs", [])):
@@ -112,13 +112,13 @@ def show_speed(report: Mapping[str, Any]) -> None:
 
 
 def _table(name: str, cells: Table) -> RichTable:
-    """One artefact's table: its name and engine are the title, not columns."""
+    """One artefact's table; its name, if given, and engine are the title, not columns."""
     from rich.table import Table as RichTable
 
-    engine = cells.rows[0][1]
-    table = RichTable(title=f"{name} ({engine})", title_style="bold", title_justify="left")
+    title = f"{name} ({cells.rows[0][1]})" if name else None
+    table = RichTable(title=title, title_style="bold", title_justify="left")
     for column, head in enumerate(cells.heads[2:]):
-        table.add_column(head, justify="right" if column else "left", no_wrap=True)
+        table.add_column(head, justify="right" if column else "left", no_wrap=column > 0)
     for row in cells.rows:
         table.add_row(*row[2:])
     return table

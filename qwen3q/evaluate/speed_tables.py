@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from qwen3q.evaluate.tables import NONE, Table, size
+from qwen3q.evaluate.tables import NONE, Table, size, with_error
 
 Row = Mapping[str, Any]
 
 SPEED_NOTE = (
     "Median of the repeats after a warm-up ± their standard deviation, all sequences together. "
-    "Three latencies: between tokens at the 50th, 95th and 99th percentile. Predicted: the "
+    "Latency is the time to the first token, or three times between tokens at the 50th, 95th and "
+    "99th percentile. Predicted: the "
     "estimator's figure with its error band; ≤ is no prediction but the limit that reading this "
     "machine's memory sets, as measured in the same run."
 )
@@ -91,10 +92,16 @@ def _speed_row(row: Row) -> tuple[str, ...]:
         str(row["artefact"]),
         str(row.get("engine", "llama.cpp")),
         test_name(row),
-        f"{row['tokens_per_second']:.2f} ± {row['tokens_per_second_stddev']:.2f}",
+        _rate(row["tokens_per_second"], row["tokens_per_second_stddev"]),
         _predicted(row.get("predicted") or {}),
         _latency(row),
     )
+
+
+def _rate(value: float, deviation: float) -> str:
+    """About four digits: ``1,391 ± 163``, ``31.42 ± 0.18``."""
+    digits = 2 if value < 100 else 1 if value < 1000 else 0
+    return with_error(value, deviation, digits)
 
 
 def _predicted(predicted: Row) -> str:
@@ -107,7 +114,7 @@ def _predicted(predicted: Row) -> str:
 def _latency(row: Row) -> str:
     """Time to the first token, or between tokens at the 50th, 95th and 99th percentile."""
     if "first_token_ms" in row:
-        return f"first token {row['first_token_ms']:.1f}"
+        return f"first {row['first_token_ms']:.1f}"
     between = row["latency_ms"]
     return f"{between['p50']:.1f} / {between['p95']:.1f} / {between['p99']:.1f}"
 

@@ -83,6 +83,7 @@ def facts_table(run: Row) -> Table:
         ("reference run by", _words(backend) or "an earlier call; its stored logits were used"),
         ("reference logits", size(reference.get("logits_bytes", 0))),
         ("machine", _words(machine)),
+        ("notes", " ".join(map(str, run.get("notes", [])))),
     ]
     return Table(("", ""), tuple(row for row in rows if row[1]), 2)
 
@@ -98,7 +99,7 @@ def size(nbytes: float | None) -> str:
 
 
 def with_error(value: float, stderr: float, digits: int) -> str:
-    return f"{value:.{digits}f} ± {stderr:.{digits}f}"
+    return f"{value:,.{digits}f} ± {stderr:,.{digits}f}"
 
 
 def divergence(row: Row, name: str) -> str:
@@ -121,7 +122,14 @@ def optional(row: Row, name: str, factor: float, digits: int, unit: str = "") ->
 
 
 def _words(facts: Row) -> str:
-    return ", ".join(f"{key} {value}" for key, value in facts.items() if value not in ("", None))
+    given = ((key, value) for key, value in facts.items() if value not in ("", None, []))
+    return ", ".join(f"{key} {_word(value)}" for key, value in given)
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return f"({_words(value)})"
+    return "; ".join(map(_word, value)) if isinstance(value, list) else str(value)
 
 
 def markdown(table: Table) -> str:

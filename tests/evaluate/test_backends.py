@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from qwen3q.errors import MissingPackageError
 from qwen3q.evaluate.artefact import find_artefact
 from qwen3q.evaluate.backends import BackendKind, BackendOptions, open_backend
-from qwen3q.evaluate.tokens import open_codec
 from qwen3q.evaluate.input_rounding import int8_per_token
+from qwen3q.evaluate.tokens import open_codec
 from qwen3q.formats.folder import pack_linear, quantization_config
 from qwen3q.models.config import read_config
 from qwen3q.models.tensors import model_tensors
