@@ -1,0 +1,153 @@
+"""Interrupted runs: killed at several points, and resumed to the figures of an undisturbed one."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from qwen3q.errors import UsageError
+from qwen3q.evaluate.artefact import find_artefact
+from qwen3q.evaluate.evaluation import Evaluation, evaluate
+from qwen3q.evaluate.resume import SUFFIX, Kept
+
+RUN = """
+import os, signal, sys
+from pathlib import Path
+from qwen3q.data.texts import evaluation_text
+from qwen3q.evaluate.backends import BackendOptions
+from qwen3q.evaluate.evaluation import EvaluationOptions, evaluate
+from qwen3q.evaluate.gate_run import GateOptions
+from qwen3q.evaluate.measure import TextOptions
+from qwen3q.evaluate.speed_options import SpeedOptions
+from qwen3q.evaluate.tasks import Level
+
+def options(out, **more):
+    return EvaluationOptions(
+        TextOptions(context=128, max_chunks=3),
+        BackendOptions(threads=2, device="cpu"),
+        gate=GateOptions(Level.BASIC, each=1, max_tokens=12),
+        speed=SpeedOptions(prompts=(8,), generate=2, depths=(0,), repeats=2, threads=2),
+        out=Path(out),
+        **more,
+    )
+
+TEXT = evaluation_text("english")
+"""
+
+KILLED = """
+out, label, reference, *names = sys.argv[1:]
+
+def progress(done, total, now):
+    if now == label and done:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+evaluate(reference, names, "text", TEXT, options(out), progress)
+"""
+
+shared: dict[str, object] = {}
+exec(RUN, shared)
+
+
+def run(names: list[str], out: Path, **more) -> Evaluation:
+    reference, *others = names
+    return evaluate(reference, others, "text", shared["TEXT"], shared["options"](out, **more))
+
+
+def figures(done: Evaluation) -> dict:
+    """Everything but times of day, durations and what only timing gives."""
+    reference = done.report["runs"][0]["reference"]
+    return {
+        "reference": {k: v for k, v in reference.items() if k not in ("seconds", "backend")},
+        "results": [
+            {k: v for k, v in row.items() if k != "seconds"} for row in done.report["results"]
+        ],
+        "gate": done.report["gate"],
+    }
+
+
+@pytest.fixture(scope="module")
+def names(demo_ggufs, tmp_path_factory) -> list[str]:
+    folder = tmp_path_factory.mktemp("files")
+    return [str(shutil.copy(demo_ggufs[kind], folder)) for kind in ("BF16", "Q8_0", "Q2_K")]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("undisturbed")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(names, whole) -> Evaluation:
+    return run(names, whole)
+
+
+@pytest.mark.parametrize(
+    ("label", "sections"),
+    [
+        ("Qwen3-demo-BF16 (reference)", 0),
+        ("Qwen3-demo-Q2_K", 1),
+        ("Qwen3-demo-Q8_0: questions", 3),
+    ],
+)
+def test_a_killed_run_goes_on_to_the_same_figures(label, sections, names, undisturbed, tmp_path):
+    command = [sys.executable, "-c", RUN + KILLED, str(tmp_path), label, *names]
+    killed = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert not (tmp_path / "report.json").exists()
+    resumed = run(names, tmp_path, resume=True)
+    assert figures(resumed) == figures(undisturbed)
+    taken = [note for note in resumed.notes if "taken from an earlier call" in note]
+    assert len(taken) == len(resumed.notes) == sections
+    assert json.loads((tmp_path / "report.json").read_text()) == resumed.report
+    again = run(names, tmp_path, resume=True)
+    assert again.report["results"] == resumed.report["results"]
+    assert again.report["speed"] == resumed.report["speed"]
+    assert again.report["memory"] == resumed.report["memory"]
+    assert not list(tmp_path.glob(".*.partial"))
+
+
+def test_what_changed_is_measured_again(names, whole, undisturbed, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(whole, out)
+    stat = Path(names[1]).stat()
+    os.utime(names[1], ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    again = run(names, out, resume=True)
+    changed = [note for note in again.notes if "its files changed" in note]
+    assert len(changed) == 3
+    assert all(note.startswith("Qwen3-demo-Q8_0: ") for note in changed)
+    assert figures(again) == figures(undisturbed)
+
+
+def test_other_options_and_broken_files_are_measured_again(demo_ggufs, tmp_path):
+    artefact = find_artefact(str(demo_ggufs["Q8_0"]))
+    calls = []
+
+    def measured(kept: Kept, asked: object) -> int:
+        return kept.get(artefact, "part", asked, lambda: calls.append(asked) or len(calls))
+
+    assert measured(Kept(tmp_path), (1, "a")) == 1
+    assert measured(Kept(tmp_path, resume=True), (1, "a")) == 1
+    assert measured(Kept(tmp_path), (1, "a")) == 2
+    other = Kept(tmp_path, resume=True)
+    assert measured(other, (2, "a")) == 3
+    assert "other options" in other.notes[0]
+    (path,) = tmp_path.glob(f"*{SUFFIX}")
+    path.write_text(path.read_text()[:-20])
+    assert measured(Kept(tmp_path, resume=True), (2, "a")) == 4
+    path.write_text('{"sections": {"part": 7}}')
+    assert measured(Kept(tmp_path, resume=True), (2, "a")) == 5
+    assert calls == [(1, "a"), (1, "a"), (2, "a"), (2, "a"), (2, "a")]
+
+
+def test_without_a_folder_there_is_nothing_to_resume(names):
+    options = shared["options"]("unused", resume=True)
+    with pytest.raises(UsageError, match="--resume"):
+        evaluate(names[0], names[1:], "text", shared["TEXT"], replace(options, out=None))
