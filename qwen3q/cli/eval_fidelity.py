@@ -12,6 +12,7 @@ import typer
 
 from qwen3q.cli.eval_endpoint import show_streaming
 from qwen3q.cli.eval_gate import gate_options, show_gate
+from qwen3q.cli.eval_harness import harness_options, show_tasks
 from qwen3q.cli.eval_speed import show_speed
 from qwen3q.cli.output import JsonFlag, format_bytes, note, print_json, progress_bar, stdout_console
 
@@ -104,6 +105,20 @@ def fidelity(
         int | None,
         typer.Option(min=1, help="Where a reply is cut off. Default: 2048.", show_default=False),
     ] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TASK,...",
+            help="Run tasks of lm-evaluation-harness too, such as gsm8k,mmlu, or YAML files.",
+            show_default=False,
+        ),
+    ] = None,
+    task_limit: Annotated[
+        int | None, typer.Option(min=1, help="Questions per task. Default: all.")
+    ] = None,
+    task_fewshot: Annotated[
+        int | None, typer.Option(min=0, help="Solved examples. Default: the task's own number.")
+    ] = None,
     speed: Annotated[
         bool, typer.Option("--speed", help="Time GGUF files: prefill and decode at two depths.")
     ] = False,
@@ -180,6 +195,7 @@ def fidelity(
         asked.text,
         BackendOptions(BackendKind(backend), threads, gpu_layers, device),
         gate=questions,
+        tasks=harness_options(tasks, task_limit, task_fewshot),
         speed=replace(asked.speed, threads=threads) if asked.speed else None,
         out=out,
         cards=card,
@@ -199,6 +215,7 @@ def fidelity(
     else:
         show_results(report)
         show_gate(report)
+        show_tasks(report)
         show_speed(report)
         show_streaming(report)
         for path in done.written:

@@ -15,6 +15,7 @@ from qwen3q.evaluate.endpoint import EndpointOptions
 from qwen3q.evaluate.endpoint_backend import require_generation
 from qwen3q.evaluate.endpoint_http import is_url
 from qwen3q.evaluate.gate_run import GateOptions, run_gate
+from qwen3q.evaluate.lm_eval_run import HarnessOptions, run_tasks
 from qwen3q.evaluate.measure import TextOptions, measure_fidelity
 from qwen3q.evaluate.report import machine_facts, run_report, write_report
 from qwen3q.evaluate.resume import Kept
@@ -30,6 +31,7 @@ class EvaluationOptions:
     Attributes:
         gate: None asks no questions.
         speed: None times nothing.
+        tasks: None runs no tasks of lm-evaluation-harness.
         out: folder for reports and the reference's logits; None writes nothing.
         cards: put the figures into the model cards of artefacts that are folders.
         command: the words of the call, for the report.
@@ -42,6 +44,7 @@ class EvaluationOptions:
     backend: BackendOptions
     gate: GateOptions | None = None
     speed: SpeedOptions | None = None
+    tasks: HarnessOptions | None = None
     out: Path | None = None
     cards: bool = False
     command: tuple[str, ...] = ()
@@ -107,6 +110,10 @@ def evaluate(
     if options.gate is not None:
         report["gate"] = run_gate(
             model, artefacts, options.gate, options.backend, progress, kept=kept
+        )
+    if options.tasks is not None:
+        report["tasks"] = run_tasks(
+            model, artefacts, options.tasks, options.backend, progress, kept=kept
         )
     if options.speed is not None:
         files = [model, *(artefact for artefact in artefacts if artefact.endpoint is None)]

@@ -25,7 +25,7 @@ _REQUIRED = {
     "file_bytes": int | None,
     "run": int,
 }
-_SECTIONS = ("results", "gate", "speed", "memory", "streaming")
+_SECTIONS = ("results", "gate", "tasks", "speed", "memory", "streaming")
 _WITHOUT_ERROR = ("tokens", "kl_max")
 _NUMBERS = ("perplexity", "perplexity_stderr", "kl_mean", "kl_mean_stderr", "kl_p99", "top1")
 

@@ -11,6 +11,7 @@ from qwen3q.evaluate.charts import is_drawn, layer_heat_map, size_against_diverg
 from qwen3q.evaluate.charts_memory import memory_stack
 from qwen3q.evaluate.gate_tables import gate_tables
 from qwen3q.evaluate.groups import Group, comparable, missing_notes
+from qwen3q.evaluate.lm_eval_tables import TASKS_NOTE, tasks_table
 from qwen3q.evaluate.speed_tables import (
     MEMORY_NOTE,
     SPEED_NOTE,
@@ -24,7 +25,7 @@ from qwen3q.evaluate.tables import Table, facts_table, fidelity_table, size
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 _GATE_NOTE = (
-    "<p class=note>The same questions, answered greedily. The change of the share of right answers "
+    "<p class=note>The same questions and random numbers. The change of the share of right answers "
     "is against the float model, question by question, with its 95 % bootstrap interval; an "
     "artefact fails (bold) where that interval, or the one of flawed replies, shows it worse.</p>"
 )
@@ -38,6 +39,9 @@ def report_html(report: Mapping[str, Any]) -> str:
         body += _fidelity(group)
     body += _layers(report)
     body += [_section(title, _table(table) + _GATE_NOTE) for title, table in gate_tables(report)]
+    tasks = tasks_table(report)
+    if tasks is not None:
+        body.append(_section("Tasks", f"{_table(tasks)}<p class=note>{escape(TASKS_NOTE)}</p>"))
     body += _speed(report)
     body += _memory(report)
     body += _streaming(report)

@@ -7,6 +7,7 @@ from typing import Any
 
 from qwen3q.evaluate.gate_tables import gate_tables
 from qwen3q.evaluate.groups import comparable, missing_notes
+from qwen3q.evaluate.lm_eval_tables import TASKS_NOTE, tasks_table
 from qwen3q.evaluate.speed_tables import MEMORY_NOTE, SPEED_NOTE, memory_table, speed_table
 from qwen3q.evaluate.streaming_tables import STREAMING_NOTE, streaming_table
 from qwen3q.evaluate.tables import facts_table, fidelity_table, markdown
@@ -27,6 +28,9 @@ def report_markdown(report: Mapping[str, Any]) -> str:
         parts += missing_notes(group.rows)
     for title, table in gate_tables(report):
         parts += [f"## {title}", markdown(table)]
+    tasks = tasks_table(report)
+    if tasks is not None:
+        parts += ["## Tasks", markdown(tasks), TASKS_NOTE]
     speed = speed_table(report)
     if speed is not None:
         parts += ["## Speed", markdown(speed), SPEED_NOTE]

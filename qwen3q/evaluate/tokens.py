@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from qwen3q.errors import ModelError
 from qwen3q.evaluate.artefact import Artefact
+from qwen3q.formats.gguf_file import read_header
 from qwen3q.models.config import read_config
 from qwen3q.models.tokenizer import read_tokenizer
 
@@ -20,13 +21,17 @@ class TextCodec(Protocol):
 
     Attributes:
         bos: what each chunk's first token is replaced by, or None.
+        eos: what ends a text; it stands before one where there is no ``bos``.
         chat_template: Jinja source, or None.
         stop_tokens: ids that end an answer.
+        trained_context: tokens that the model was trained to read at once.
     """
 
     bos: int | None
+    eos: int
     chat_template: str | None
     stop_tokens: frozenset[int]
+    trained_context: int
 
     def encode(self, text: str, *, parse_special: bool) -> NDArray[np.int32]:
         """Token ids; with ``parse_special`` ``<|im_start|>`` and the like are one token."""
@@ -50,8 +55,12 @@ class FolderCodec:
         self.chat_template = files.chat_template
         generation = artefact.path / "generation_config.json"
         stated = json.loads(generation.read_text()) if generation.is_file() else {}
-        ends = stated.get("eos_token_id", read_config(artefact.path).eos_token_ids)
+        config = read_config(artefact.path)
+        ends = stated.get("eos_token_id", config.eos_token_ids)
         self.stop_tokens = frozenset([ends] if isinstance(ends, int) else ends)
+        eos = files.named_id("eos_token")
+        self.eos = min(self.stop_tokens) if eos is None else eos
+        self.trained_context = config.max_position_embeddings
 
     def encode(self, text: str, *, parse_special: bool) -> NDArray[np.int32]:
         self._tokenizer.encode_special_tokens = not parse_special
@@ -72,6 +81,9 @@ class GgufCodec:
 
         self._model = LlamaModel(artefact.path, LoadOptions(vocab_only=True))
         self.bos = self._model.bos if self._model.add_bos else None
+        self.eos = self._model.eos
+        metadata = read_header(artefact.path).metadata
+        self.trained_context = int(metadata[f"{metadata['general.architecture']}.context_length"])
         self.chat_template = self._model.chat_template()
         vocabulary = range(self._model.vocab_size)
         self.stop_tokens = frozenset(t for t in vocabulary if self._model.is_end(t))

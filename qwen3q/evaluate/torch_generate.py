@@ -45,8 +45,8 @@ class CachedModel:
         self._layers = layers
         self._norm = norm
         self._head = head
-        self._prompt: list[int] = []
-        self._after_prompt: tuple[NDArray[np.float32], Cache] | None = None
+        self._read: list[int] = []
+        self._cache: Cache = []
 
     @property
     def weight_bytes(self) -> int:
@@ -63,11 +63,16 @@ class CachedModel:
         stop_tokens: frozenset[int],
         sampling: Sampling = GREEDY,
     ) -> list[int]:
-        """The continuation up to a stop token, which is left out."""
+        """The continuation up to a stop token, which is left out.
+
+        The beginning that the prompt shares with what was read before is not computed again.
+        """
         rope = rope_table(self._config, len(prompt) + max_tokens, self._embedding.device)
-        logits, cache = self._prefill(list(prompt), rope)
-        cache = list(cache)
+        # the last token is always computed, for its logits
+        kept = min(_common_prefix(self._read, prompt), len(prompt) - 1)
+        cache = [(k[:, :, :kept], v[:, :, :kept]) for k, v in self._cache] if kept else []
         out: list[int] = []
+        logits = self._step(list(prompt[kept:]), kept, rope, cache)
         for uniform in uniforms(sampling.seed):
             token = choose(logits, sampling, uniform, out)
             if token in stop_tokens:
@@ -76,17 +81,8 @@ class CachedModel:
             if len(out) == max_tokens:
                 break
             logits = self._step([token], len(prompt) + len(out) - 1, rope, cache)
+        self._read, self._cache = [*prompt, *out][: cache[0][0].shape[2]], cache
         return out
-
-    def _prefill(self, prompt: list[int], rope: Rope) -> tuple[NDArray[np.float32], Cache]:
-        """What the prompt leads to; the last prompt's is kept, for further samples of it."""
-        if prompt != self._prompt:
-            cache: Cache = []
-            self._prompt, self._after_prompt = [], None
-            logits = self._step(prompt, 0, rope, cache)
-            self._prompt, self._after_prompt = prompt, (logits, cache)
-        assert self._after_prompt is not None
-        return self._after_prompt
 
     def _step(
         self, tokens: list[int], position: int, rope: Rope, cache: Cache
@@ -133,3 +129,11 @@ class CachedModel:
             hidden = hidden + mlp(hidden, weights, self._config, linear)
         last = rms_norm(hidden[:, -1], self._norm, eps)
         return F.linear(last, self._head)
+
+
+def _common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many tokens two sequences share at their beginning."""
+    for index, (a, b) in enumerate(zip(first, second, strict=False)):
+        if a != b:
+            return index
+    return min(len(first), len(second))

@@ -1,0 +1,225 @@
+"""Tasks of lm-evaluation-harness over a reference and its artefacts, as rows for the report."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from math import isclose, isfinite, sqrt
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qwen3q.errors import MissingPackageError, Qwen3qError, SourceError, UsageError
+from qwen3q.evaluate.artefact import Artefact
+from qwen3q.evaluate.backends import BackendOptions, open_backend
+from qwen3q.evaluate.resume import Kept
+from qwen3q.evaluate.tokens import open_codec
+from qwen3q.progress import ProgressFn, silent
+
+if TYPE_CHECKING:
+    from lm_eval.tasks import TaskManager
+
+LONGEST = 4096
+"""Tokens that a task's question and answer may have; less where the model was trained on less."""
+
+
+@dataclass(frozen=True, slots=True)
+class HarnessOptions:
+    """What is asked.
+
+    Attributes:
+        tasks: names of the harness's tasks, groups or tags, or YAML files of one's own.
+        limit: questions per task; None for all.
+        fewshot: solved examples before each question; None for the task's own number.
+    """
+
+    tasks: tuple[str, ...]
+    limit: int | None = None
+    fewshot: int | None = None
+
+
+def run_tasks(
+    reference: Artefact,
+    artefacts: Sequence[Artefact],
+    options: HarnessOptions,
+    backend: BackendOptions,
+    progress: ProgressFn = silent,
+    *,
+    kept: Kept | None = None,
+) -> list[dict[str, Any]]:
+    """Rows of ``report.json``'s ``tasks``, the reference's first.
+
+    Args:
+        kept: what earlier calls measured, and where this one's figures are kept.
+
+    Raises:
+        MissingPackageError: lm-evaluation-harness is not installed.
+        UsageError: a task is unknown or can't be run.
+        SourceError: a task's data set can't be had.
+        Qwen3qError: a model can't be run.
+    """
+    manager = _task_manager(options.tasks)
+    rows: list[dict[str, Any]] = []
+    base: Mapping[str, Any] | None = None
+    for artefact in (reference, *artefacts):
+
+        def report(done: int, total: int, what: str, name: str = artefact.name) -> None:
+            progress(done, total, f"{name}: {what}")
+
+        results = (kept or Kept(None)).get(
+            artefact,
+            "tasks",
+            (options, backend),
+            partial(_evaluate, artefact, options, backend, manager, report),
+        )
+        rows += _rows(artefact, results, base)
+        base = base or results
+    return rows
+
+
+def _task_manager(names: Sequence[str]) -> TaskManager:
+    """The harness's tasks, all of ``names`` among them."""
+    try:
+        from lm_eval.tasks import TaskManager
+    except ImportError:
+        raise MissingPackageError(
+            "--tasks needs lm-evaluation-harness.", "pip install 'qwen3q[tasks]'"
+        ) from None
+    with _quiet_harness():
+        manager = TaskManager()
+    for name in names:
+        if name not in manager.task_index and not Path(name).is_file():
+            raise UsageError(
+                f"lm-evaluation-harness has no task {name!r}.", "lm_eval ls tasks lists them."
+            )
+    return manager
+
+
+def _evaluate(
+    artefact: Artefact,
+    options: HarnessOptions,
+    backend: BackendOptions,
+    manager: TaskManager,
+    progress: ProgressFn,
+) -> dict[str, Any]:
+    """The harness's results of one model, and what each question scored; plain data."""
+    from lm_eval.evaluator import simple_evaluate
+
+    from qwen3q.evaluate.lm_eval_adapter import BackendLM
+
+    codec = open_codec(artefact)
+    context = min(LONGEST, codec.trained_context)
+    with _quiet_harness(), open_backend(artefact, backend, context + 1) as model:
+        try:
+            results = simple_evaluate(
+                model=BackendLM(model, codec, context, progress),
+                tasks=list(options.tasks),
+                num_fewshot=options.fewshot,
+                limit=options.limit,
+                task_manager=manager,
+            )
+        except Qwen3qError:
+            raise
+        except Exception as error:  # tasks, data sets and metrics raise errors of all kinds
+            raise _explained(error, options.tasks) from None
+    parts = ("higher_is_better", "n-shot", "versions", "n-samples")
+    return {
+        "figures": {**results["results"], **results.get("groups", {})},
+        "answers": {task: _answers(rows) for task, rows in results["samples"].items()},
+        **{part: results[part] for part in parts},
+    }
+
+
+def _answers(samples: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """What each question scored, by metric and filter, for metrics of single questions."""
+    out: dict[str, dict[str, float]] = {}
+    for sample in samples:
+        for metric in sample["metrics"]:
+            if isinstance(sample[metric], int | float):
+                of_metric = out.setdefault(f"{metric},{sample['filter']}", {})
+                of_metric[str(sample["doc_id"])] = float(sample[metric])
+    return out
+
+
+def _explained(error: Exception, tasks: Sequence[str]) -> Qwen3qError:
+    said = str(error).strip().splitlines() or [type(error).__name__]
+    names = ", ".join(tasks)
+    if isinstance(error, OSError):  # ConnectionError and FileNotFoundError among them
+        return SourceError(
+            f"The data of {names} can't be had: {said[0]}.",
+            "Check the network and HF_ENDPOINT; what was downloaded before serves offline.",
+        )
+    return UsageError(f"lm-evaluation-harness can't run {names}: {said[0]}.")
+
+
+def _rows(
+    artefact: Artefact, results: Mapping[str, Any], base: Mapping[str, Any] | None
+) -> Iterator[dict[str, Any]]:
+    """One row per task and metric; with the change against ``base``, question by question."""
+    for task, figures in results["figures"].items():
+        for key, value in figures.items():
+            metric, _, kind = key.partition(",")
+            if not kind or metric.endswith("_stderr") or not isinstance(value, int | float):
+                continue
+            row = {
+                "run": 0,
+                "artefact": artefact.name,
+                "format": artefact.format,
+                "file_bytes": artefact.file_bytes,
+                "task": task,
+                "metric": metric,
+                "filter": kind,
+                "value": float(value),
+                "stderr": _number(figures.get(f"{metric}_stderr,{kind}")),
+                "higher_is_better": results["higher_is_better"].get(task, {}).get(metric),
+                "fewshot": results["n-shot"].get(task),
+                "version": results["versions"].get(task),
+                "questions": results["n-samples"].get(task, {}).get("effective"),
+            }
+            if base is not None:
+                before, after = (
+                    side["answers"].get(task, {}).get(key, {}) for side in (base, results)
+                )
+                # a figure that is no mean of its questions has no change by pairs
+                if after and isclose(sum(after.values()) / len(after), value, abs_tol=1e-9):
+                    row |= _change(before, after)
+            yield row
+
+
+def _change(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, float]:
+    """The mean change and its standard error, from pairs."""
+    if len(before) < 2 or before.keys() != after.keys():
+        return {}
+    changes = [after[question] - before[question] for question in before]
+    mean = sum(changes) / len(changes)
+    variance = sum((change - mean) ** 2 for change in changes) / (len(changes) - 1)
+    return {"change": mean, "change_stderr": sqrt(variance / len(changes))}
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and isfinite(value) else None
+
+
+@contextmanager
+def _quiet_harness() -> Iterator[None]:
+    """Keeps the harness and ``datasets`` from logging and drawing bars; their errors still come."""
+    import datasets
+    import lm_eval.api.task as task_module
+
+    loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets", "evaluate")]
+    levels = [logger.level for logger in loggers]
+    drew, bar = datasets.are_progress_bars_disabled(), task_module.tqdm
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    datasets.disable_progress_bars()
+    task_module.tqdm = partial(bar, disable=True)
+    try:
+        yield
+    finally:
+        task_module.tqdm = bar
+        if not drew:
+            datasets.enable_progress_bars()
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

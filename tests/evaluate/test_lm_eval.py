@@ -1,0 +1,214 @@
+"""lm-evaluation-harness over our backends: against naive transformers, and on a task of our own."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from qwen3q.errors import MissingPackageError, SourceError, UsageError
+from qwen3q.evaluate import loglikelihood as module
+from qwen3q.evaluate.artefact import find_artefact
+from qwen3q.evaluate.backends import BackendOptions, open_backend
+from qwen3q.evaluate.lm_eval_adapter import BackendLM
+from qwen3q.evaluate.lm_eval_run import HarnessOptions, run_tasks
+from qwen3q.evaluate.lm_eval_tables import tasks_table
+from qwen3q.evaluate.loglikelihood import Continuation, loglikelihoods
+from qwen3q.evaluate.tables import markdown
+from qwen3q.evaluate.tokens import open_codec
+
+OPTIONS = BackendOptions(threads=2, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def transformer(demo_folder):
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(demo_folder, dtype=torch.float32)
+
+
+def naive(model, tokens: tuple[int, ...], start: int) -> tuple[float, bool]:
+    """One row at a time, in double precision."""
+    with torch.inference_mode():
+        logits = model(torch.tensor([tokens])).logits[0].double()
+    rows = logits.log_softmax(-1)[start - 1 : len(tokens) - 1]
+    targets = torch.tensor(tokens[start:])
+    score = rows[torch.arange(len(targets)), targets].sum()
+    return float(score), bool((rows.argmax(-1) == targets).all())
+
+
+@pytest.fixture(scope="module")
+def asked(transformer) -> list[Continuation]:
+    """Ragged rows, some of them sharing a beginning, some greedy."""
+    rng = np.random.default_rng(8)
+    out = []
+    for length in (2, 3, 9, 40, 41, 64):
+        tokens = rng.integers(0, 8000, length)
+        for start in {1, length // 2, length - 1} - {0}:
+            out.append(Continuation(tuple(tokens.tolist()), int(start)))
+        out += [
+            Continuation((*tokens[:-1].tolist(), int(other)), length - 1)
+            for other in rng.integers(0, 8000, 3)
+        ]
+        with torch.inference_mode():
+            likeliest = int(transformer(torch.tensor(tokens[None, :-1])).logits[0, -1].argmax())
+        out.append(Continuation((*tokens[:-1].tolist(), likeliest), length - 1))
+    return [out[i] for i in rng.permutation(len(out))]
+
+
+@pytest.mark.parametrize("kind", ["folder", "gguf"])
+@pytest.mark.parametrize("call_tokens", [1 << 16, 200])
+def test_likelihoods_of_ragged_rows(asked, transformer, demo_ggufs, monkeypatch, kind, call_tokens):
+    monkeypatch.setattr(module, "CALL_TOKENS", call_tokens)
+    name = "demo" if kind == "folder" else str(demo_ggufs["F32"])
+    with open_backend(find_artefact(name), OPTIONS, 128) as model:
+        found = loglikelihoods(model, asked)
+    # llama.cpp keeps keys and values in 16 bits
+    atol = 2e-3 if kind == "folder" else 0.3
+    for one, continuation in zip(found, asked, strict=True):
+        score, greedy = naive(transformer, continuation.tokens, continuation.start)
+        assert one.log_probability == pytest.approx(score, abs=atol, rel=1e-4)
+        assert one.greedy == greedy
+    assert any(one.greedy for one in found)
+
+
+def test_one_call_for_rows_of_like_length(asked):
+    class Counting:
+        calls = 0
+
+        def logits(self, chunks, first):
+            self.calls += 1
+            width = chunks.shape[1] - 1 - first
+            yield 0, np.zeros((len(chunks) * width, 8192), np.float32)
+
+    model = Counting()
+    found = loglikelihoods(model, asked)
+    assert model.calls == 5
+    for one, continuation in zip(found, asked, strict=True):
+        scored = len(continuation.tokens) - continuation.start
+        assert one.log_probability == pytest.approx(-scored * np.log(8192))
+
+
+def test_harness_requests_are_hflms(demo_folder, transformer):
+    """The harness's own transformers model, on the same texts."""
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(demo_folder)
+    theirs = HFLM(pretrained=transformer, tokenizer=tokenizer, batch_size=1, max_length=64)
+    pairs = [("Once upon a time", " there was"), ("The boy ", "hid"), ("", "The lamp")]
+    pairs.append(("word " * 80, "lamp"))
+    asked = [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(pairs)]
+    rolling = [Instance("loglikelihood_rolling", {}, (t,), 0) for t in ("word " * 150, "A boy.")]
+    until = {"until": [".", "\n\n"], "max_gen_toks": 40}
+    answers = [Instance("generate_until", {}, (t, until), 0) for t in ("Once upon a time", "The")]
+    artefact = find_artefact("demo")
+    with open_backend(artefact, OPTIONS, 128) as model:
+        ours = BackendLM(model, open_codec(artefact), 64)
+        for mine, other in zip(ours.loglikelihood(asked), theirs.loglikelihood(asked), strict=True):
+            assert mine[0] == pytest.approx(other[0], abs=2e-3, rel=1e-4)
+            assert mine[1] == other[1]
+        assert ours.loglikelihood_rolling(rolling) == pytest.approx(
+            theirs.loglikelihood_rolling(rolling), abs=1e-2
+        )
+        said = ours.generate_until(answers)
+        assert said == theirs.generate_until(answers)
+        assert all("." not in text for text in said)
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory) -> list[str]:
+    """Two tasks over local files: a choice between words, and a sum to be generated."""
+    folder = tmp_path_factory.mktemp("tasks")
+    rng = np.random.default_rng(9)
+    choices, sums = [], []
+    for number in range(12):
+        a, b = map(int, rng.integers(10, 400, 2))
+        choices.append({"question": f"Which is larger, {a} or {b}?", "right": int(a < b)})
+        choices[-1]["options"] = [str(a), str(b)]
+        sums.append({"question": f"What is {a} + {b}?", "answer": str(a + b), "id": number})
+    for name, rows in (("larger", choices), ("sums", sums)):
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / f"{name}.jsonl").write_text(text)
+    common = """
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {file}}}}}
+test_split: test
+metadata: {{version: 3}}
+"""
+    (folder / "larger.yaml").write_text(
+        "task: local_larger\noutput_type: multiple_choice\n"
+        'doc_to_text: "{{question}}"\ndoc_to_choice: "{{options}}"\ndoc_to_target: right\n'
+        "metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]\n"
+        + common.format(file=folder / "larger.jsonl")
+    )
+    (folder / "sums.yaml").write_text(
+        "task: local_sums\noutput_type: generate_until\n"
+        'doc_to_text: "{{question}}"\ndoc_to_target: answer\n'
+        'generation_kwargs: {until: ["\\n"], max_gen_toks: 12}\n'
+        "metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]\n"
+        + common.format(file=folder / "sums.jsonl")
+    )
+    return [str(folder / "larger.yaml"), str(folder / "sums.yaml")]
+
+
+def test_tasks_end_to_end(tasks, demo_ggufs, transformer):
+    demo = find_artefact("demo")
+    files = [find_artefact(str(demo_ggufs[kind])) for kind in ("F32", "Q2_K")]
+    rows = run_tasks(demo, files, HarnessOptions(tuple(tasks), limit=6), OPTIONS)
+    told = {(row["format"], row["task"]): row for row in rows}
+    assert len(told) == len(rows) == 6
+    reference = told["bfloat16", "local_larger"]
+    assert reference["value"] == pytest.approx(naive_accuracy(tasks[0], demo, transformer))
+    share = reference["value"]
+    assert reference["stderr"] == pytest.approx((share * (1 - share) / 5) ** 0.5)
+    assert (reference["questions"], reference["fewshot"], reference["version"]) == (6, 0, 3)
+    assert "change" not in reference
+    same = told["gguf:F32", "local_larger"]
+    assert (same["value"], same["change"], same["change_stderr"]) == (share, 0, 0)
+    worse = told["gguf:Q2_K", "local_larger"]
+    assert worse["change"] == pytest.approx(worse["value"] - share)
+    assert told["gguf:F32", "local_sums"]["metric"] == "exact_match"
+    assert json.loads(json.dumps(rows)) == rows
+    text = markdown(tasks_table({"tasks": rows}))
+    assert text.count("| local_larger | acc |") == 3
+
+
+def naive_accuracy(task: str, demo, transformer) -> float:
+    codec = open_codec(demo)
+    lines = Path(task).with_suffix(".jsonl").read_text().splitlines()[:6]
+    right = 0
+    for question in map(json.loads, lines):
+        scores = []
+        for option in question["options"]:
+            context = codec.encode(question["question"], parse_special=True)
+            whole = codec.encode(f"{question['question']} {option}", parse_special=True)
+            scores.append(naive(transformer, tuple(whole.tolist()), len(context))[0])
+        right += int(np.argmax(scores)) == question["right"]
+    return right / len(lines)
+
+
+def test_a_vocabulary_knows_its_models_context(demo_ggufs):
+    for name in ("demo", str(demo_ggufs["Q8_0"])):
+        codec = open_codec(find_artefact(name))
+        assert codec.trained_context == 2048
+        assert codec.decode([codec.eos]) == ""
+        assert codec.spell([codec.eos]) == "<|im_end|>"
+
+
+def test_an_unknown_task_no_package_or_no_data(tasks, tmp_path, monkeypatch):
+    demo = find_artefact("demo")
+    with pytest.raises(UsageError, match="has no task 'gsm9k'"):
+        run_tasks(demo, [], HarnessOptions(("gsm9k",)), OPTIONS)
+    lost = tmp_path / "lost.yaml"
+    lost.write_text(Path(tasks[0]).read_text().replace("larger.jsonl", "nowhere.jsonl"))
+    with pytest.raises(SourceError, match="can't be had"):
+        run_tasks(demo, [], HarnessOptions((str(lost),)), OPTIONS)
+    monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
+    with pytest.raises(MissingPackageError, match="lm-evaluation-harness"):
+        run_tasks(demo, [], HarnessOptions(tuple(tasks)), OPTIONS)
