@@ -1,0 +1,94 @@
+"""``qwen3q eval URL`` and ``qwen3q eval endpoint URL`` as a user runs them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from endpoint_server import DONE, Served, event, serve, usage_event
+
+from qwen3q.evaluate.artefact import find_artefact
+from qwen3q.evaluate.tokens import open_codec
+
+SHORT = ("--reference", "demo", "--context", "64", "--max-chunks", "2", "--threads", "2")
+
+
+@pytest.fixture(scope="module")
+def served():
+    codec = open_codec(find_artefact("demo"))
+
+    def stream(write) -> None:
+        write(event("one") + event(" two", "length") + usage_event(16, 2) + DONE)
+
+    server = Served(
+        "vllm",
+        successor=lambda token: 262,
+        encode=lambda text: codec.encode(text, parse_special=True).tolist(),
+        decode=codec.spell,
+        models=("org/\x1b[31mRed [bold]",),
+        stream=stream,
+    )
+    with serve(server):
+        yield server
+
+
+def test_an_endpoint_beside_files(cli, served, tmp_path):
+    out = tmp_path / "out"
+    key = "a-secret-key"
+    done = cli("eval", served.url, "demo", *SHORT, "--out", out, QWEN3Q_API_KEY=key)
+    assert done.returncode == 0, done.stderr
+    assert "no KL divergence" in done.stderr
+    assert "\x1b" not in done.stdout
+    assert "Red [bold]" in done.stdout
+    assert served.keys[-1] == f"Bearer {key}"
+    for path in out.iterdir():
+        assert key.encode() not in path.read_bytes()
+    report = json.loads((out / "report.json").read_text())
+    rows = {row["format"]: row for row in report["results"]}
+    assert rows["endpoint:vllm"]["perplexity"] > 1
+    assert rows["endpoint:vllm"]["kl_mean"] is None
+    assert rows["bfloat16"]["kl_mean"] == pytest.approx(0, abs=1e-5)
+    again = cli("eval", served.url, "demo", *SHORT, "--out", out, "--resume")
+    assert again.returncode == 0, again.stderr
+    assert "Qwen3 demo: fidelity taken from an earlier call." in again.stderr
+    resumed = json.loads((out / "report.json").read_text())["results"]
+    assert resumed[1] == report["results"][1]
+    merged = cli("report", out / "report.json", out / "report.json", "--out", tmp_path / "merged")
+    assert merged.returncode == 0, merged.stderr
+
+
+def test_streaming_clients(cli, served, tmp_path):
+    numbers = ("--concurrency", "2", "--prompt", "16", "--generate", "2", "--requests", "3")
+    out = tmp_path / "streaming.json"
+    arguments = (served.url, "--tokenizer", "demo", *numbers, "--out", out)
+    done = cli("eval", "endpoint", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert "16 + 2 tokens" in done.stdout
+    row = json.loads(out.read_text())["streaming"][0]
+    assert (row["concurrency"], row["requests"], row["generated_tokens"]) == (2, 3, 6)
+    printed = cli("eval", "endpoint", *arguments, "--json")
+    assert json.loads(printed.stdout)["streaming"][0].keys() == row.keys()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (("http://127.0.0.1:9", *SHORT), 1, "connection refused"),
+        (("demo", "--reference", "http://127.0.0.1:9"), 2, "is an endpoint"),
+        (("endpoint", "http://127.0.0.1:9"), 1, "connection refused"),
+        (("endpoint", "127.0.0.1:9"), 2, "no endpoint"),
+        (("demo", *SHORT, "--resume"), 2, "--out"),
+    ],
+)
+def test_mistakes_are_explained(cli, arguments, code, says):
+    done = cli("eval", *arguments)
+    assert done.returncode == code
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_unknown_model_needs_its_tokenizer_named(cli, served):
+    done = cli("eval", "endpoint", served.url)
+    assert done.returncode == 2
+    assert "--tokenizer" in done.stderr
+    assert "\x1b" not in done.stderr
