@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from html import escape
-from math import log10
+from math import inf, log10
 from typing import Any
 
 from qwen3q.evaluate.groups import INDISTINGUISHABLE, Group, short_format
@@ -16,7 +16,9 @@ _CELLS_WITH_TEXT = 16
 """Layers up to which a heat map's cells have room for their figure."""
 
 _LABEL_HEIGHT = 15.0
-_LABEL_LETTERS = 21
+_LABEL_LETTERS = 26
+_LETTER_WIDTH = 7.4
+_COLOURS = 8
 
 
 def size_against_divergence(group: Group) -> str:
@@ -108,35 +110,54 @@ def speed_lines(series: Mapping[str, Sequence[Mapping[str, Any]]], x_name: str) 
         return ""
     x_ticks = linear_ticks(0, max(row["x"] for row in rows))
     y_ticks = linear_ticks(0, max(row["value"] + row["stddev"] for row in rows))
+    longest = min(_LABEL_LETTERS, max(map(len, series)))
+    right = WIDTH - 24 - _LETTER_WIDTH * longest
     canvas = Canvas(WIDTH, 360, f"Tokens per second by {x_name}")
-    x = Scale(*tick_range(x_ticks), 70, WIDTH - 190)
+    x = Scale(*tick_range(x_ticks), 70, right)
     y = Scale(*tick_range(y_ticks), 305, 34)
     axes(canvas, x, y, (x_ticks, y_ticks), (x_name, "tokens per second"))
     for number, (name, points) in enumerate(series.items()):
-        kind = f"s{number % 6}"
+        kind = _series_class(number)
         path = [(x(row["x"]), y(row["value"])) for row in points]
         if len(path) > 1:
             canvas.path(path, f"series {kind}")
         for row, (px, py) in zip(points, path, strict=True):
             low, high = max(0, row["value"] - row["stddev"]), row["value"] + row["stddev"]
-            canvas.line(px, y(low), px, y(min(high, y_ticks[-1])), "whisker")
+            canvas.line(px, y(low), px, y(min(high, y_ticks[-1])), f"series thin {kind}")
             tip = f"{name}, {row['x']}: {row['value']:.2f} ± {row['stddev']:.2f} tokens/s"
             canvas.dot(px, py, f"mark {kind}", tip, 4)
     ends = [(y(points[-1]["value"]), name) for name, points in series.items()]
-    for number, height in enumerate(spread([end for end, _ in ends], _LABEL_HEIGHT)):
-        name = ends[number][1]
-        short = name if len(name) <= _LABEL_LETTERS else f"…{name[1 - _LABEL_LETTERS :]}"
-        canvas.text(WIDTH - 180, height + 4, short, f"label s{number % 6}")
+    heights = spread([end for end, _ in ends], _LABEL_HEIGHT, y.start)
+    for number, height in enumerate(heights):
+        text = short_name(ends[number][1], _LABEL_LETTERS)
+        canvas.text(right + 14, height + 4, text, f"label {_series_class(number)}")
     return canvas.finish()
 
 
-def spread(heights: Sequence[float], apart: float) -> list[float]:
-    """Heights in the same order, moved as little as lets each keep ``apart`` from the one above."""
+def spread(heights: Sequence[float], apart: float, lowest: float = inf) -> list[float]:
+    """Heights in the same order, moved so that each keeps ``apart`` from the one above.
+
+    They move down, and up again where the last would come below ``lowest``.
+    """
     out = list(heights)
-    above = float("-inf")
-    for index in sorted(range(len(out)), key=lambda i: heights[i]):
+    order = sorted(range(len(out)), key=lambda i: heights[i])
+    above = -inf
+    for index in order:
         above = out[index] = max(heights[index], above + apart)
+    below = lowest + apart
+    for index in reversed(order):
+        below = out[index] = min(out[index], below - apart)
     return out
+
+
+def short_name(name: str, letters: int) -> str:
+    """The end of a name that is longer than ``letters``, which is what tells artefacts apart."""
+    return name if len(name) <= letters else f"…{name[1 - letters :]}"
+
+
+def _series_class(number: int) -> str:
+    """Eight colours; a ninth line and on is dashed."""
+    return f"s{number % _COLOURS}" + (" again" if number >= _COLOURS else "")
 
 
 def tick_range(ticks: Sequence[float]) -> tuple[float, float]:

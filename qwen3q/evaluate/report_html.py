@@ -136,7 +136,7 @@ def _speed(report: Mapping[str, Any]) -> list[str]:
         if chart:
             parts.append(f"<figure><h3>{title}</h3>{chart}</figure>")
     note = f"<p class=note>{escape(SPEED_NOTE)}</p>"
-    return [_section("Speed", "".join(parts) + _table(table) + note)]
+    return [_section("Speed", "".join(parts) + _table(table, kind="inline") + note)]
 
 
 def _memory(report: Mapping[str, Any]) -> list[str]:
@@ -145,7 +145,7 @@ def _memory(report: Mapping[str, Any]) -> list[str]:
         return []
     chart = memory_stack(report["memory"])
     figure = f"<figure>{chart}<figcaption>{escape(MEMORY_NOTE)}</figcaption></figure>"
-    return [_section("Memory", figure + _table(table))]
+    return [_section("Memory", figure + _table(table, kind="inline"))]
 
 
 def _streaming(report: Mapping[str, Any]) -> list[str]:
@@ -166,7 +166,8 @@ def _table(table: Table, kind: str = "") -> str:
         inner = "".join(
             f"<{tag}{mark}>{_cell(cell)}</{tag}>" for cell, mark in zip(cells, marks, strict=True)
         )
-        return f"<tr{' class=strong' if strong else ''}>{inner}</tr>"
+        mark = " class=strong" if strong else " class=first" if cells[0] else ""
+        return f"<tr{mark}>{inner}</tr>"
 
     head = f"<thead>{row(table.heads, 'th')}</thead>" if any(table.heads) else ""
     body = "".join(

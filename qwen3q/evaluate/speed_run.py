@@ -141,8 +141,8 @@ def memory_rows(
 
     ``rest`` is what the process took beside llama.cpp's buffers: on the CPU from the growth of
     its resident set, on a GPU from NVML. Pages of a buffer that were never touched are not
-    resident, so the rest can come out as 0. The prediction's rest is the driver's context and, on
-    the CPU, the row of logits.
+    resident, and memory that an earlier model left is used again, so on the CPU it can't always
+    be told. The prediction's rest is the driver's context and, on the CPU, the row of logits.
 
     Args:
         before: resident set before the model was loaded.
@@ -159,7 +159,7 @@ def memory_rows(
             buffers.weights,
             buffers.kv,
             buffers.compute,
-            None if held is None else max(0, held - known),
+            beyond(held, known),
         )
         compute = device.compute - (logits if on_cpu else 0)
         expected = (
@@ -193,6 +193,11 @@ def _held(test: SpeedTest, gpus: int, before: int | None, *, on_cpu: bool) -> in
     if on_cpu:
         return growth(test.peak_bytes, before)
     return test.device_bytes if gpus == 1 else None
+
+
+def beyond(held: int | None, known: int) -> int | None:
+    """What is held beside the ``known`` bytes; None where that can't be told."""
+    return held - known if held is not None and held > known else None
 
 
 def growth(peak: int | None, before: int | None) -> int | None:

@@ -18,9 +18,9 @@ SPEED_NOTE = (
 )
 MEMORY_NOTE = (
     "The largest run of each artefact. Weights, cache and compute buffers are llama.cpp's own "
-    "account (in torch: its tensors), the rest is what the process took beside them: the growth "
-    "of its resident set on a CPU, NVML's figure on a GPU. Predicted: `qwen3q estimate`'s figures, "
-    "whose rest is the driver's context and a row of logits."
+    "account (in torch: its tensors); the rest is what the process took beside them, by the growth "
+    "of its resident set on a CPU (– where that can't be told) and by NVML on a GPU. Predicted: "
+    "what qwen3q estimate says, whose rest is the driver's context and a row of logits."
 )
 _PARTS = ("weights", "kv", "compute", "rest")
 
@@ -35,7 +35,7 @@ def speed_table(report: Row) -> Table | None:
     if energy:
         heads.append("J/token")
     cells = [_speed_row(row) + ((_energy(row),) if energy else ()) for row in rows]
-    return Table(tuple(heads), tuple(cells), 3)
+    return Table(tuple(heads), _named_once(cells), 3)
 
 
 def memory_table(report: Row) -> Table | None:
@@ -56,7 +56,7 @@ def memory_table(report: Row) -> Table | None:
         cells.append((*names, where, *_part_cells(row)))
         if row.get("predicted"):
             cells.append((*names, "predicted", *_part_cells(row["predicted"])))
-    return Table(heads, tuple(cells), 3)
+    return Table(heads, _named_once(cells), 3)
 
 
 def speed_series(report: Row, phase: str, along: str) -> dict[str, list[dict[str, Any]]]:
@@ -85,6 +85,15 @@ def test_name(row: Row) -> str:
     batch = f" × {row['batch']}" if row.get("batch", 1) > 1 else ""
     depth = f" at depth {row['depth']:,}" if row["depth"] else ""
     return f"{row['phase']} {row['tokens']:,}{batch}{depth}"
+
+
+def _named_once(rows: Sequence[tuple[str, ...]]) -> tuple[tuple[str, ...], ...]:
+    """Artefact and engine in the first of their rows alone."""
+    named = [row[:2] for row in rows]
+    return tuple(
+        ("", "", *row[2:]) if index and named[index] == named[index - 1] else row
+        for index, row in enumerate(rows)
+    )
 
 
 def _speed_row(row: Row) -> tuple[str, ...]:
@@ -127,4 +136,4 @@ def _energy(row: Row) -> str:
 def _part_cells(parts: Row) -> tuple[str, ...]:
     values: Sequence[int | None] = [parts.get(f"{part}_bytes") for part in _PARTS]
     total = size(sum(value for value in values if value is not None))
-    return (*(NONE if value is None else size(value) for value in values), total)
+    return (*(NONE if value is None else size(value) if value else "0" for value in values), total)

@@ -16,7 +16,7 @@ from qwen3q.evaluate.artefact import Artefact
 from qwen3q.evaluate.backends import BackendKind, BackendOptions, open_backend
 from qwen3q.evaluate.nvml import GpuMeter, joules_per_token
 from qwen3q.evaluate.speed_options import SpeedOptions
-from qwen3q.evaluate.speed_run import SpeedRun, artefact_facts, gpu_machine, growth
+from qwen3q.evaluate.speed_run import SpeedRun, artefact_facts, beyond, gpu_machine, growth
 from qwen3q.evaluate.speed_tests import (
     Phase,
     Planned,
@@ -166,7 +166,7 @@ class _Runner:
             "weights_bytes": weights,
             "kv_bytes": kv,
             "compute_bytes": None,
-            "rest_bytes": None if held is None else max(0, held - weights - kv),
+            "rest_bytes": beyond(held, weights + kv),
             "predicted": None,
         }
 
