@@ -17,7 +17,8 @@ _CELLS_WITH_TEXT = 16
 
 _LABEL_HEIGHT = 15.0
 _LABEL_LETTERS = 26
-_LETTER_WIDTH = 7.4
+_LETTER_WIDTH = 8.5
+"""Of the bold label in the widest usual font, pixels."""
 _COLOURS = 8
 
 

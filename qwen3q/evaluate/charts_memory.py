@@ -16,8 +16,8 @@ _PARTS = ("weights", "kv", "compute", "rest")
 _NAMES = {"weights": "weights", "kv": "KV cache", "compute": "compute", "rest": "rest"}
 _BAR, _GAP, _BETWEEN = 18.0, 4.0, 20.0
 _RIGHT, _TOP = 84.0, 34.0
-_NAME_LETTERS = 34
-_LETTER_WIDTH = 7.6
+_NAME_LETTERS = 32
+_LETTER_WIDTH = 8.5
 _BAR_NAMES = 92.0
 """Room for the words left of the bars."""
 
@@ -87,7 +87,7 @@ def _bar(
             f'width="{right - left:.1f}" height="{_BAR:.1f}"><title>{escape(tip)}</title></rect>'
         )
     total = f"{start / unit[0]:.2f} {unit[1]}"
-    canvas.text(x(start / unit[0]) + 7, top + _BAR - 5, total, "figure")
+    canvas.text(x(start / unit[0]) + 7, top + _BAR - 5, total, "figure total")
 
 
 def _legend(canvas: Canvas, left: float) -> None:

@@ -246,21 +246,99 @@ def test_the_manifest_learns_the_cards_checksum(tmp_path):
     assert updated["name"] == "x"
 
 
-@pytest.mark.peer
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_browser_draws_it(tmp_path, scheme):
-    browser = shutil.which("chromium") or shutil.which("chromium-browser")
-    if browser is None:
+LONG = "Qwen3-30B-A3B-Thinking-2507-UD-IQ4_XS"
+
+
+def speed_rows(*names: str) -> list[dict]:
+    return [
+        {
+            "run": 0,
+            "artefact": name,
+            "format": name,
+            "file_bytes": 1,
+            "engine": "llama.cpp",
+            "phase": phase,
+            "tokens": tokens,
+            "depth": depth,
+            "batch": batch,
+            "tokens_per_second": 12_345.6 / (1 + depth + number),
+            "tokens_per_second_stddev": 200.0,
+            "first_token_ms": 3.0,
+            "predicted": {"tokens_per_second": 100.0, "band": 0.08},
+            "joules_per_token": 0.25,
+        }
+        for number, name in enumerate(names)
+        for phase in ("prefill", "decode")
+        for tokens, depth, batch in ((128, 0, 1), (4096, 0, 1), (128, 32768, 1), (128, 0, 64))
+    ]
+
+
+def memory_row(name: str, device: str, **more) -> dict:
+    parts = {"weights_bytes": 16_900_000_000, "kv_bytes": 6_400_000_000, "compute_bytes": 5 * 10**8}
+    row = {"run": 0, "artefact": name, "format": name, "file_bytes": 1, "engine": "llama.cpp"}
+    shape = {"device": device, "context": 32768, "batch": 2, "rest_bytes": None}
+    return row | shape | parts | {"predicted": parts | {"rest_bytes": 10**9}} | more
+
+
+FULL = EXAMPLE | {
+    "speed": speed_rows(LONG, *(f"Qwen3-8B-Q{bits}_K_M" for bits in range(9))),
+    "memory": [
+        memory_row(LONG, "CUDA0"),
+        memory_row(LONG, "CPU", weights_bytes=10**8, kv_bytes=0),
+        memory_row("Qwen3-8B-GPTQ-Int4", "cuda:0", predicted=None, compute_bytes=None),
+    ],
+}
+
+
+def test_memory_is_drawn_measured_above_predicted():
+    svg = re.findall(r"<svg.*?</svg>", report_html(FULL), re.DOTALL)[-1]
+    bars: dict[str, list[ElementTree.Element]] = {}
+    for mark in ElementTree.fromstring(svg).iter("rect"):
+        if len(mark):
+            bars.setdefault(mark.get("y"), []).append(mark)
+    stacks = [bars[y] for y in sorted(bars, key=float)]
+    kinds = ["predicted" in stack[0].get("class") for stack in stacks]
+    assert kinds == [False, True, False, True, False]
+    for stack in stacks:
+        ends = [float(m.get("x")) + float(m.get("width")) for m in stack]
+        starts = [float(m.get("x")) for m in stack]
+        assert starts[1:] == pytest.approx(ends[:-1], abs=0.11)
+    weights, kv = (float(m.get("width")) for m in stacks[0][:2])
+    assert weights / kv == pytest.approx(16.9 / 6.4, rel=0.01)
+
+
+def test_rows_without_a_divergence_are_dashes_and_not_drawn():
+    nothing = {"kl_mean": None, "kl_mean_stderr": None, "kl_p99": None, "top1": None}
+    endpoint = row("http://127.0.0.1:8000", 1, 0.5) | nothing | {"file_bytes": None}
+    text = report_html(report(*EXAMPLE["results"], endpoint))
+    svg = re.findall(r"<svg.*?</svg>", text, re.DOTALL)[0]
+    assert len(list(ElementTree.fromstring(svg).iter("circle"))) == 4
+    cells = text.partition("<td>http://127.0.0.1:8000</td>")[2].partition("</tr>")[0]
+    assert cells.count(">–<") == 7
+    assert "None" not in text
+    assert "| – |" in report_markdown(report(endpoint))
+
+
+@pytest.fixture
+def browser(tmp_path) -> list[str]:
+    program = shutil.which("chromium") or shutil.which("chromium-browser")
+    if program is None:
         pytest.skip("no chromium on this machine")
-    page = tmp_path / "report.html"
-    page.write_text(report_html(EXAMPLE))
-    shot = tmp_path / "shot.png"
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"]
     flags += ["--disable-background-networking", "--disable-component-update"]
-    flags += [f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1000,900"]
+    return [program, *flags, f"--user-data-dir={tmp_path / 'profile'}"]
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_browser_draws_it(tmp_path, browser, scheme):
+    page = tmp_path / "report.html"
+    page.write_text(report_html(FULL))
+    shot = tmp_path / "shot.png"
+    flags = ["--window-size=1000,900"]
     if scheme == "dark":
         flags += ["--blink-settings=preferredColorScheme=0"]
-    command = [browser, *flags, f"--screenshot={shot}", page.as_uri()]
+    command = [*browser, *flags, f"--screenshot={shot}", page.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     assert "Content Security Policy" not in done.stderr
     pixels = _pixels(shot)
@@ -268,6 +346,35 @@ def test_a_browser_draws_it(tmp_path, scheme):
     assert (background.mean() > 200) == (scheme == "light")
     drawn = (abs(pixels.astype(int) - background).max(axis=2) > 60).mean()
     assert 0.01 < drawn < 0.5
+
+
+_CUT_OFF = """<script>
+const cut = [];
+for (const text of document.querySelectorAll("svg text")) {
+  const box = text.getBBox(), view = text.ownerSVGElement.viewBox.baseVal;
+  if (box.x < 0 || box.y < 0 || box.x + box.width > view.width ||
+      box.y + box.height > view.height) cut.push(text.textContent);
+}
+for (const box of document.querySelectorAll(".scroll"))
+  if (box.scrollWidth > box.clientWidth + 1) cut.push("table " + box.textContent.slice(0, 40));
+document.title = "cut off: " + cut.join("; ") + ".";
+</script>"""
+_A4_WIDTH = 688
+"""CSS pixels of A4 within the style sheet's margins."""
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("medium", ["screen", "print"])
+def test_no_text_is_cut_off(tmp_path, browser, medium):
+    text = report_html(FULL).replace("Content-Security-Policy", "x-policy")
+    width = 1180
+    if medium == "print":
+        text, width = text.replace("@media print", "@media all"), _A4_WIDTH
+    page = tmp_path / "report.html"
+    page.write_text(text.replace("</body>", f"{_CUT_OFF}</body>"))
+    command = [*browser, f"--window-size={width},900", "--dump-dom", page.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert re.findall(r"<title>(cut off[^<]*)</title>", done.stdout) == ["cut off: ."]
 
 
 def _pixels(path):
