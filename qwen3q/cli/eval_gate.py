@@ -54,8 +54,13 @@ def show_tables(tables: Iterable[tuple[str, Table]]) -> None:
         drawn = Drawn(title=title, title_style="bold", title_justify="left")
         for column, head in enumerate(cells.heads):
             right = column >= cells.text_columns
+            width = min(16, max(len(row[column]) for row in cells.rows))
             drawn.add_column(
-                head, justify="right" if right else "left", no_wrap=right, overflow="fold"
+                head,
+                justify="right" if right else "left",
+                no_wrap=right,
+                overflow="fold",
+                min_width=None if right else width,
             )
         for row in cells.rows:
             drawn.add_row(*row)

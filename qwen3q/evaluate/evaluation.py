@@ -15,7 +15,7 @@ from qwen3q.evaluate.endpoint import EndpointOptions
 from qwen3q.evaluate.endpoint_backend import require_generation
 from qwen3q.evaluate.endpoint_http import is_url
 from qwen3q.evaluate.gate_run import GateOptions, run_gate
-from qwen3q.evaluate.lm_eval_run import HarnessOptions, run_tasks
+from qwen3q.evaluate.lm_eval_run import HarnessOptions, load_tasks, run_tasks
 from qwen3q.evaluate.measure import TextOptions, measure_fidelity
 from qwen3q.evaluate.report import machine_facts, run_report, write_report
 from qwen3q.evaluate.resume import Kept
@@ -95,6 +95,7 @@ def evaluate(
     if options.gate is not None:
         for artefact in artefacts:
             require_generation(artefact)
+    harness = load_tasks(options.tasks) if options.tasks is not None else None
     kept = Kept(options.out, resume=options.resume)
     run = measure_fidelity(
         model,
@@ -111,9 +112,9 @@ def evaluate(
         report["gate"] = run_gate(
             model, artefacts, options.gate, options.backend, progress, kept=kept
         )
-    if options.tasks is not None:
+    if options.tasks is not None and harness is not None:
         report["tasks"] = run_tasks(
-            model, artefacts, options.tasks, options.backend, progress, kept=kept
+            model, artefacts, options.tasks, harness, options.backend, progress, kept=kept
         )
     if options.speed is not None:
         files = [model, *(artefact for artefact in artefacts if artefact.endpoint is None)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from functools import partial
 from math import isclose, isfinite, sqrt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from qwen3q.errors import MissingPackageError, Qwen3qError, SourceError, UsageError
 from qwen3q.evaluate.artefact import Artefact
@@ -23,6 +26,10 @@ if TYPE_CHECKING:
 
 LONGEST = 4096
 """Tokens that a task's question and answer may have; less where the model was trained on less."""
+
+
+_HARNESS_SEED = 1234
+_LOGGERS = ("lm_eval", "datasets", "evaluate", "huggingface_hub")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +47,37 @@ class HarnessOptions:
     fewshot: int | None = None
 
 
+def load_tasks(options: HarnessOptions) -> TaskManager:
+    """The harness's tasks; all that are asked for are there, and so is their data.
+
+    Raises:
+        MissingPackageError: lm-evaluation-harness is not installed.
+        UsageError: a task is unknown or can't be run.
+        SourceError: a task's data set can't be had.
+    """
+    try:
+        from lm_eval.tasks import TaskManager
+    except ImportError:
+        raise MissingPackageError(
+            "--tasks needs lm-evaluation-harness.", "pip install 'qwen3q[tasks]'"
+        ) from None
+    with _quiet_harness():
+        manager = TaskManager()
+        for name in options.tasks:
+            if name not in manager.task_index and not Path(name).is_file():
+                raise UsageError(
+                    f"lm-evaluation-harness has no task {name!r}.", "lm_eval ls tasks lists them."
+                )
+        with _explained(options.tasks):
+            manager.load(list(options.tasks))
+    return manager
+
+
 def run_tasks(
     reference: Artefact,
     artefacts: Sequence[Artefact],
     options: HarnessOptions,
+    manager: TaskManager,
     backend: BackendOptions,
     progress: ProgressFn = silent,
     *,
@@ -55,12 +89,9 @@ def run_tasks(
         kept: what earlier calls measured, and where this one's figures are kept.
 
     Raises:
-        MissingPackageError: lm-evaluation-harness is not installed.
-        UsageError: a task is unknown or can't be run.
-        SourceError: a task's data set can't be had.
+        UsageError: a task can't be run.
         Qwen3qError: a model can't be run.
     """
-    manager = _task_manager(options.tasks)
     rows: list[dict[str, Any]] = []
     base: Mapping[str, Any] | None = None
     for artefact in (reference, *artefacts):
@@ -72,64 +103,54 @@ def run_tasks(
             artefact,
             "tasks",
             (options, backend),
-            partial(_evaluate, artefact, options, backend, manager, report),
+            partial(_evaluate, artefact, options, manager, backend, report),
         )
         rows += _rows(artefact, results, base)
         base = base or results
     return rows
 
 
-def _task_manager(names: Sequence[str]) -> TaskManager:
-    """The harness's tasks, all of ``names`` among them."""
-    try:
-        from lm_eval.tasks import TaskManager
-    except ImportError:
-        raise MissingPackageError(
-            "--tasks needs lm-evaluation-harness.", "pip install 'qwen3q[tasks]'"
-        ) from None
-    with _quiet_harness():
-        manager = TaskManager()
-    for name in names:
-        if name not in manager.task_index and not Path(name).is_file():
-            raise UsageError(
-                f"lm-evaluation-harness has no task {name!r}.", "lm_eval ls tasks lists them."
-            )
-    return manager
-
-
 def _evaluate(
     artefact: Artefact,
     options: HarnessOptions,
-    backend: BackendOptions,
     manager: TaskManager,
+    backend: BackendOptions,
     progress: ProgressFn,
 ) -> dict[str, Any]:
     """The harness's results of one model, and what each question scored; plain data."""
-    from lm_eval.evaluator import simple_evaluate
+    from lm_eval.evaluator import evaluate
 
     from qwen3q.evaluate.lm_eval_adapter import BackendLM
 
     codec = open_codec(artefact)
     context = min(LONGEST, codec.trained_context)
-    with _quiet_harness(), open_backend(artefact, backend, context + 1) as model:
-        try:
-            results = simple_evaluate(
-                model=BackendLM(model, codec, context, progress),
-                tasks=list(options.tasks),
-                num_fewshot=options.fewshot,
-                limit=options.limit,
-                task_manager=manager,
-            )
-        except Qwen3qError:
-            raise
-        except Exception as error:  # tasks, data sets and metrics raise errors of all kinds
-            raise _explained(error, options.tasks) from None
+    with (
+        open_backend(artefact, backend, context + 1) as model,
+        _quiet_harness(),
+        _explained(options.tasks),
+    ):
+        lm = BackendLM(model, codec, context, progress)
+        results = evaluate(lm, _prepared(options, manager), limit=options.limit)
     parts = ("higher_is_better", "n-shot", "versions", "n-samples")
     return {
         "figures": {**results["results"], **results.get("groups", {})},
         "answers": {task: _answers(rows) for task, rows in results["samples"].items()},
         **{part: results[part] for part in parts},
     }
+
+
+def _prepared(options: HarnessOptions, manager: TaskManager) -> Any:
+    """Tasks with seeds and examples as ``lm_eval.simple_evaluate`` sets them."""
+    random.seed(0)
+    np.random.seed(_HARNESS_SEED)
+    loaded = manager.load(list(options.tasks))
+    for task in loaded["tasks"].values():
+        own = task.get_config("num_fewshot")
+        # a task that is defined without examples stays so
+        if own is None or (options.fewshot is not None and own != 0):
+            task.set_config("num_fewshot", options.fewshot or 0)
+        task.set_fewshot_seed(_HARNESS_SEED)
+    return loaded
 
 
 def _answers(samples: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
@@ -143,15 +164,27 @@ def _answers(samples: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]
     return out
 
 
-def _explained(error: Exception, tasks: Sequence[str]) -> Qwen3qError:
-    said = str(error).strip().splitlines() or [type(error).__name__]
+@contextmanager
+def _explained(tasks: Sequence[str]) -> Iterator[None]:
+    """One sentence in place of what tasks, data sets and metrics raise."""
     names = ", ".join(tasks)
-    if isinstance(error, OSError):  # ConnectionError and FileNotFoundError among them
-        return SourceError(
-            f"The data of {names} can't be had: {said[0]}.",
+    try:
+        yield
+    except Qwen3qError:
+        raise
+    except OSError as error:  # ConnectionError and FileNotFoundError among them
+        raise SourceError(
+            f"The data of {names} can't be had: {_first_line(error)}.",
             "Check the network and HF_ENDPOINT; what was downloaded before serves offline.",
-        )
-    return UsageError(f"lm-evaluation-harness can't run {names}: {said[0]}.")
+        ) from None
+    except Exception as error:
+        raise UsageError(
+            f"lm-evaluation-harness can't run {names}: {_first_line(error)}."
+        ) from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def _rows(
@@ -208,7 +241,7 @@ def _quiet_harness() -> Iterator[None]:
     import datasets
     import lm_eval.api.task as task_module
 
-    loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets", "evaluate")]
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
     levels = [logger.level for logger in loggers]
     drew, bar = datasets.are_progress_bars_disabled(), task_module.tqdm
     for logger in loggers:

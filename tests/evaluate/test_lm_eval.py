@@ -15,7 +15,7 @@ from qwen3q.evaluate import loglikelihood as module
 from qwen3q.evaluate.artefact import find_artefact
 from qwen3q.evaluate.backends import BackendOptions, open_backend
 from qwen3q.evaluate.lm_eval_adapter import BackendLM
-from qwen3q.evaluate.lm_eval_run import HarnessOptions, run_tasks
+from qwen3q.evaluate.lm_eval_run import HarnessOptions, load_tasks, run_tasks
 from qwen3q.evaluate.lm_eval_tables import tasks_table
 from qwen3q.evaluate.loglikelihood import Continuation, loglikelihoods
 from qwen3q.evaluate.tables import markdown
@@ -160,7 +160,8 @@ metadata: {{version: 3}}
 def test_tasks_end_to_end(tasks, demo_ggufs, transformer):
     demo = find_artefact("demo")
     files = [find_artefact(str(demo_ggufs[kind])) for kind in ("F32", "Q2_K")]
-    rows = run_tasks(demo, files, HarnessOptions(tuple(tasks), limit=6), OPTIONS)
+    options = HarnessOptions(tuple(tasks), limit=6)
+    rows = run_tasks(demo, files, options, load_tasks(options), OPTIONS)
     told = {(row["format"], row["task"]): row for row in rows}
     assert len(told) == len(rows) == 6
     reference = told["bfloat16", "local_larger"]
@@ -202,13 +203,12 @@ def test_a_vocabulary_knows_its_models_context(demo_ggufs):
 
 
 def test_an_unknown_task_no_package_or_no_data(tasks, tmp_path, monkeypatch):
-    demo = find_artefact("demo")
     with pytest.raises(UsageError, match="has no task 'gsm9k'"):
-        run_tasks(demo, [], HarnessOptions(("gsm9k",)), OPTIONS)
+        load_tasks(HarnessOptions(("gsm9k",)))
     lost = tmp_path / "lost.yaml"
     lost.write_text(Path(tasks[0]).read_text().replace("larger.jsonl", "nowhere.jsonl"))
     with pytest.raises(SourceError, match="can't be had"):
-        run_tasks(demo, [], HarnessOptions((str(lost),)), OPTIONS)
+        load_tasks(HarnessOptions((str(lost),)))
     monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
     with pytest.raises(MissingPackageError, match="lm-evaluation-harness"):
-        run_tasks(demo, [], HarnessOptions(tuple(tasks)), OPTIONS)
+        load_tasks(HarnessOptions(tuple(tasks)))
