@@ -83,18 +83,26 @@ class EndpointBackend:
         Raises:
             EndpointError: the server gives no log-probabilities of a prompt, or fails.
         """
+        for done, told in enumerate(self.score(chunks.tolist()), 1):
+            top = None if told.top is None else told.top[first:]
+            yield ScoredRows(told.log_probabilities[first:], top)
+            progress(done, len(chunks), "log-probabilities")
+
+    def score(self, prompts: Sequence[Sequence[int]]) -> Iterator[PromptScores]:
+        """What the server says about each prompt, in order; some are asked for at a time.
+
+        Raises:
+            EndpointError: the server gives no log-probabilities of a prompt, or fails.
+        """
         if self.endpoint.scorer is None:
             raise EndpointError(no_scores(self.endpoint))
         with ThreadPoolExecutor(IN_FLIGHT) as pool:
             try:
-                for done, told in enumerate(pool.map(self._score, chunks.tolist()), 1):
-                    top = None if told.top is None else told.top[first:]
-                    yield ScoredRows(told.log_probabilities[first:], top)
-                    progress(done, len(chunks), "log-probabilities")
+                yield from pool.map(self._score, prompts)
             finally:
                 pool.shutdown(cancel_futures=True)
 
-    def _score(self, tokens: list[int]) -> PromptScores:
+    def _score(self, tokens: Sequence[int]) -> PromptScores:
         scorer = self.endpoint.scorer
         assert scorer is not None
         reply = self._client.post(

@@ -1,4 +1,4 @@
-"""How likely a model finds given continuations, many at a time, through ``Backend.logits``.
+"""How likely a model finds given continuations, many at a time, through its logits or a server.
 
 Rows of different lengths share a call: the shorter ones are filled up at their end, which causal
 attention never looks at. Continuations of the same tokens share a row.
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen3q.evaluate.backends import Backend
+from qwen3q.evaluate.endpoint_backend import EndpointBackend
 from qwen3q.progress import ProgressFn, silent
 
 CALL_TOKENS = 1 << 16
@@ -44,7 +45,13 @@ class Likelihood:
 def loglikelihoods(
     model: Backend, asked: Sequence[Continuation], progress: ProgressFn = silent
 ) -> list[Likelihood]:
-    """The likelihood of each continuation, in the order asked."""
+    """The likelihood of each continuation, in the order asked.
+
+    Raises:
+        EndpointError: a server gives no log-probabilities of a prompt.
+    """
+    if isinstance(model, EndpointBackend):
+        return _ask(model, asked, progress)
     out = [Likelihood() for _ in asked]
     rows: dict[tuple[int, ...], list[int]] = {}
     for number, continuation in enumerate(asked):
@@ -55,6 +62,19 @@ def loglikelihoods(
         _score(model, group, [[(n, asked[n]) for n in row] for row in numbers], out)
         done += sum(map(len, numbers))
         progress(done, len(asked), "continuations")
+    return out
+
+
+def _ask(
+    model: EndpointBackend, asked: Sequence[Continuation], progress: ProgressFn
+) -> list[Likelihood]:
+    """Likelihoods as a server tells them; ``greedy`` is False where it tells no likeliest token."""
+    out = []
+    for one, told in zip(asked, model.score([one.tokens for one in asked]), strict=True):
+        scored = slice(one.start - 1, None)
+        greedy = told.top is not None and told.top[scored].tolist() == list(one.tokens[one.start :])
+        out.append(Likelihood(float(told.log_probabilities[scored].sum()), greedy))
+        progress(len(out), len(asked), "continuations")
     return out
 
 

@@ -30,6 +30,7 @@ from qwen3q.evaluate.endpoint_http import (
     plain,
 )
 from qwen3q.evaluate.endpoint_scores import SCORERS
+from qwen3q.evaluate.loglikelihood import Continuation, loglikelihoods
 from qwen3q.evaluate.measure import TextOptions, measure_fidelity
 from qwen3q.evaluate.report import merge_reports, read_report, run_report, write_report
 from qwen3q.evaluate.report_html import report_html
@@ -216,6 +217,21 @@ def test_answers_that_make_no_sense_are_refused(served, demo):
             server.log_probability = lambda before, token, value=value: value
             with pytest.raises(EndpointError, match="30 tokens"):
                 list(backend.scores(chunks, 10))
+
+
+def test_continuations_are_as_likely_as_the_distribution_says(served, demo):
+    with serve(served("sglang")) as server:
+        backend = EndpointBackend(endpoint_artefact(server.url, demo), 64)
+        likely = server.continuation([700], 3)
+        asked = [
+            Continuation((700, *likely), 1),
+            Continuation((700, *likely[:2], 4000), 2),
+            Continuation((4000, 700, likely[0]), 2),
+        ]
+        found = loglikelihoods(backend, asked)
+    assert [one.greedy for one in found] == [True, False, True]
+    expected = [3 * log(0.5), log(0.5) + log(0.5 / 8191), log(0.5)]
+    assert [one.log_probability for one in found] == pytest.approx(expected)
 
 
 def test_logits_are_refused(served, demo):
