@@ -21,6 +21,8 @@ from pathlib import Path
 from time import perf_counter_ns
 from typing import Any
 
+import numpy as np
+
 from eval.bench.timing import machine
 from qwen3q.llama.threads import calm_openmp, default_threads
 
@@ -64,7 +66,10 @@ def llama_bench(plan: Plan, program: Path) -> Rates:
 
 
 def outside(plan: Plan) -> dict[str, tuple[float, float]]:
-    """Share of the measured time, and microseconds per call, spent outside llama.cpp's calls."""
+    """What a step spends outside llama.cpp's calls: share of its time, and microseconds (medians).
+
+    A step is a prompt, or one decoded token.
+    """
     from qwen3q.evaluate.speed import measure_speed
     from qwen3q.evaluate.speed_options import SpeedOptions
     from qwen3q.llama import context, model
@@ -84,17 +89,17 @@ def outside(plan: Plan) -> dict[str, tuple[float, float]]:
     plain = lib.llama_decode, lib.llama_synchronize
     lib.llama_decode, lib.llama_synchronize = map(timed, plain)
     found = {}
-    options = SpeedOptions((PROMPT,), GENERATE, (0,), 1, plan.threads)
+    options = SpeedOptions((PROMPT,), GENERATE, (0,), 3, plan.threads)
     try:
         with model.LlamaModel(plan.file) as loaded:
             for measured in measure_speed(loaded, options):
                 test = measured.test
-                calls = 1 if not test.token_times else GENERATE
-                inside = sum(spent[-2 * calls :])
-                total = sum(test.samples)
+                steps = test.token_times or test.samples
+                inside = np.reshape(spent[-2 * len(steps) :], (-1, 2)).sum(1)
+                extra = np.asarray(steps) - inside
                 found[str(test.planned.phase)] = (
-                    (total - inside) / total,
-                    (total - inside) / calls / 1e3,
+                    float(np.median(extra / steps)),
+                    float(np.median(extra)) / 1e3,
                 )
     finally:
         lib.llama_decode, lib.llama_synchronize = plain
@@ -126,7 +131,7 @@ def main() -> None:
     print(f"{machine()}, {plan.threads} threads; {arguments.rounds} rounds of {plan.repeats}\n")
     print("\n".join(lines))
     for phase, (share, microseconds) in outside(plan).items():
-        print(f"\n{phase}: {share:.3%} outside llama.cpp's calls, {microseconds:.0f} µs per call")
+        print(f"\n{phase}: {microseconds:.0f} µs of a step outside llama.cpp's calls, {share:.3%}")
     sys.exit(worst > LIMIT)
 
 
