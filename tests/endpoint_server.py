@@ -190,7 +190,7 @@ def _completion(served: Served, body: dict[str, Any]) -> dict[str, Any]:
                 place = {str(token): {"logprob": score, "rank": 7}}
                 place[top] = {"logprob": log(0.5), "rank": 1}
                 choice["prompt_logprobs"].append(place)
-    elif served.dialect == "echo" and body.get("echo"):
+    elif served.dialect in ("echo", "sglang") and body.get("echo"):
         values = [None, *scores, *[log(0.5)] * len(made)]
         choice["logprobs"] = {"token_logprobs": values}
     usage = {"prompt_tokens": len(tokens), "completion_tokens": len(made)}
@@ -225,6 +225,7 @@ def _llama(served: Served, body: dict[str, Any]) -> dict[str, Any]:
 
 def _ollama(served: Served, body: dict[str, Any]) -> dict[str, Any]:
     assert body["raw"]
+    assert body["think"] is False
     tokens = served.encode(body["prompt"])
     made = served.continuation(tokens, body["options"]["num_predict"])
     return {

@@ -30,6 +30,8 @@ from qwen3q.evaluate.sampling import GREEDY
 PROBE_TEXT = "<|im_start|>user\nWhat is 12 + 34? 你好<|im_end|>\n<think>\n\n</think>\n"
 _OWNERS = {"llamacpp": "llama.cpp", "library": "ollama"}
 _LISTED = 5
+_PROBED = 2
+"""Tokens that a probe asks for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +152,8 @@ def probe(
         return True
 
     def continues(generation: Generation) -> bool:
-        request = Request(endpoint.model, tokens, text, 2, frozenset(), GREEDY)
+        context = len(tokens) + _PROBED
+        request = Request(endpoint.model, tokens, text, _PROBED, frozenset(), GREEDY, context)
         try:
             answer = generation.read(ask(generation, generation.body(request)))
         except MALFORMED:

@@ -51,6 +51,7 @@ class EndpointBackend:
         self.endpoint: Endpoint = artefact.endpoint
         self.facts: Mapping[str, Any] = self.endpoint.facts
         self._artefact = artefact
+        self._context = context
         self._codec = open_codec(artefact)
         self._client = self.endpoint.client()
         if self.endpoint.context is not None and context > self.endpoint.context:
@@ -158,7 +159,9 @@ class EndpointBackend:
         way = endpoint.generation
         assert way is not None
         text = self._codec.spell(tokens)
-        request = Request(endpoint.model, tokens, text, max_tokens, stop_tokens, sampling)
+        request = Request(
+            endpoint.model, tokens, text, max_tokens, stop_tokens, sampling, self._context
+        )
         reply = self._client.post(self._path(way.native, way.path), way.body(request))
         try:
             return way.read(reply)

@@ -21,6 +21,8 @@ class Request:
         tokens: the prompt.
         text: the same, spelled with its control tokens.
         stop_tokens: end the answer, beside what the server itself knows.
+        context: tokens of the longest prompt and answer; the same in every request, as a server
+            that loads the model for each new one would be slow.
     """
 
     model: str
@@ -29,6 +31,7 @@ class Request:
     max_tokens: int
     stop_tokens: frozenset[int]
     sampling: Sampling
+    context: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,16 +156,21 @@ def _sglang_read(reply: Any) -> Answer:
 
 
 def _ollama_body(request: Request) -> dict[str, Any]:
-    """Ollama's ``/api/generate``: with ``raw`` no template of its own comes around the prompt."""
+    """Ollama's ``/api/generate``.
+
+    With ``raw`` no template of its own comes around the prompt, and without ``think`` the thinking
+    stays in the text.
+    """
     sampling = request.sampling
     return {
         "model": request.model,
         "prompt": request.text,
         "raw": True,
+        "think": False,
         "stream": False,
         "options": {
             "num_predict": request.max_tokens,
-            "num_ctx": len(request.tokens) + request.max_tokens + 1,
+            "num_ctx": request.context,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "top_k": sampling.top_k,

@@ -273,11 +273,9 @@ class Client:
         try:
             yield
         except TimeoutError:
-            raise _PassingError(
-                self._error(
-                    f"gave no answer within {self._seconds:g} seconds",
-                    "A larger --endpoint-timeout waits longer.",
-                )
+            raise self._error(
+                f"gave no answer within {self._seconds:g} seconds",
+                "A larger --endpoint-timeout waits longer.",
             ) from None
         except ConnectionRefusedError:
             raise _PassingError(

@@ -86,20 +86,21 @@ def _sglang_body(model: str, tokens: Sequence[int]) -> dict[str, Any]:
 
 
 def _sglang_read(reply: Any, tokens: Sequence[int]) -> PromptScores:
-    told, best = reply["meta_info"]["input_token_logprobs"], reply["meta_info"]
+    facts = reply["meta_info"]
+    told = facts["input_token_logprobs"]
     _require_length(told, tokens)
     if [entry[1] for entry in told] != list(tokens):
         raise ValueError
-    top = [place[0][1] for place in best["input_top_logprobs"][1:]]
+    top = [place[0][1] for place in facts["input_top_logprobs"][1:]]
     return _scores([entry[0] for entry in told[1:]], top)
 
 
 SCORERS = (
     Scorer("prompt_logprobs", False, "/completions", _vllm_body, _vllm_read),
-    Scorer("echo", False, "/completions", _echo_body, _echo_read),
     Scorer("return_logprob", True, "/generate", _sglang_body, _sglang_read),
+    Scorer("echo", False, "/completions", _echo_body, _echo_read),
 )
-"""In the order in which a server is asked for them."""
+"""In the order in which a server is asked for them; the last tells no likeliest token by its id."""
 
 
 def _completion(model: str, tokens: Sequence[int]) -> dict[str, Any]:

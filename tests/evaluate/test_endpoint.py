@@ -304,7 +304,7 @@ def test_a_server_that_stays_silent_is_left(served):
         asked, pauses = client(f"http://127.0.0.1:{server.getsockname()[1]}", seconds=0.05)
         with pytest.raises(EndpointError, match=r"within 0\.05 seconds"):
             asked.get("/v1/models")
-    assert len(pauses) == ATTEMPTS - 1
+    assert not pauses
 
 
 def test_replies_have_a_largest_size(served, monkeypatch):

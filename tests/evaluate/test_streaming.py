@@ -14,6 +14,9 @@ from qwen3q.errors import UsageError
 from qwen3q.evaluate.artefact import find_artefact
 from qwen3q.evaluate.endpoint import find_endpoint
 from qwen3q.evaluate.endpoint_http import EndpointError
+from qwen3q.evaluate.report import merge_reports
+from qwen3q.evaluate.report_html import report_html
+from qwen3q.evaluate.report_markdown import report_markdown
 from qwen3q.evaluate.streaming import (
     Level,
     Stream,
@@ -23,7 +26,7 @@ from qwen3q.evaluate.streaming import (
     stream_endpoint,
 )
 from qwen3q.evaluate.streaming_prompts import make_prompts, open_tokenizer
-from qwen3q.evaluate.streaming_tables import streaming_table
+from qwen3q.evaluate.streaming_tables import STREAMING_NOTE, streaming_table
 from qwen3q.evaluate.tokens import open_codec
 
 
@@ -176,6 +179,22 @@ def test_a_level_where_all_failed_has_no_figures():
         assert row[name] is None
     assert row["failures"] == {"gone": 2}
     assert "–" in streaming_table({"streaming": [{"artefact": "a"} | row]}).rows[0]
+
+
+def test_rows_go_through_every_report(codec):
+    def stream(write) -> None:
+        write(event("x") + event("y") + usage_event(4, 2) + DONE)
+
+    options = StreamingOptions(concurrency=(1, 3), prompt=4, generate=2, requests=3)
+    with serve(server(codec, stream)) as served:
+        rows = stream_endpoint(find_endpoint(served.url), codec, options)
+    machine = {"machine": {}, "text": {}, "reference": {"artefact": "float"}}
+    report = {"runs": [machine], "results": [], "streaming": rows}
+    merged = merge_reports([report, json.loads(json.dumps(report))])
+    assert [row["run"] for row in merged["streaming"]] == [0, 0, 1, 1]
+    for text in (report_html(merged), report_markdown(merged)):
+        assert text.count(rows[0]["artefact"]) == 4
+        assert STREAMING_NOTE in text
 
 
 def test_a_server_that_does_not_stream_is_an_error(codec):
