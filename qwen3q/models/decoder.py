@@ -91,7 +91,7 @@ def mlp(
 
 def gated(x: torch.Tensor, gate: str, up: str, linear: Linear) -> torch.Tensor:
     """``silu(gate(x)) * up(x)``: down_proj's input."""
-    return F.silu(linear(gate, x)) * linear(up, x)
+    return F.silu(linear(gate, x), inplace=True).mul_(linear(up, x))
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,8 +141,7 @@ def expert_names(expert: int) -> tuple[str, str, str]:
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """``x / rms(x) * weight`` over the last dimension (Zhang and Sennrich, arXiv 1910.07467)."""
-    wide = x.float()
-    return wide * (wide.square().mean(-1, keepdim=True) + eps).rsqrt() * weight
+    return F.rms_norm(x.float(), weight.shape, weight.float(), eps)
 
 
 def split_heads(x: torch.Tensor, head_dim: int) -> torch.Tensor:
@@ -153,7 +152,12 @@ def split_heads(x: torch.Tensor, head_dim: int) -> torch.Tensor:
 def rotate(x: torch.Tensor, rope: Rope) -> torch.Tensor:
     """RoPE over halves: element i is paired with ``i + head_dim / 2`` (arXiv 2104.09864)."""
     first, second = x.chunk(2, dim=-1)
-    return x * rope.cos + torch.cat((-second, first), dim=-1) * rope.sin
+    sines = rope.sin.chunk(2, dim=-1)
+    out = x * rope.cos
+    turned = out.chunk(2, dim=-1)
+    turned[0].addcmul_(second, sines[0], value=-1)
+    turned[1].addcmul_(first, sines[1])
+    return out
 
 
 def rope_table(config: Qwen3Config, length: int, device: torch.device | str = "cpu") -> Rope:
