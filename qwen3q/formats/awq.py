@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -49,11 +50,12 @@ def dequantize(tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
     )
 
 
-def quantization_config(scheme: Scheme, kept_float: list[str]) -> dict[str, Any]:
+def quantization_config(scheme: Scheme, kept_float: list[str], layers: int) -> dict[str, Any]:
     """What ``config.json`` says.
 
     Args:
-        kept_float: modules left in float, by full name; loaders match them as substrings.
+        kept_float: modules left in float, by full name.
+        layers: decoder layers of the model.
     """
     return {
         "quant_method": "awq",
@@ -61,8 +63,23 @@ def quantization_config(scheme: Scheme, kept_float: list[str]) -> dict[str, Any]
         "bits": scheme.bits,
         "group_size": scheme.group_size,
         "zero_point": True,
-        "modules_to_not_convert": kept_float,
+        "modules_to_not_convert": _substrings(kept_float, layers),
     }
+
+
+def _substrings(modules: list[str], layers: int) -> list[str]:
+    """Names for loaders, which look for them inside a module's name.
+
+    AutoAWQ looks inside the name within a layer, and finds no full name there. So what every layer
+    keeps is named as in a layer; with a router in every layer, ``mlp.gate`` hits no ``gate_proj``.
+    """
+    inside = {name: name.split(".", 3)[-1] for name in modules if name.startswith("model.layers.")}
+    counts = Counter(inside.values())
+    chosen = (
+        inside[name] if name in inside and counts[inside[name]] == layers else name
+        for name in modules
+    )
+    return list(dict.fromkeys(chosen))
 
 
 def _pack(codes: torch.Tensor) -> torch.Tensor:

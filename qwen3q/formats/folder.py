@@ -87,7 +87,7 @@ def quantization_config(scheme: Scheme, config: Qwen3Config) -> dict[str, Any] |
         case Layout.GPTQ:
             return gptq.quantization_config(scheme, has_router=config.is_moe)
         case Layout.AWQ:
-            return awq.quantization_config(scheme, kept)
+            return awq.quantization_config(scheme, kept, config.num_hidden_layers)
         case Layout.PACK_QUANTIZED | Layout.INT_QUANTIZED:
             return compressed_tensors.quantization_config(scheme, kept)
         case Layout.BNB_NF4 | Layout.BNB_INT8:

@@ -128,6 +128,22 @@ def test_every_layout_is_read_back(
                 assert error < 0.16, name
 
 
+@pytest.mark.parametrize("dense_layers", [(), (1,)])
+def test_awq_loaders_leave_the_routers_alone(dense_layers: tuple[int, ...], experts: Path) -> None:
+    """vLLM looks for the names in a module's full name, AutoAWQ in its name within the layer."""
+    config = replace(read_config(experts), mlp_only_layers=dense_layers)
+    quantization = quantization_config(parse_scheme("awq:int4"), config)
+    assert quantization is not None
+    keys = quantization["modules_to_not_convert"]
+    modules = [spec.name.removesuffix(".weight") for spec in model_tensors(config)]
+    linears = {name for name in modules if name.endswith(("_proj", "mlp.gate"))}
+    routers = {name for name in linears if name.endswith("mlp.gate")}
+    assert {name for name in linears if any(key in name for key in keys)} == routers
+    if not dense_layers:  # AutoAWQ has no name for one layer's router
+        local = {name.split(".", 3)[3] for name in linears}
+        assert {name for name in local if any(key in name for key in keys)} == {"mlp.gate"}
+
+
 def test_version_2_zeros(dense: Path, tmp_path: Path) -> None:
     """GPTQModel's own layout stores the zero itself, and says so in the config."""
     scheme = parse_scheme("gptq:int4", symmetric=False)
