@@ -92,15 +92,13 @@ def speed(
 
 def show_speed(report: Mapping[str, Any]) -> None:
     """Tables of speed and memory per artefact, measured beside predicted; nothing if not run."""
-    from qwen3q.evaluate.speed_tables import SPEED_NOTE, memory_table, speed_table
+    from qwen3q.evaluate.speed_tables import SPEED_NOTE, memory_table, named_rows, speed_table
 
     console = stdout_console()
-    names = dict.fromkeys(str(row["artefact"]) for row in report.get("speed", []))
+    named = {key: named_rows(report, key) for key in ("speed", "memory")}
+    names = dict.fromkeys(str(row["artefact"]) for row in named["speed"])
     for name in names:
-        own = {
-            key: [row for row in report.get(key, []) if row["artefact"] == name]
-            for key in ("speed", "memory")
-        }
+        own = {key: [row for row in rows if row["artefact"] == name] for key, rows in named.items()}
         for cells in (speed_table(own), memory_table(own)):
             if cells is not None:
                 console.print(_table(name if cells.heads[2] == "test" else "", cells))

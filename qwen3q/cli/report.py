@@ -25,7 +25,8 @@ def report(
 
     Results on the same text against the same reference share a plot and a table.
     """
-    from qwen3q.cli.eval_fidelity import show_results
+    from qwen3q.cli.eval_fidelity import show_gate, show_results
+    from qwen3q.cli.eval_speed import show_speed
     from qwen3q.evaluate.report import merge_reports, read_report, write_report
 
     merged = merge_reports([read_report(path) for path in files])
@@ -34,5 +35,7 @@ def report(
         print_json(merged)
         return
     show_results(merged)
+    show_gate(merged)
+    show_speed(merged)
     for path in written:
         note(str(path))

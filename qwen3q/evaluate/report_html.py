@@ -16,6 +16,7 @@ from qwen3q.evaluate.speed_tables import (
     MEMORY_NOTE,
     SPEED_NOTE,
     memory_table,
+    named_rows,
     speed_series,
     speed_table,
 )
@@ -45,7 +46,11 @@ def report_html(report: Mapping[str, Any]) -> str:
     body += _speed(report)
     body += _memory(report)
     body += _streaming(report)
-    runs = "".join(_table(facts_table(run), kind="facts") for run in report["runs"])
+    runs = "".join(
+        (f"<h3>Run {number}</h3>" if len(report["runs"]) > 1 else "")
+        + _table(facts_table(run), kind="facts")
+        for number, run in enumerate(report["runs"], 1)
+    )
     body.append(_section("What was run", runs))
     style = (resources.files("qwen3q.data") / "report.css").read_text("utf-8")
     return (
@@ -143,7 +148,7 @@ def _memory(report: Mapping[str, Any]) -> list[str]:
     table = memory_table(report)
     if table is None:
         return []
-    chart = memory_stack(report["memory"])
+    chart = memory_stack(named_rows(report, "memory"))
     figure = f"<figure>{chart}<figcaption>{escape(MEMORY_NOTE)}</figcaption></figure>"
     return [_section("Memory", figure + _table(table, kind="inline"))]
 

@@ -41,5 +41,7 @@ def report_markdown(report: Mapping[str, Any]) -> str:
     if streaming is not None:
         parts += ["## Streaming clients", markdown(streaming), STREAMING_NOTE]
     parts.append("## What was run")
-    parts += [markdown(facts_table(run)) for run in report["runs"]]
+    for number, run in enumerate(report["runs"], 1):
+        parts += [f"### Run {number}"] if len(report["runs"]) > 1 else []
+        parts.append(markdown(facts_table(run)))
     return "\n\n".join(parts) + "\n"

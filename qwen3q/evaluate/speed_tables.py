@@ -27,7 +27,7 @@ _PARTS = ("weights", "kv", "compute", "rest")
 
 def speed_table(report: Row) -> Table | None:
     """One row per artefact and test; None if speed was not measured."""
-    rows = report.get("speed", [])
+    rows = named_rows(report, "speed")
     if not rows:
         return None
     heads = ["artefact", "engine", "test", "tokens/s", "predicted", "latency, ms"]
@@ -43,7 +43,7 @@ def memory_table(report: Row) -> Table | None:
 
     The last row of a device is what the estimator says; torch's own path has no prediction.
     """
-    rows = report.get("memory", [])
+    rows = named_rows(report, "memory")
     if not rows:
         return None
     heads = ("artefact", "engine", "memory", "weights", "KV cache", "compute", "rest", "total")
@@ -64,7 +64,7 @@ def speed_series(report: Row, phase: str, along: str) -> dict[str, list[dict[str
 
     What does not vary is held at its smallest, which every run has. Empty if nothing varies.
     """
-    rows = [row for row in report.get("speed", []) if row["phase"] == phase]
+    rows = [row for row in named_rows(report, "speed") if row["phase"] == phase]
     for other in {"tokens", "depth", "batch"} - {along}:
         least = min((row.get(other, 1) for row in rows), default=0)
         rows = [row for row in rows if row.get(other, 1) == least]
@@ -78,6 +78,20 @@ def speed_series(report: Row, phase: str, along: str) -> dict[str, list[dict[str
         series.setdefault(str(row["artefact"]), []).append(point)
     varies = any(len(points) > 1 for points in series.values())
     return series if varies else {}
+
+
+def named_rows(report: Row, section: str) -> list[Row]:
+    """A section's rows; an artefact that several runs measured is told apart by its run."""
+    rows: list[Row] = report.get(section, [])
+    runs: dict[str, set[int]] = {}
+    for row in rows:
+        runs.setdefault(str(row["artefact"]), set()).add(row.get("run", 0))
+    return [
+        {**row, "artefact": f"{row['artefact']} (run {row['run'] + 1})"}
+        if len(runs[str(row["artefact"])]) > 1
+        else row
+        for row in rows
+    ]
 
 
 def test_name(row: Row) -> str:

@@ -25,6 +25,7 @@ from qwen3q.evaluate.report import (
 )
 from qwen3q.evaluate.report_html import report_html
 from qwen3q.evaluate.report_markdown import report_markdown
+from qwen3q.evaluate.speed_tables import speed_series
 
 
 def row(name: str, nbytes: int, divergence: float, **more) -> dict:
@@ -305,6 +306,17 @@ def test_memory_is_drawn_measured_above_predicted():
         assert starts[1:] == pytest.approx(ends[:-1], abs=0.11)
     weights, kv = (float(m.get("width")) for m in stacks[0][:2])
     assert weights / kv == pytest.approx(16.9 / 6.4, rel=0.01)
+
+
+def test_one_artefact_on_two_machines_is_two_lines():
+    merged = merge_reports([FULL, FULL | {"speed": FULL["speed"][:8]}])
+    series = speed_series(merged, "decode", "depth")
+    assert {f"{LONG} (run 1)", f"{LONG} (run 2)", "Qwen3-8B-Q4_K_M"} <= set(series)
+    assert [len(points) for points in series.values()] == [2] * 11
+    text = report_html(merged)
+    assert text.count("<h3>Run ") == 2
+    assert f"{LONG} (run 2)" in text
+    assert "### Run 2" in report_markdown(merged)
 
 
 def test_rows_without_a_divergence_are_dashes_and_not_drawn():
