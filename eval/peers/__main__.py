@@ -40,7 +40,9 @@ def main() -> int:
     reporter.add_argument("results", type=Path, metavar="RESULTS_JSON")
     reporter.add_argument("--out", type=Path, default=envs.REPO / "eval" / "reports")
 
-    readback = commands.add_parser("readback", help="load checkpoints in the peers' engines")
+    readback = commands.add_parser(
+        "readback", help="load checkpoints in the peers' engines; the report grows by them"
+    )
     readback.add_argument("folders", type=Path, nargs="+", metavar="QUANT_DIR")
     readback.add_argument("--text", type=Path, required=True, help="held-out text file")
     readback.add_argument("--peers", default="", help="only these engines")
@@ -65,10 +67,10 @@ def main() -> int:
 
     torch.set_num_threads(2)
     if args.command == "readback":
-        from eval.peers.readback import markdown, read_back, save
+        from eval.peers.readback import markdown, merged, read_back, save
 
         only = tuple(_names(args.peers))
-        report = read_back(args.folders, args.text, args.rows, only=only)
+        report = merged(read_back(args.folders, args.text, args.rows, only=only), args.out)
         save(report, args.out)
         print(markdown(report))
         return int(report.failures > 0 or not report.readings)

@@ -108,6 +108,8 @@ def cannot_read(peer: str, config: dict[str, Any]) -> str:
         return "leaves the experts unloaded and raises nothing"
     if peer == "transformers" and experts and method == "bitsandbytes":
         return "leaves fused experts unquantized"
+    if peer == "transformers" and experts and quant.get("format") == "int-quantized":
+        return "takes experts from packed or FP8 tensors only"
     if peer == "auto_gptq" and experts:
         return "knows no Qwen3 experts"
     if peer == "vllm_cpu" and method == "gptq" and (quant["bits"] != 4 or not quant["sym"]):
@@ -160,6 +162,26 @@ def save(report: Report, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     (out / "readback.json").write_text(json.dumps(asdict(report), indent=1) + "\n")
     (out / "readback.md").write_text(markdown(report))
+
+
+def merged(report: Report, out: Path) -> Report:
+    """The report with what the one in `out` says of other artefacts, if its tokens are as many."""
+    path = out / "readback.json"
+    earlier = json.loads(path.read_text()) if path.exists() else {}
+    if earlier.get("tokens") != report.tokens:
+        return report
+    names = {r.artefact for r in report.readings}
+    names |= {line.partition(" in ")[0] for line in report.left_out}
+    kept = [
+        Reading(**{**r, "missing": tuple(r["missing"]), "unexpected": tuple(r["unexpected"])})
+        for r in earlier["readings"]
+        if r["artefact"] not in names
+    ]
+    left_out = [x for x in earlier["left_out"] if x.partition(" in ")[0] not in names]
+    readings = sorted((*kept, *report.readings), key=lambda r: r.artefact)
+    return Report(
+        tuple(readings), tuple(dict.fromkeys((*left_out, *report.left_out))), report.tokens
+    )
 
 
 def markdown(report: Report) -> str:
