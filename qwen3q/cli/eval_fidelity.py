@@ -170,7 +170,7 @@ def fidelity(
         TextOptions(
             context or measured.context,
             max_chunks or measured.max_chunks,
-            parse_special or text is None,
+            parse_special or measured.parse_special,
             Scored(scored or measured.scored),
         ),
         None,

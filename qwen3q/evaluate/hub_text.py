@@ -35,6 +35,7 @@ class MeasuredText:
         load: its content; the argument is whether the Hub may not be asked.
         context: tokens per chunk.
         max_chunks: None for all.
+        parse_special: read chat markup as tokens, as Hugging Face's tokenizers do.
     """
 
     name: str
@@ -42,6 +43,7 @@ class MeasuredText:
     context: int = 512
     scored: Scored = Scored.HALF
     max_chunks: int | None = None
+    parse_special: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +88,7 @@ def find_text(name: str | None) -> MeasuredText:
         UsageError: no procedure is known for a set.
     """
     if name is None:
-        return MeasuredText("the built-in text", lambda _: evaluation_text())
+        return MeasuredText("the built-in text", lambda _: evaluation_text(), parse_special=True)
     if not name.startswith(PREFIX):
         path = Path(name)
         return MeasuredText(path.name, lambda _: read_text(path))
@@ -169,7 +171,7 @@ def _gptq(
     max_chunks: int | None = None,
 ) -> MeasuredText:
     text = HubText(*repo, file, read, cut)
-    return MeasuredText(PREFIX + name, text.load, GPTQ_CONTEXT, Scored.FULL, max_chunks)
+    return MeasuredText(PREFIX + name, text.load, GPTQ_CONTEXT, Scored.FULL, max_chunks, True)
 
 
 def _c4_windows(documents: list[str]) -> DocumentWindows:

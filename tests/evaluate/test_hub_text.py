@@ -113,6 +113,7 @@ def test_the_published_procedures_come_with_the_sets():
     assert (gptq.context, gptq.scored, gptq.max_chunks) == (2048, Scored.FULL, None)
     assert (llama.context, llama.scored, llama.max_chunks) == (512, Scored.HALF, None)
     assert (new.context, new.scored, new.max_chunks) == (2048, Scored.FULL, 256)
+    assert [text.parse_special for text in (gptq, llama, new, find_text(None))] == [1, 0, 1, 1]
 
 
 def test_c4_windows_are_gptqs(site):
