@@ -104,9 +104,9 @@ def show_speed(report: Mapping[str, Any]) -> None:
                 console.print(_table(name if cells.heads[2] == "test" else "", cells))
     if names:
         console.print(SPEED_NOTE, style="dim")
-    for run in (report, *report.get("runs", [])):
-        for line in run.get("notes", []):
-            note(line)
+    runs = (report, *report.get("runs", []))
+    for line in dict.fromkeys(line for run in runs for line in run.get("notes", [])):
+        note(line)
 
 
 def _table(name: str, cells: Table) -> RichTable:
