@@ -56,6 +56,8 @@ def markdown(rows: list[dict[str, Any]], found: list[Outcome]) -> str:
         "rank the same",
         "token first. W8A8 (`int8`) is measured with activations rounded to int8 per token too. "
         "Groups of 128.",
+        "LLM Compressor's `gptq:int4` and `awq:int4` are W4A16 folders, the only 4-bit layout it "
+        "writes.",
         f"{machine()}, {first['threads']} threads per run, no GPU; runs began between "
         f"{started[0]} and {started[-1]}",
         "UTC, and rows are kept from run to run where version, tokens and threads are equal. The "
@@ -89,7 +91,7 @@ def _table(model: str, rows: list[dict[str, Any]]) -> list[str]:
     for row in rows:
         lines.append(
             f"| {row['format']} | {_who(row)} | {row['version']} "
-            f"| {row['kl_mean']:.5f} ± {row['kl_stderr']:.5f} | {row['top1']:.2%} "
+            f"| {row['kl_mean']:.6f} ± {row['kl_stderr']:.6f} | {row['top1']:.2%} "
             f"| {row['ppl']:.3f} | {row['file_bytes']:,} | {row['seconds']:.0f} "
             f"| {row['cpu_seconds']:.0f} | {row['peak_rss_mb']:,.0f} |"
         )
@@ -125,7 +127,7 @@ def _who(row: dict[str, Any]) -> str:
 
 
 def _figure(value: float | None) -> str:
-    return "-" if value is None else f"{value:.5f}"
+    return "-" if value is None else f"{value:.6f}"
 
 
 def _order(row: dict[str, Any]) -> tuple[Any, ...]:

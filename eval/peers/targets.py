@@ -56,10 +56,12 @@ class Outcome:
 
     @property
     def verdict(self) -> str:
-        """`yes`, `no`, or that a side was not measured."""
+        """`yes`, `no`, or what was not measured."""
         if self.ratio is None:
             return "not measured"
-        return "yes" if self.ratio <= self.target.limit else "no"
+        if self.ratio > self.target.limit:
+            return "no"
+        return "yes, of those measured" if self.absent else "yes"
 
 
 def outcomes(rows: list[dict[str, Any]]) -> list[Outcome]:
