@@ -13,7 +13,7 @@ from qwen3q.data.texts import evaluation_text
 from qwen3q.errors import ModelError, Qwen3qError, UsageError
 from qwen3q.evaluate.artefact import Artefact, folder_tokenizer_hash
 from qwen3q.evaluate.tokens import FolderCodec, GgufCodec, TextCodec
-from qwen3q.models.source import SourceKind, describe, resolve
+from qwen3q.models.source import describe, resolve
 
 _WORDS = 600
 
@@ -94,13 +94,14 @@ def _open(name: str, *, offline: bool) -> TextCodec:
 
 def _small_files(name: str, *, offline: bool) -> Path:
     """A folder with the model's config and tokenizer."""
-    source = describe(name, offline=True)
+    source = describe(name, offline=offline)
     if source.folder is not None:
         return source.folder
-    if offline or source.kind is SourceKind.FOLDER or source.repo is None:
+    if offline:
         found = resolve(name, offline=True).folder
         assert found is not None
         return found
+    assert source.repo is not None
     from qwen3q.models import hub
 
     download = hub.plan_download(source.repo, None, hub.default_site())

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from itertools import pairwise
 
 import numpy as np
 import pytest
 from endpoint_server import DONE, Served, event, reply, serve, usage_event
+from hub_server import HubServer, Repo, folder_files
+from huggingface_hub import constants
 
 from qwen3q.errors import UsageError
 from qwen3q.evaluate.artefact import find_artefact
@@ -28,6 +31,8 @@ from qwen3q.evaluate.streaming import (
 from qwen3q.evaluate.streaming_prompts import make_prompts, open_tokenizer
 from qwen3q.evaluate.streaming_tables import STREAMING_NOTE, streaming_table
 from qwen3q.evaluate.tokens import open_codec
+from qwen3q.models import hub
+from qwen3q.models.hub import HubSite
 
 
 @pytest.fixture(scope="module")
@@ -258,3 +263,18 @@ def test_request_rates_follow_from_the_times():
     assert row["tokens_per_second"] == pytest.approx(1.5)
     gaps = [b - a for s in streams for a, b in pairwise(s.times)]
     assert row["between_ms"]["p50"] == pytest.approx(1e3 * float(np.median(gaps)))
+
+
+def test_a_named_models_tokenizer_comes_alone(demo_folder, codec, monkeypatch, tmp_path):
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", os.devnull)
+    with HubServer() as local:
+        local.repos["someone/Qwen3-tiny"] = Repo(folder_files(demo_folder))
+        monkeypatch.setattr(
+            hub, "default_site", lambda *, offline=False: HubSite(local.endpoint, tmp_path, offline)
+        )
+        found = open_tokenizer("someone/Qwen3-tiny", ("served",))
+        assert local.served_bytes("tokenizer.json") > 0
+        assert not local.file_requests("model.safetensors")
+    text = "Once upon a time"
+    expected = codec.encode(text, parse_special=True).tolist()
+    assert found.encode(text, parse_special=True).tolist() == expected
