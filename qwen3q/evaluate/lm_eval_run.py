@@ -133,6 +133,8 @@ def _evaluate(
 
     codec = open_codec(artefact)
     context = min(LONGEST, codec.trained_context)
+    if artefact.endpoint is not None and artefact.endpoint.context is not None:
+        context = min(context, artefact.endpoint.context - 1)
     with (
         open_backend(artefact, backend, context + 1) as model,
         _quiet_harness(),
