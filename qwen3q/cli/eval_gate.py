@@ -29,7 +29,9 @@ def gate_options(base: GateOptions | None, asked: bool, **given: Any) -> GateOpt
     level = given.get("level")
     if level not in (None, *Level):
         raise UsageError(f"{level!r} is no level.", f"Known: {', '.join(Level)}.")
-    changes = {name: value for name, value in given.items() if value not in (None, False)}
+    changes = {
+        name: value for name, value in given.items() if value is not None and value is not False
+    }
     if level is not None:
         changes["level"] = Level(level)
     if base is None and not asked:

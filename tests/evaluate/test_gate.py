@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from qwen3q.cli.eval_gate import gate_options
+from qwen3q.errors import UsageError
 from qwen3q.evaluate.artefact import find_artefact
 from qwen3q.evaluate.backends import BackendOptions
 from qwen3q.evaluate.gate import Asking, Reply, bootstrap, compare
 from qwen3q.evaluate.gate_flaws import Flaw, Mode, find_flaws, scripts
-from qwen3q.evaluate.gate_run import GateOptions, passed, run_gate
+from qwen3q.evaluate.gate_run import GateOptions, _rounds, passed, run_gate
 from qwen3q.evaluate.gate_tables import gate_tables
+from qwen3q.evaluate.suites import SUITES, read_suite
 from qwen3q.evaluate.tables import markdown
 from qwen3q.evaluate.tasks import Kind, Level, Task
 
@@ -117,6 +122,29 @@ def test_models_are_asked_with_the_same_seeds_and_questions_with_others():
     assert asking.sampling(THINKING, 0, 0).temperature == 0.6
     assert asking.sampling(PLAIN, 0, 0).top_p == 0.8
     assert Asking(greedy=True).sampling(THINKING, 0, 0).temperature == 0
+
+
+def test_options_go_over_a_suites():
+    suite = read_suite("full").gate
+    assert suite is not None
+    assert gate_options(suite, False, each=None, greedy=False) == suite
+    changed = gate_options(suite, False, each=3, level="basic", needle_words=0, greedy=True)
+    assert changed == replace(suite, each=3, level=Level.BASIC, needle_words=0, greedy=True)
+    assert gate_options(None, True, samples=4) == GateOptions(samples=4)
+    assert gate_options(None, False, samples=None) is None
+    with pytest.raises(UsageError, match="need --gate or --suite"):
+        gate_options(None, False, needle_words=100)
+    with pytest.raises(UsageError, match="'hard' is no level"):
+        gate_options(None, True, level="hard")
+
+
+@pytest.mark.parametrize("name", SUITES)
+def test_suites_can_be_asked(name):
+    suite = read_suite(name)
+    assert suite.gate is not None
+    rounds = _rounds(suite.gate)
+    assert len(rounds[0].tasks) == 3 * suite.gate.each
+    assert [asked.name for asked in rounds[1:]] == ["needles"] * bool(suite.gate.needle_words)
 
 
 def test_the_gate_lets_q8_pass_and_stops_q2(demo_ggufs):
