@@ -2,10 +2,11 @@
 
     python -m eval.bench.speed_overhead FILE.gguf --bin LLAMA_CPP/build/bin --threads 2
 
-Both are whole commands in turn, the order changing from round to round, with the same threads,
-batch, micro-batch, placement of weights and way of waiting at OpenMP's barriers (the one that
-qwen3q sets for itself). Then the same loop runs in this process with llama.cpp's two calls timed,
-which gives what Python adds without the noise of a machine: the time between those calls.
+Both are whole commands with the same threads, batch, micro-batch, placement of weights and way of
+waiting at OpenMP's barriers (the one that qwen3q sets for itself). They run in turn, the order
+changing from round to round; with ``--together`` they run at the same time, so that what else the
+machine does hits both alike. Then the same loop runs in this process with llama.cpp's two calls
+timed, which gives what Python adds without the noise of a machine: the time between those calls.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import json
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter_ns
@@ -26,9 +27,10 @@ import numpy as np
 from eval.bench.timing import machine
 from qwen3q.llama.threads import calm_openmp, default_threads
 
-PROMPT, GENERATE = 512, 64
+PHASES = {"prefill": 512, "decode": 64}
 LIMIT = 0.02
-Rates = dict[str, float]
+Rates = dict[str, list[tuple[float, float]]]
+"""By phase, one pair per round: tokens per second of qwen3q and of llama-bench."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,31 +40,55 @@ class Plan:
     file: Path
     threads: int
     repeats: int
+    program: Path
 
 
-def ours(plan: Plan) -> Rates:
-    """Median tokens per second of prefill and decode, as ``qwen3q eval speed --json`` has them."""
+def ours(plan: Plan, phase: str) -> list[str]:
+    """The command of qwen3q for one phase; decode comes with a prompt of one token."""
+    prompt, generate = (PHASES[phase], 0) if phase == "prefill" else (1, PHASES[phase])
     command = [sys.executable, "-m", "qwen3q", "eval", "speed", str(plan.file), "--json"]
-    command += ["--prompt", str(PROMPT), "--generate", str(GENERATE)]
-    command += ["--repeats", str(plan.repeats), "--threads", str(plan.threads)]
-    run = subprocess.run(command, check=True, capture_output=True)
-    return {row["phase"]: row["tokens_per_second"] for row in json.loads(run.stdout)["speed"]}
+    command += ["--prompt", str(prompt), "--generate", str(generate)]
+    return [*command, "--repeats", str(plan.repeats), "--threads", str(plan.threads)]
 
 
-def llama_bench(plan: Plan, program: Path) -> Rates:
-    """The same from ``llama-bench -o json``."""
+def llama_bench(plan: Plan, phase: str) -> list[str]:
+    """The command of llama-bench for the same."""
     from qwen3q.llama.capi import has_amx
 
-    command = [str(program), "-m", str(plan.file), "-p", str(PROMPT), "-n", str(GENERATE)]
+    prompt, generate = (PHASES[phase], 0) if phase == "prefill" else (0, PHASES[phase])
+    command = [str(plan.program), "-m", str(plan.file), "-p", str(prompt), "-n", str(generate)]
     command += ["-r", str(plan.repeats), "-t", str(plan.threads), "-o", "json"]
-    if has_amx():  # as qwen3q loads models there
-        command += ["--repack", "0"]
-    run = subprocess.run(command, check=True, capture_output=True)
-    prefill, decode = json.loads(run.stdout)
-    return {
-        "prefill": statistics.median(prefill["samples_ts"]),
-        "decode": statistics.median(decode["samples_ts"]),
-    }
+    return [*command, "--repack", "0"] if has_amx() else command  # as qwen3q loads models there
+
+
+def rate(output: bytes, phase: str) -> float:
+    """Median tokens per second out of what either command prints."""
+    printed = json.loads(output)
+    if isinstance(printed, dict):
+        rows = [row for row in printed["speed"] if row["phase"] == phase]
+        return float(rows[0]["tokens_per_second"])
+    return statistics.median(printed[0]["samples_ts"])
+
+
+def run_round(plan: Plan, phase: str, number: int, *, together: bool) -> tuple[float, float]:
+    """Both rates; the one that starts first changes from round to round."""
+    commands = [ours(plan, phase), llama_bench(plan, phase)]
+    order = (0, 1) if number % 2 == 0 else (1, 0)
+    outputs = [b"", b""]
+    running = {}
+    for side in order:
+        process = subprocess.Popen(
+            commands[side], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
+        running[side] = process
+        if not together:
+            outputs[side] = process.communicate()[0]
+    for side, process in running.items():
+        outputs[side] = outputs[side] or process.communicate()[0]
+        if process.returncode:
+            raise SystemExit(f"{commands[side][0]} ended with {process.returncode}")
+    first, second = (rate(output, phase) for output in outputs)
+    return first, second
 
 
 def outside(plan: Plan) -> dict[str, tuple[float, float]]:
@@ -89,7 +115,7 @@ def outside(plan: Plan) -> dict[str, tuple[float, float]]:
     plain = lib.llama_decode, lib.llama_synchronize
     lib.llama_decode, lib.llama_synchronize = map(timed, plain)
     found = {}
-    options = SpeedOptions((PROMPT,), GENERATE, (0,), 3, plan.threads)
+    options = SpeedOptions((PHASES["prefill"],), PHASES["decode"], (0,), 3, plan.threads)
     try:
         with model.LlamaModel(plan.file) as loaded:
             for measured in measure_speed(loaded, options):
@@ -106,55 +132,51 @@ def outside(plan: Plan) -> dict[str, tuple[float, float]]:
     return found
 
 
+def table(rates: Rates) -> tuple[list[str], float]:
+    """Markdown lines, and by how much qwen3q is behind in the worse phase (median of rounds)."""
+    lines = ["| tokens/s | qwen3q eval speed | llama-bench | difference of a round |",
+             "|---|---|---|---|"]  # fmt: skip
+    worst = 0.0
+    for phase, pairs in rates.items():
+        cells = [_spread(side, "{:.2f}") for side in zip(*pairs, strict=True)]
+        ratios = [a / b - 1 for a, b in pairs]
+        worst = max(worst, -statistics.median(ratios))
+        lines.append(f"| {phase} {PHASES[phase]} | {' | '.join(cells)} | "
+                     f"{_spread(ratios, '{:+.1%}')} |")  # fmt: skip
+    return lines, worst
+
+
+def _spread(values: Sequence[float], form: str) -> str:
+    median, low, high = map(form.format, (statistics.median(values), min(values), max(values)))
+    return f"{median} ({low} to {high})"
+
+
 def main() -> None:
-    """Prints the comparison; exits with 1 if the medians differ by more than the limit."""
+    """Prints the comparison; exits with 1 if qwen3q is behind by more than the limit."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("file", type=Path, metavar="FILE.gguf")
     parser.add_argument("--bin", type=Path, required=True, help="folder of llama-bench")
     parser.add_argument("--threads", type=int, default=default_threads())
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--repeats", type=int, default=3, help="of each command")
+    parser.add_argument("--together", action="store_true", help="both at the same time")
     arguments = parser.parse_args()
     calm_openmp()
-    plan = Plan(arguments.file, arguments.threads, arguments.repeats)
-    contestants: dict[str, Callable[[], Rates]] = {
-        "qwen3q eval speed": lambda: ours(plan),
-        "llama-bench": lambda: llama_bench(plan, arguments.bin / "llama-bench"),
-    }
-    runs: dict[str, list[Rates]] = {name: [] for name in contestants}
+    plan = Plan(arguments.file, arguments.threads, arguments.repeats, arguments.bin / "llama-bench")
+    rates: Rates = {phase: [] for phase in PHASES}
     for number in range(arguments.rounds):
-        names = list(contestants)
-        for name in names if number % 2 == 0 else names[::-1]:
-            runs[name].append(contestants[name]())
-            print(f"{number + 1} {name}: {runs[name][-1]}", file=sys.stderr)
-    lines, worst = table(runs)
-    print(f"{machine()}, {plan.threads} threads; {arguments.rounds} rounds of {plan.repeats}\n")
-    print("\n".join(lines))
+        for phase, pairs in rates.items():
+            pairs.append(run_round(plan, phase, number, together=arguments.together))
+            print(number + 1, phase, pairs[-1], file=sys.stderr, flush=True)
+    lines, worst = table(rates)
+    how = "at the same time" if arguments.together else "in turn"
+    print(
+        f"{machine()}, {plan.threads} threads; {arguments.rounds} rounds of {plan.repeats}, {how}"
+    )
+    print("\n" + "\n".join(lines))
     for phase, (share, microseconds) in outside(plan).items():
         print(f"\n{phase}: {microseconds:.0f} µs of a step outside llama.cpp's calls, {share:.3%}")
     sys.exit(worst > LIMIT)
-
-
-def table(runs: dict[str, list[Rates]]) -> tuple[list[str], float]:
-    """Markdown lines, and how much less the worst of our medians is than llama-bench's."""
-    lines = ["| | qwen3q eval speed | llama-bench | difference | round by round |",
-             "|---|---|---|---|---|"]  # fmt: skip
-    worst = 0.0
-    mine, theirs = runs.values()
-    for phase in ("prefill", "decode"):
-        sides = [[rates[phase] for rates in side] for side in (mine, theirs)]
-        medians = [statistics.median(side) for side in sides]
-        ratios = [a / b - 1 for a, b in zip(*sides, strict=True)]
-        cells = [f"{m:.2f} ({min(s):.2f} to {max(s):.2f})"
-                 for m, s in zip(medians, sides, strict=True)]  # fmt: skip
-        difference = medians[0] / medians[1] - 1
-        worst = max(worst, -difference)
-        lines.append(
-            f"| {phase} {PROMPT if phase == 'prefill' else GENERATE}, tokens/s | {cells[0]} | "
-            f"{cells[1]} | {difference:+.1%} | {statistics.median(ratios):+.1%} "
-            f"({min(ratios):+.1%} to {max(ratios):+.1%}) |"
-        )
-    return lines, worst
 
 
 if __name__ == "__main__":

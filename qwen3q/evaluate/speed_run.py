@@ -100,35 +100,36 @@ def _run_llama(
     from qwen3q.llama.model import LlamaModel, LoadOptions
 
     threads = options.threads or default_threads()
+    names = gpu_devices() if gpu_layers else []
+    bandwidth = read_bandwidth(threads)
+    with LlamaModel(artefact.path, LoadOptions(gpu_layers=gpu_layers)) as model:
+        measured = list(measure_speed(model, options, progress, meter))
+        gpus = gpu_machine(meter)  # now, while the clocks are those of the run
+        bench = [
+            llama_bench_row(model, m.test, options) for m in measured if m.test.planned.batch == 1
+        ]
     source = find_model(str(artefact.path))
     assert source.stored is not None
-    names = gpu_devices() if gpu_layers else []
     estimator = Estimator(
         source.config,
         source.stored,
         UBATCH,
         None if gpu_layers < 0 else gpu_layers,
         known_gpus(names),
-        read_bandwidth(threads),
+        max(bandwidth, read_bandwidth(threads)),
     )
+    machine = gpus | {
+        "devices": names,
+        "gpu_layers": estimator.gpu_layers,
+        "threads": threads,
+        "read_gb_s": round(estimator.read_bandwidth / 1e9, 2),
+        "llama_cpp": f"llama-cpp-python {VERSION}",
+        "build": lib.llama_print_system_info().decode().strip(),
+    }
     facts = artefact_facts(artefact, "llama.cpp")
-    with LlamaModel(artefact.path, LoadOptions(gpu_layers=gpu_layers)) as model:
-        measured = list(measure_speed(model, options, progress, meter))
-        machine = gpu_machine(meter) | {
-            "devices": names,
-            "gpu_layers": estimator.gpu_layers,
-            "threads": threads,
-            "read_gb_s": round(estimator.read_bandwidth / 1e9, 2),
-            "llama_cpp": f"llama-cpp-python {VERSION}",
-            "build": lib.llama_print_system_info().decode().strip(),
-        }
-        rows = [
-            facts | speed_row(m.test) | {"predicted": estimator.speed(m.test.planned)}
-            for m in measured
-        ]
-        bench = [
-            llama_bench_row(model, m.test, options) for m in measured if m.test.planned.batch == 1
-        ]
+    rows = [
+        facts | speed_row(m.test) | {"predicted": estimator.speed(m.test.planned)} for m in measured
+    ]
     largest = max(measured, key=_cells)
     memory = [facts | row for row in memory_rows(largest, estimator, before)]
     return SpeedRun(rows, memory, machine, bench, meter.note)
