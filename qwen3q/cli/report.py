@@ -25,7 +25,9 @@ def report(
 
     Results on the same text against the same reference share a plot and a table.
     """
-    from qwen3q.cli.eval_fidelity import show_gate, show_results
+    from qwen3q.cli.eval_endpoint import show_streaming
+    from qwen3q.cli.eval_fidelity import show_results
+    from qwen3q.cli.eval_gate import show_gate
     from qwen3q.cli.eval_speed import show_speed
     from qwen3q.evaluate.report import merge_reports, read_report, write_report
 
@@ -37,5 +39,6 @@ def report(
     show_results(merged)
     show_gate(merged)
     show_speed(merged)
+    show_streaming(merged)
     for path in written:
         note(str(path))
