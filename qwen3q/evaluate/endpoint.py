@@ -85,9 +85,11 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class EndpointOptions:
-    """Attributes:
-    model: which of the server's models; None where it has one.
-    seconds: how long an answer may take.
+    """How an endpoint is asked.
+
+    Attributes:
+        model: which of the server's models; None where it has one.
+        seconds: how long an answer may take.
     """
 
     model: str | None = None
