@@ -96,7 +96,7 @@ class EndpointBackend:
             EndpointError: the server gives no log-probabilities of a prompt, or fails.
         """
         if self.endpoint.scorer is None:
-            raise EndpointError(no_scores(self.endpoint))
+            raise EndpointError(f"{no_scores(self.endpoint)}.")
         with ThreadPoolExecutor(IN_FLIGHT) as pool:
             try:
                 yield from pool.map(self._score, prompts)
@@ -205,7 +205,7 @@ def require_generation(artefact: Artefact) -> None:
 
 def no_scores(endpoint: Endpoint) -> str:
     """Why there is no perplexity."""
-    return f"{endpoint.server} gives no log-probabilities of a prompt's tokens."
+    return f"{endpoint.server} gives no log-probabilities of a prompt's tokens"
 
 
 def _before_stop(tokens: list[int], stop_tokens: frozenset[int]) -> list[int]:

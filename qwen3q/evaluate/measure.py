@@ -159,7 +159,7 @@ def _measure(
 ) -> Measured:
     """One artefact's figures, measured or taken from an earlier call."""
     if artefact.endpoint is not None:
-        return _ask(artefact, stored, options, progress)
+        return _ask(artefact, stored, progress)
     plain = kept.get(
         artefact,
         "fidelity",
@@ -238,9 +238,7 @@ def _compare(
     return _Compared(fidelity, dict(facts), perf_counter() - started)
 
 
-def _ask(
-    artefact: Artefact, stored: ReferenceLogits, options: BackendOptions, progress: ProgressFn
-) -> Measured:
+def _ask(artefact: Artefact, stored: ReferenceLogits, progress: ProgressFn) -> Measured:
     """What an endpoint says about the same tokens; whole distributions it never gives."""
     from qwen3q.evaluate.endpoint_backend import EndpointBackend, no_scores
 
@@ -248,7 +246,7 @@ def _ask(
     assert endpoint is not None
     missing = {"kl": "An endpoint gives no whole distributions, so there is no KL divergence."}
     if endpoint.scorer is None:
-        missing["perplexity"] = f"{no_scores(endpoint)[:-1]}, so there is no perplexity."
+        missing["perplexity"] = f"{no_scores(endpoint)}, so there is no perplexity."
         return Measured(artefact, None, endpoint.facts, 0.0, missing)
     started = perf_counter()
     # one token more, as servers generate at least one
