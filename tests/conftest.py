@@ -12,8 +12,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from qwen3q.llama.threads import calm_openmp
 from qwen3q.models.config import parse_config
 from qwen3q.models.tensors import Role, model_tensors
+
+calm_openmp()  # before torch is loaded
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
 

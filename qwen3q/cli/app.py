@@ -11,6 +11,7 @@ import typer
 
 from qwen3q import __version__
 from qwen3q.errors import Qwen3qError
+from qwen3q.llama.threads import calm_openmp
 
 VERBS = {
     "models": "The Qwen3 releases: sizes, shapes and names.",
@@ -56,6 +57,7 @@ def build_app(arguments: Sequence[str]) -> typer.Typer:
 
 def main() -> None:
     """Entry point: runs the command line and turns failures into a sentence and an exit code."""
+    calm_openmp()
     try:
         build_app(sys.argv[1:])()
     except Qwen3qError as error:

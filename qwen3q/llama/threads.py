@@ -1,4 +1,4 @@
-"""How many threads llama.cpp should use here, and how they wait for each other."""
+"""How many threads llama.cpp and torch should use here, and how they wait for each other."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ _SPIN_ROUNDS = 10_000
 
 
 def calm_openmp() -> None:
-    """Keeps ggml's threads from spinning while other programs need the cores.
+    """Keeps threads of ggml and torch from spinning while other programs need the cores.
 
     By default GCC's OpenMP spins for about 10 ms at each of the several hundred barriers per
     token. On a busy machine the thread that is waited for does not run meanwhile, and decoding
     gets a hundred times slower. So threads spin for a short time only, and not at all if the
-    machine is busy now. Has an effect only before ggml's libraries are loaded; settings of the
+    machine is busy now. Has an effect only before those libraries are loaded; settings of the
     user's own stay.
     """
     if "GOMP_SPINCOUNT" in os.environ or "OMP_WAIT_POLICY" in os.environ:
