@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
 from qwen3q.models.decoder import Weights
+
+_STRIP_ROWS = 256
+"""Rows of a Hessian that are added to in one product; a Hessian has at most about 8 strips."""
+
+Each = Callable[[Callable[[slice], None], Iterable[slice]], Iterable[None]]
+"""``map``, or what does the same with several at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +50,34 @@ class MomentWatch:
         self._tokens[name] = self._tokens.get(name, 0) + x.flatten(0, -2).shape[0]
         return F.linear(x, self._weights[name])
 
+    def merged(self, others: Sequence[MomentWatch]) -> MomentWatch:
+        """This with what others saw of the same weights; sums are added in their order."""
+        for other in others:
+            for name, sums in other._sums.items():
+                self._sums[name] = self._sums.get(name, 0) + sums
+                self._tokens[name] = self._tokens.get(name, 0) + other._tokens[name]
+        return self
+
     def moments(self, name: str, width: int) -> InputMoments:
         """What was seen of one linear with ``width`` inputs."""
         tokens = self._tokens.get(name, 0)
         if tokens == 0:
             return InputMoments(torch.ones(width), 0)
         return InputMoments((self._sums[name] / tokens).float().cpu(), tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class InputPair:
+    """What one linear is fed for the same tokens in two models, as ``Gram`` adds it.
+
+    Attributes:
+        own: float32 ``[tokens, in]``, under the quantized prefix.
+        missing: float32 ``[tokens, cross]``, what the float model's input has beyond it; times
+            ``W^T`` where that is narrower.
+    """
+
+    own: torch.Tensor
+    missing: torch.Tensor
 
 
 class Gram:
@@ -59,36 +88,56 @@ class Gram:
     misses because its input is not the float model's (GPTAQ, Li et al., arXiv 2504.02692).
 
     Attributes:
-        weight: the float weights ``[out, in]`` of the linears with this input.
+        weight: float32 ``[out, in]``, the linears with this input.
         tokens: how many were added.
+        hessian: sums so far, valid on and above the diagonal until ``finish``.
+        cross: ``[in, out]`` where that is narrower, sums of the drift itself; else ``[in, in]``,
+            without the factor ``W^T``.
     """
 
-    def __init__(self, weight: torch.Tensor) -> None:
-        """Starts empty."""
+    def __init__(self, weight: torch.Tensor, dtype: torch.dtype = torch.float32) -> None:
+        """Starts empty.
+
+        Args:
+            dtype: what the linears run in.
+        """
         out, columns = weight.shape
         self.weight = weight
         self.tokens = 0
-        self._by_output = out < columns
-        self._sums = torch.zeros(columns, columns + min(out, columns), device=weight.device)
+        self.hessian = torch.zeros(columns, columns, device=weight.device)
+        self.cross = torch.zeros(columns, min(out, columns), device=weight.device)
+        self._narrow = weight.to(dtype) if out < columns else None
+        step = max(_STRIP_ROWS, columns // 8)
+        self._strips = [slice(start, start + step) for start in range(0, columns, step)]
 
-    def add(self, own: torch.Tensor, floating: torch.Tensor) -> None:
-        """Adds the inputs ``[tokens, in]`` of the same tokens in both models."""
+    def pair(self, own: torch.Tensor, floating: torch.Tensor) -> InputPair:
+        """Makes the inputs ``[tokens, in]`` of the same tokens in both models ready to be added."""
         own = own.float()
         missing = floating - own
-        if self._by_output:
-            missing = missing @ self.weight.T
-        self._sums.addmm_(own.T, torch.cat((own, missing), 1))
-        self.tokens += own.shape[0]
+        if self._narrow is not None:
+            missing = F.linear(missing.to(self._narrow.dtype), self._narrow).float()
+        return InputPair(own, missing)
 
-    def means(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Hessian and drift per token; uses the sums up."""
-        columns = self._sums.shape[0]
-        self._sums /= max(self.tokens, 1)
-        cross = self._sums[:, columns:]
-        return self._sums[:, :columns], cross if self._by_output else cross @ self.weight.T
+    def add(self, pairs: Sequence[InputPair], each: Each = map) -> None:
+        """Adds some tokens, a strip of rows at a time.
 
+        Args:
+            each: runs a function over all strips, side by side where it can.
+        """
 
-def stack_grams(grams: Sequence[Gram]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean Hessians ``[batch, in, in]`` and mean drifts ``[batch, in, out]``; uses the grams up."""
-    means = [gram.means() for gram in grams]
-    return torch.stack([h for h, _ in means]), torch.stack([d for _, d in means])
+        def add_strip(strip: slice) -> None:
+            for pair in pairs:
+                left = pair.own[:, strip].T
+                self.hessian[strip, strip.start :].addmm_(left, pair.own[:, strip.start :])
+                self.cross[strip].addmm_(left, pair.missing)
+
+        deque(each(add_strip, self._strips), maxlen=0)
+        self.tokens += sum(len(pair.own) for pair in pairs)
+
+    def finish(self) -> None:
+        """Turns the sums into means, and mirrors the Hessian."""
+        for strip in self._strips:
+            self.hessian[strip.stop :, strip] = self.hessian[strip, strip.stop :].T
+        for sums in (self.hessian, self.cross):
+            sums /= max(self.tokens, 1)
+        self._narrow = None

@@ -16,7 +16,14 @@ from qwen3q.cli.output import (
     progress_bar,
     stdout_console,
 )
-from qwen3q.cli.quantize_text import legality_json, legality_of, show_legality
+from qwen3q.cli.quantize_text import (
+    legality_json,
+    legality_of,
+    memory_json,
+    show_legality,
+    show_measured,
+    show_predicted,
+)
 from qwen3q.plan.plan import Plan
 
 if TYPE_CHECKING:
@@ -97,6 +104,7 @@ def quantize(
     from qwen3q.quantize.run import (
         GgufOptions,
         plan_targets,
+        predict_memory,
         quantize_targets,
         shares_importance,
     )
@@ -128,20 +136,25 @@ def quantize(
     with progress_bar(quiet=json_output) as progress:
         source = resolve(model, revision=revision, offline=offline, progress=progress)
         known = legality_of(source.config, job.targets)
+        devices = tuple(device or ())
+        predicted = predict_memory(source, job, options, devices)
         if not json_output:
             show_legality(known)
+            show_predicted(predicted)
         artefacts = quantize_targets(
-            source, job, out, options, devices=tuple(device or ()), resume=resume, progress=progress
+            source, job, out, options, devices=devices, resume=resume, progress=progress
         )
     if json_output:
         engines = [legality_json(legality) for legality in known]
-        print_json({"engines": engines, "artefacts": [artefact_json(a) for a in artefacts]})
+        made = [artefact_json(artefact) for artefact in artefacts]
+        print_json({"engines": engines, "memory": memory_json(predicted), "artefacts": made})
         return
     console = stdout_console()
     for artefact in artefacts:
         plan = artefact.plan
         size = f"{format_bytes(plan.file_bytes)}, {plan.bits_per_weight:.2f} bits per weight"
         console.print(f"{artefact.path}  {size}, {artefact.seconds:.1f} s", markup=False)
+    show_measured(predicted)
 
 
 def plan_json(plan: Plan) -> dict[str, Any]:

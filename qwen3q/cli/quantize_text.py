@@ -1,16 +1,17 @@
-"""What ``qwen3q quantize`` says before the work: engines, groups, tensor parallelism."""
+"""What ``qwen3q quantize`` says before the work: engines, groups, splits, memory."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from qwen3q.cli.output import note
+from qwen3q.cli.output import format_bytes, note
 
 if TYPE_CHECKING:
     from qwen3q.models.config import Qwen3Config
     from qwen3q.plan.engines import Engines, Legality
     from qwen3q.plan.targets import Target
+    from qwen3q.quantize.footprint import Footprint
 
 
 def legality_of(config: Qwen3Config, targets: Sequence[Target]) -> list[Legality]:
@@ -49,6 +50,40 @@ def legality_json(legality: Legality) -> dict[str, Any]:
             }
             for split in legality.splits
         ],
+    }
+
+
+def show_predicted(predicted: Footprint | None) -> None:
+    """What the process will take at most, on stderr."""
+    if predicted is None:
+        return
+    rest = predicted.total - predicted.activations
+    note(
+        f"Peak memory of the process, predicted: {format_bytes(predicted.total)} "
+        f"({format_bytes(predicted.activations)} of it activations, {format_bytes(rest)} for "
+        f"{predicted.stage})."
+    )
+
+
+def show_measured(predicted: Footprint | None) -> None:
+    """What the process took at most beside what was predicted, on stderr."""
+    from qwen3q.quantize.footprint import peak_memory_bytes
+
+    if predicted is not None:
+        measured, total = format_bytes(peak_memory_bytes()), format_bytes(predicted.total)
+        note(f"Peak memory of the process: {measured}; predicted: {total}.")
+
+
+def memory_json(predicted: Footprint | None) -> dict[str, Any]:
+    """Both in bytes, and the prediction by part."""
+    from dataclasses import asdict
+
+    from qwen3q.quantize.footprint import peak_memory_bytes
+
+    return {
+        "peak_bytes": peak_memory_bytes(),
+        "predicted_bytes": predicted.total if predicted else None,
+        "predicted": asdict(predicted) if predicted else None,
     }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,15 +11,21 @@ import torch
 import torch.nn.functional as F
 
 from qwen3q.models.decoder import Linear
+from qwen3q.quantize.footprint import Workload, resident_bytes
+from qwen3q.quantize.team import Team
 
 if TYPE_CHECKING:
+    from qwen3q.models.config import Qwen3Config
     from qwen3q.plan.schemes import Scheme
     from qwen3q.quantize.activations import ActivationStore
     from qwen3q.quantize.grid import QuantizedLinear
     from qwen3q.quantize.stream import StreamedLayer
 
-_TOKENS_PER_PORTION = {"cpu": 2048}
+_TOKENS_ON_CORE = 512
+"""So few that what runs between two matrix products stays in a core's cache."""
 _TOKENS_ON_ACCELERATOR = 16384
+_TOKENS_FOR_EXPERTS = 2048
+"""A portion is spread over the experts, and each expert's product needs its share of tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,16 +36,22 @@ class Arithmetic:
         device: where layers run.
         dtype: of linears and attention; norms, router and the residual stream are float32.
         rows: calibration rows that are run at a time.
+        team: who runs portions side by side.
     """
 
     device: str
     dtype: torch.dtype
     rows: int
+    team: Team
 
     def portions(self, store: ActivationStore) -> Iterator[slice]:
         """All rows, a portion at a time."""
         for start in range(0, store.rows, self.rows):
             yield slice(start, min(start + self.rows, store.rows))
+
+    def each(self, store: ActivationStore, run: Callable[[slice], None]) -> None:
+        """Calls ``run`` for every portion, several at a time."""
+        self.team.map(run, self.portions(store))
 
     def prepare(self, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """A layer's weights by short name as the decoder takes them: linears in ``dtype``."""
@@ -60,13 +72,15 @@ class Arithmetic:
         Args:
             linears, changed: of a ``SolvedLayer``, by checkpoint name.
         """
-        weights = dict(layer.short_weights())
+        prepared: dict[str, torch.Tensor] = {}
         for short, spec in layer.specs.items():
             if spec.name in linears:
-                weights[short] = linears[spec.name].dequantize()
+                weight = linears[spec.name].dequantize()
             elif spec.name in changed:
-                weights[short] = changed[spec.name]
-        prepared = self.prepare(weights)
+                weight = changed[spec.name]
+            else:
+                weight = layer.weights[spec.name]
+            prepared |= self.prepare({short: weight})
         rounded = {s for s, spec in layer.specs.items() if spec.name in linears}
         return prepared, self.linear(prepared, scheme, rounded)
 
@@ -101,12 +115,33 @@ def round_activations(x: torch.Tensor, bits: int) -> torch.Tensor:
     return rounded.to(x.dtype)
 
 
-def arithmetic_for(device: str, length: int) -> Arithmetic:
-    """bfloat16 where the hardware multiplies it fast, else float32."""
+def arithmetic_for(device: str, length: int, *, experts: bool = False) -> Arithmetic:
+    """bfloat16 where the hardware multiplies it fast, else float32.
+
+    Args:
+        length: tokens of a calibration row.
+        experts: the model has some.
+    """
     kind = device.partition(":")[0]
-    tokens = _TOKENS_PER_PORTION.get(kind, _TOKENS_ON_ACCELERATOR)
+    cores = torch.get_num_threads() if kind == "cpu" else 1
+    tokens = _TOKENS_FOR_EXPERTS if experts else _TOKENS_ON_CORE
+    if kind != "cpu":
+        tokens = _TOKENS_ON_ACCELERATOR
     fast = torch.cuda.is_bf16_supported() if kind == "cuda" else kind == "cpu" and _amx()
-    return Arithmetic(device, torch.bfloat16 if fast else torch.float32, max(1, tokens // length))
+    dtype = torch.bfloat16 if fast else torch.float32
+    return Arithmetic(device, dtype, max(1, tokens // length), Team(cores))
+
+
+def workload_of(config: Qwen3Config, device: str, rows: int, length: int) -> Workload:
+    """What a calibration of so many rows runs, for the prediction of its memory."""
+    arithmetic = arithmetic_for(device, length, experts=config.is_moe)
+    return Workload(
+        tokens=rows * length,
+        at_once=arithmetic.rows * length,
+        threads=arithmetic.team.size,
+        product_bytes=arithmetic.dtype.itemsize,
+        process=resident_bytes(),
+    )
 
 
 def _amx() -> bool:

@@ -25,7 +25,7 @@ def search_scales(target: SmoothTarget, scheme: Scheme) -> torch.Tensor | None:
     """The best scales ``[in]`` for linears that share an input, or None if none help.
 
     With ``importance`` the inputs' mean squares this is AWQ; with what GPTQ's error feedback
-    leaves of them (``Factor.upper``'s squared pivots), it prepares for GPTQ.
+    leaves of them (``Factor.costs``), it prepares for GPTQ.
     """
     judged = target.sampled(_JUDGED_OUTPUTS)
     best: torch.Tensor | None = None

@@ -7,18 +7,21 @@ from pathlib import Path
 import torch
 
 from qwen3q.calibrate.load import CalibrationOptions, load_calibration
-from qwen3q.calibrate.rows import TokenRows
+from qwen3q.calibrate.rows import MOST_ROWS, TokenRows
 from qwen3q.checkpoint.reader import Checkpoint
 from qwen3q.formats.imatrix import ImportanceMatrix
+from qwen3q.models.config import Qwen3Config
 from qwen3q.models.source import ModelSource
 from qwen3q.models.tensors import model_tensors
 from qwen3q.plan.gguf import gguf_name
 from qwen3q.plan.job import QuantizeJob
 from qwen3q.progress import ProgressFn, silent
 from qwen3q.quantize.artefacts import Artefact
-from qwen3q.quantize.folder import RunOptions, folder_jobs, quantize_folders
+from qwen3q.quantize.folder import RunOptions, folder_jobs, predicted_peak, quantize_folders
+from qwen3q.quantize.footprint import Footprint
 from qwen3q.quantize.importance import ImportanceStore
 from qwen3q.quantize.solve import SolveOptions
+from qwen3q.quantize.stream import StreamOptions
 
 
 def quantize_calibrated(
@@ -66,6 +69,17 @@ def quantize_calibrated(
     store = results.importance
     matrix = _matrix(source, store, rows) if store and rows else None
     return artefacts, matrix, store
+
+
+def predicted_footprint(
+    config: Qwen3Config, job: QuantizeJob, devices: tuple[str, ...]
+) -> Footprint | None:
+    """What the run's process will take at most, as far as it is known before text is read: with
+    fewer rows than asked for it takes less. None where layers lie in a GPU's memory."""
+    solved = sum(scheme.is_uniform for scheme in job.schemes)
+    rows = (job.calibration.samples or MOST_ROWS, job.calibration.length)
+    stream = StreamOptions(devices or default_devices(), job.activation_memory_bytes)
+    return predicted_peak(config, solved, rows, stream)
 
 
 def default_devices() -> tuple[str, ...]:

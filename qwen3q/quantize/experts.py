@@ -18,10 +18,9 @@ from qwen3q.models.decoder import ROUTER, expert_names, gated, mlp, plain_linear
 from qwen3q.plan.schemes import Scheme
 from qwen3q.quantize.activations import Activations
 from qwen3q.quantize.folds import MLP_NORM
+from qwen3q.quantize.limits import experts_at_once
 from qwen3q.quantize.stage import LayerWork
 
-_BATCH_BYTES = 1 << 30
-"""About how much memory experts that are solved side by side may take."""
 _TOKENS_AT_ONCE = 16384
 
 
@@ -73,9 +72,12 @@ def solve_experts(work: LayerWork) -> None:
         _solve_batch(work, batch, tokens, own, floating)
     own.free()
     floating.free()
-    for part in work.portions():
+
+    def finish(part: slice) -> None:
         x = work.read(work.middle, part)
         work.output.write(part, x + mlp(x, work.weights, config, work.linear))
+
+    work.each(finish)
 
 
 def _route(work: LayerWork, own: Activations, floating: Activations) -> list[ExpertTokens]:
@@ -83,13 +85,15 @@ def _route(work: LayerWork, own: Activations, floating: Activations) -> list[Exp
     config, inputs = work.layer.config, work.layer.inputs
     assert inputs is not None
     norm, router = work.weights[MLP_NORM], work.weights[ROUTER]
-    probabilities = []
-    for part in work.portions():
+
+    def run(part: slice) -> torch.Tensor:
         x = rms_norm(work.read(work.middle, part), norm, config.rms_norm_eps)
         own.write(part, x)
         floats = rms_norm(work.read(inputs.middle, part), norm, config.rms_norm_eps)
         floating.write(part, floats)
-        probabilities.append(F.softmax(F.linear(x.flatten(0, 1), router), dim=-1).cpu())
+        return F.softmax(F.linear(x.flatten(0, 1), router), dim=-1).cpu()
+
+    probabilities = work.layer.arithmetic.team.map(run, work.portions())
     return choose_tokens(
         torch.cat(probabilities), config.num_experts_per_tok, work.options.min_expert_tokens
     )
@@ -107,9 +111,7 @@ def _note_coverage(work: LayerWork, tokens: Sequence[ExpertTokens]) -> None:
 def _batches(work: LayerWork) -> Iterator[list[int]]:
     """Experts to solve side by side: of one scheme, and not too many for memory."""
     config = work.layer.config
-    hidden, inner = config.hidden_size, config.moe_intermediate_size
-    bytes_each = 4 * (3 * max(hidden, inner) ** 2 + 12 * hidden * inner)
-    at_once = max(1, _BATCH_BYTES // bytes_each)
+    at_once = experts_at_once(config)
     batch: list[int] = []
     for expert in range(config.num_experts):
         if batch and (len(batch) == at_once or _schemes(work, expert) != _schemes(work, batch[0])):
@@ -141,12 +143,17 @@ def _solve_batch(
             picked = [entries[0].index(name) for name in first]
             parts = [[entry[i] for i in picked] for entry in entries]
             grams = [work.gram(part) for part in parts]
-            for (gate, up, _), gram, expert in zip(names, grams, chosen, strict=True):
-                for x, x_float in _inputs(work, expert, own, floating):
+
+            def observe(entry: int) -> None:
+                gram, (gate, up, _) = grams[entry], names[entry]  # noqa: B023
+                for x, x_float in _inputs(work, chosen[entry], own, floating):
                     if inner:
                         x = gated(x, gate, up, work.linear)
                         x_float = gated(x_float, gate, up, floats)
-                    work.observe([gram], x, x_float)
+                    gram.add([work.pair(gram, x, x_float)])
+
+            with work.layer.arithmetic.products():
+                work.layer.arithmetic.team.map(observe, range(len(batch)))
             weak, forced = [e.weak for e in chosen], [e.forced for e in chosen]
             work.solve_batch(parts, grams, scheme, weak, forced)
 

@@ -8,7 +8,6 @@ are packed straight from the weights.
 from __future__ import annotations
 
 import shutil
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -26,11 +25,13 @@ from qwen3q.checkpoint.torch_io import TORCH_NAMES
 from qwen3q.checkpoint.writer import file_sha256
 from qwen3q.errors import CheckpointError, Qwen3qError, UsageError
 from qwen3q.files import partial_path, require_free_space
+from qwen3q.models.config import Qwen3Config
 from qwen3q.models.source import ModelSource
 from qwen3q.models.tensors import check_tensors
 from qwen3q.plan.folder import plan_folder
 from qwen3q.plan.schemes import Scheme
 from qwen3q.progress import ProgressFn, silent
+from qwen3q.quantize.arithmetic import workload_of
 from qwen3q.quantize.artefact import (
     FolderJob,
     artefact_name,
@@ -47,6 +48,7 @@ from qwen3q.quantize.fingerprint import (
     weights_fingerprint,
 )
 from qwen3q.quantize.folder_work import OUTSIDE, FolderWork, unit_name
+from qwen3q.quantize.footprint import Footprint, peak_memory_bytes, predict_peak
 from qwen3q.quantize.importance import ImportanceStore
 from qwen3q.quantize.names import CONFIG_NAME
 from qwen3q.quantize.solve import SolvedLayer, SolveOptions, solve_layer
@@ -152,6 +154,7 @@ def quantize_folders(
     rows = calibration.rows if calibration else ()
     if not rows and (importance or any(job.scheme.is_uniform for job in jobs)):
         raise UsageError("These formats need calibration text.", "Give it with --calibration.")
+    predicted = _predicted(source, jobs, rows, run.stream)
     weights = weights_fingerprint(checkpoint)
     pending = _pending(source, jobs, weights, calibration, run)
     store = None
@@ -171,10 +174,10 @@ def quantize_folders(
                     pack_unit(work, unit, checkpoint)
                     steps.step()
             _solve_layers(source, checkpoint, works, rows, run.stream, store, steps)
-            seconds = time.perf_counter() - started
+            spent = _spent(time.perf_counter() - started, predicted)
             inputs = _inputs(source, checkpoint) if works else {}
             for work in works:
-                _complete(work, source, calibration, run, inputs, seconds)
+                _complete(work, source, calibration, run, inputs, spent)
     return FolderResults(
         tuple(job.target for job in jobs),
         time.perf_counter() - started,
@@ -183,14 +186,22 @@ def quantize_folders(
     )
 
 
-def peak_memory_bytes() -> int:
-    """Largest resident size of this process so far; 0 where the system does not tell."""
-    try:
-        import resource
-    except ImportError:
-        return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+def predicted_peak(
+    config: Qwen3Config,
+    schemes: int,
+    rows: tuple[int, int],
+    stream: StreamOptions,
+) -> Footprint | None:
+    """What the process will take at most; None where layers lie in a GPU's memory.
+
+    Args:
+        schemes: how many are solved.
+        rows: calibration rows, and tokens of each.
+    """
+    device = stream.devices[0]
+    if device.partition(":")[0] != "cpu":
+        return None
+    return predict_peak(config, schemes, workload_of(config, device, *rows), stream.memory_bytes)
 
 
 @dataclass(slots=True)
@@ -298,7 +309,8 @@ def _solve_layers(
                 solved = solve_layer(layer, scheme, SolveOptions(**work.job.options))
                 report = [asdict(row) for row in solved.report]
                 tensors = work.packed(solved, layer.index, checkpoint)
-                work.finish_unit(unit_name(layer.index), tensors, report, solved.notes)
+                work.finish_unit(unit_name(layer.index), tensors.items(), report, solved.notes)
+                del tensors
                 layer.keep(scheme, solved)
                 steps.step()
 
@@ -317,13 +329,34 @@ def _scratch(
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def _predicted(
+    source: ModelSource,
+    jobs: Sequence[FolderJob],
+    rows: Sequence[Sequence[int]],
+    stream: StreamOptions,
+) -> Footprint | None:
+    solved = sum(job.scheme.is_uniform for job in jobs)
+    shape = (len(rows), len(rows[0])) if rows else (0, 1)
+    return predicted_peak(source.config, solved, shape, stream)
+
+
+def _spent(seconds: float, predicted: Footprint | None) -> dict[str, Any]:
+    """What a run took, for reports."""
+    return {
+        "seconds": round(seconds, 3),
+        "peak_memory_bytes": peak_memory_bytes(),
+        "predicted_peak_memory_bytes": predicted.total if predicted else None,
+        "predicted_activation_bytes": predicted.activations if predicted else None,
+    }
+
+
 def _complete(
     work: FolderWork,
     source: ModelSource,
     calibration: TokenRows | None,
     run: RunOptions,
     inputs: Mapping[str, Mapping[str, Any]],
-    seconds: float,
+    spent: Mapping[str, Any],
 ) -> None:
     """Writes what stands beside the shards and makes the folder appear."""
     if work.missing:
@@ -335,11 +368,7 @@ def _complete(
         source,
         dict(calibration.description) if calibration is not None and used else {},
         work.units,
-        {
-            "seconds": round(seconds, 3),
-            "peak_memory_bytes": peak_memory_bytes(),
-            "resumed": work.resumed,
-        },
+        {**spent, "resumed": work.resumed},
         inputs,
         work.fingerprint,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -123,32 +123,34 @@ class FolderWork:
     def finish_unit(
         self,
         unit: str,
-        tensors: Mapping[str, torch.Tensor],
+        tensors: Iterable[tuple[str, torch.Tensor]],
         rows: Sequence[Mapping[str, Any]],
         notes: Sequence[str] = (),
     ) -> None:
         """Writes a unit's tensors and notes it in the journal; durable when this returns.
 
         Args:
-            tensors: every tensor the plan has for this unit, by name in the artefact.
-            rows: one report row per quantized linear.
+            tensors: every tensor the plan has for this unit, by name in the artefact; each is
+                written before the next is asked for.
+            rows: one report row per quantized linear, complete once ``tensors`` are.
 
         Raises:
             CheckpointError: a tensor is missing, is not in the plan, or has another form.
         """
         planned = {tensor.name: tensor for tensor in self._planned[unit]}
-        for name in planned.keys() ^ tensors.keys():
-            what = "was not made" if name in planned else "is not in the plan"
-            raise CheckpointError(f"{self.job.target.name}: tensor {name} {what}.")
         hashes = {}
-        for name, tensor in planned.items():
-            data = tensors[name]
+        for name, data in tensors:
+            tensor = planned.get(name)
+            if tensor is None:
+                raise CheckpointError(f"{self.job.target.name}: tensor {name} is not in the plan.")
             if (dtype_name(data), tuple(data.shape)) != (tensor.type, tensor.shape):
                 raise CheckpointError(
                     f"{self.job.target.name}: {name} came out as {dtype_name(data)} "
                     f"{list(data.shape)}, planned was {tensor.type} {list(tensor.shape)}."
                 )
             hashes[name] = self._writer.write(name, tensor_bytes(data))
+        for name in planned.keys() - hashes.keys():
+            raise CheckpointError(f"{self.job.target.name}: tensor {name} was not made.")
         self._writer.sync()
         self._journal.append(Unit(unit, hashes, tuple(rows), tuple(notes)))
 

@@ -20,9 +20,9 @@ from qwen3q.plan.schemes import Scheme
 from qwen3q.quantize.activations import Activations
 from qwen3q.quantize.awq import search_scales
 from qwen3q.quantize.gptq import factorize
+from qwen3q.quantize.limits import FITTED_OUTPUTS
 from qwen3q.quantize.linears import SolveOptions
 from qwen3q.quantize.smooth import (
-    FITTED_OUTPUTS,
     SmoothTarget,
     fold_into_norm,
     powers_of_two,
@@ -181,7 +181,8 @@ class _Search:
             hessian, tokens = self._sampled_inputs(portions, first.shape[1])
         if self.options.algorithm == "gptq":
             size = self.scheme.group_of(first.shape[1])
-            importance = factorize(hessian[None], size, self.options.damping).pivots()
+            importance = factorize(hessian[None], size, self.options.damping).costs()
+            del hessian
         else:
             importance = self.layer.moments[first.name].mean_squares[None]
         if self.scheme.activation_bits is None:
@@ -209,15 +210,16 @@ class _Search:
     def _sampled_inputs(
         self, portions: Iterator[torch.Tensor], width: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean of ``x^T x`` and some inputs ``[tokens, in]``."""
+        """Mean of ``x^T x`` and about ``_SAMPLE_TOKENS`` inputs ``[tokens, in]``."""
         hessian = torch.zeros(width, width, device=self.layer.arithmetic.device)
+        store = self.layer.store
+        stride = max(1, store.rows * store.length // (_SAMPLE_STRIDE * _SAMPLE_TOKENS))
         samples: list[torch.Tensor] = []
         count = 0
         with self.layer.arithmetic.products():
             for portion in portions:
                 x = portion.flatten(0, 1).float()
                 hessian.addmm_(x.T, x)
-                samples.append(x[:: max(1, len(x) // _SAMPLE_TOKENS)])
+                samples.append(x[::stride].clone())
                 count += len(x)
-        tokens = torch.cat(samples)
-        return hessian.div_(count), tokens[:: max(1, len(tokens) // _SAMPLE_TOKENS)].cpu()
+        return hessian.div_(count), torch.cat(samples).cpu()

@@ -20,29 +20,34 @@ from qwen3q.quantize.rtn import Grid, Rounded, search_range, stack_grids
 MAX_DAMPING = 1.0
 BLOCK = 128
 """Channels whose errors reach later blocks in one product (the paper's lazy batch)."""
+FACTOR_BLOCK = 512
+FACTOR_ROWS = 4096
+"""Columns and rows of a Cholesky factor that are made at a time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Factor:
-    """A Hessian, its channels ordered so that the last is rounded first.
+    """A Hessian and its Cholesky factor in one square, channels ordered so that the last is
+    rounded first.
 
     Attributes:
         order: int64 ``[batch, in]``; channels of one group stand together, so ``g_idx`` stays
             what it is without reordering (GAR, arXiv 2505.14638).
-        hessian: float32 ``[batch, in, in]``, ordered and damped.
-        lower: its Cholesky factor.
+        square: float32 ``[batch, in, in]``: above the diagonal the ordered Hessian, on and below
+            it its Cholesky factor L.
+        diagonal: ``[batch, in]``, the Hessian's diagonal, damped.
         damping: share of the mean diagonal that was added, per batch entry; NaN where nothing up
-            to ``MAX_DAMPING`` made it factor, and that entry's ``lower`` is meaningless.
+            to ``MAX_DAMPING`` made it factor, and that entry's L is meaningless.
     """
 
     order: torch.Tensor
-    hessian: torch.Tensor
-    lower: torch.Tensor
+    square: torch.Tensor
+    diagonal: torch.Tensor
     damping: tuple[float, ...]
 
     def to(self, device: str | torch.device) -> Factor:
         return Factor(
-            self.order.to(device), self.hessian.to(device), self.lower.to(device), self.damping
+            self.order.to(device), self.square.to(device), self.diagonal.to(device), self.damping
         )
 
     def ordered(self, values: torch.Tensor) -> torch.Tensor:
@@ -60,49 +65,126 @@ class Factor:
         order = (self.order[:, ::size] // size)[..., None].expand_as(values)
         return torch.empty_like(values).scatter_(1, order, values)
 
+    @property
     def pivots(self) -> torch.Tensor:
+        """``L_jj``, ``[batch, in]``."""
+        return self.square.diagonal(dim1=1, dim2=2)
+
+    def costs(self) -> torch.Tensor:
         """``L_jj^2`` in the checkpoint's order, ``[batch, in]``: what an error on a channel costs
         when the channels rounded after it make up for it."""
-        squares = self.lower.diagonal(dim1=1, dim2=2).square()
+        squares = self.pivots.square()
         return torch.empty_like(squares).scatter_(1, self.order, squares)
+
+    def solved(self, values: torch.Tensor) -> torch.Tensor:
+        """``H^-1 values``, ``[batch, in, out]``."""
+        half = torch.linalg.solve_triangular(self.square, values, upper=False)
+        solved: torch.Tensor = torch.linalg.solve_triangular(self.square.mT, half, upper=True)
+        return solved
+
+    def block(self, start: int, stop: int) -> torch.Tensor:
+        """The Hessian among some neighbouring channels, ``[batch, stop - start, stop - start]``."""
+        above = self.square[:, start:stop, start:stop].triu(1)
+        return above + above.mT + torch.diag_embed(self.diagonal[:, start:stop])
+
+    def slopes(self, values: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+        """Rows ``start .. stop`` of ``H values``, ``[batch, stop - start, out]``."""
+        slopes = self.block(start, stop) @ values[:, start:stop]
+        if stop < values.shape[1]:
+            slopes += self.square[:, start:stop, stop:] @ values[:, stop:]
+        if start:
+            slopes += self.square[:, :start, start:stop].mT @ values[:, :start]
+        return slopes
+
+    def squared_outputs(self, weights: torch.Tensor) -> torch.Tensor:
+        """Diagonal of ``W^T H W``, float64 ``[batch, out]``: mean squared outputs of ``weights``
+        ``[batch, in, out]``."""
+        total = weights.new_zeros(weights.shape[0], weights.shape[2], dtype=torch.float64)
+        for start in range(0, weights.shape[1], FACTOR_BLOCK):
+            stop = min(start + FACTOR_BLOCK, weights.shape[1])
+            part = weights[:, start:stop]
+            half = self.block(start, stop) @ part / 2
+            if stop < weights.shape[1]:
+                half += self.square[:, start:stop, stop:] @ weights[:, stop:]
+            total += half.mul_(part).sum(1, dtype=torch.float64).mul_(2)
+        return total
 
 
 def factorize(hessian: torch.Tensor, group_size: int, damping: float) -> Factor:
-    """Orders, damps and factors ``[batch, in, in]`` Hessians; overwrites them.
+    """Orders, damps and factors ``[batch, in, in]`` Hessians, in their own memory.
 
     Damping starts at ``damping`` times the mean of the diagonal and grows tenfold until the
     Cholesky factorization succeeds.
     """
     order = group_order(hessian.diagonal(dim1=1, dim2=2), group_size).flip(1)
-    lower = torch.empty_like(hessian)
-    used = []
-    for b, matrix in enumerate(hessian):
-        matrix.copy_(matrix[order[b]])
-        matrix.copy_(matrix[:, order[b]])
-        used.append(_factor_one(matrix, lower[b], damping))
-    return Factor(order, hessian, lower, tuple(used))
+    for matrix, channels in zip(hessian, order, strict=True):
+        _reorder(matrix, channels)
+    diagonal = hessian.diagonal(dim1=1, dim2=2).clone()
+    used = tuple(
+        _factor_one(matrix, values, damping)
+        for matrix, values in zip(hessian, diagonal, strict=True)
+    )
+    return Factor(order, hessian, diagonal, used)
 
 
 def unfactored(hessian: torch.Tensor) -> Factor:
     """Hessians in their own order and undamped, for algorithms that need no factor."""
     batch, columns, _ = hessian.shape
     order = torch.arange(columns, device=hessian.device).expand(batch, columns)
-    return Factor(order, hessian, hessian, (0.0,) * batch)
+    return Factor(order, hessian, hessian.diagonal(dim1=1, dim2=2).clone(), (0.0,) * batch)
 
 
-def _factor_one(matrix: torch.Tensor, lower: torch.Tensor, damping: float) -> float:
-    """Damps ``matrix`` and factors it into ``lower``; the share that was needed, or NaN."""
-    mean = float(matrix.diagonal().mean())
+def _reorder(matrix: torch.Tensor, order: torch.Tensor) -> None:
+    """``matrix[order][:, order]`` in place, some rows and then some columns at a time."""
+    parts = [slice(start, start + FACTOR_BLOCK) for start in range(0, len(matrix), FACTOR_BLOCK)]
+    for part in parts:
+        matrix[part] = matrix[part][:, order]
+    for part in parts:
+        matrix[:, part] = matrix[:, part][order]
+
+
+def _factor_one(matrix: torch.Tensor, diagonal: torch.Tensor, damping: float) -> float:
+    """Damps and factors ``matrix`` in place; the share that was needed, or NaN.
+
+    What is above the diagonal stays, so the next try starts from there and from ``diagonal``.
+    """
+    mean = float(diagonal.mean())
     added, share = 0.0, damping
     while 0 < mean < float("inf") and share <= MAX_DAMPING:
-        matrix.diagonal().add_((share - added) * mean)
+        diagonal += (share - added) * mean
         added = share
-        info = torch.empty((), dtype=torch.int32, device=matrix.device)
-        torch.linalg.cholesky_ex(matrix, out=(lower, info))
-        if int(info) == 0 and bool(torch.isfinite(lower.diagonal()).all()):
+        if cholesky_below(matrix, diagonal):
             return share
         share = max(share * 10, 1e-4)
     return float("nan")
+
+
+def cholesky_below(square: torch.Tensor, diagonal: torch.Tensor) -> bool:
+    """Cholesky factor of one matrix, written on and below the diagonal; block by block.
+
+    Args:
+        square: ``[n, n]``; holds the matrix above the diagonal, which is left as it is.
+        diagonal: ``[n]``, the matrix's diagonal.
+
+    Returns:
+        False if the matrix is not positive definite.
+    """
+    for start in range(0, len(square), FACTOR_BLOCK):
+        stop = min(start + FACTOR_BLOCK, len(square))
+        done = square[start:stop, :start]
+        above = square[start:stop, start:stop].triu(1)
+        block = above + above.T + diagonal[start:stop].diag()
+        factor, info = torch.linalg.cholesky_ex(block - done @ done.T)
+        if int(info) or not bool(torch.isfinite(factor.diagonal()).all()):
+            return False
+        square[start:stop, start:stop] = factor + above
+        for first in range(stop, len(square), FACTOR_ROWS):
+            rows = slice(first, min(first + FACTOR_ROWS, len(square)))
+            panel = square[start:stop, rows].T - square[rows, :start] @ done.T
+            square[rows, start:stop] = torch.linalg.solve_triangular(
+                factor.T, panel, upper=True, left=False
+            )
+    return True
 
 
 def group_order(diagonal: torch.Tensor, group_size: int) -> torch.Tensor:
@@ -134,22 +216,23 @@ def gptq(weights: torch.Tensor, factor: Factor, scheme: Scheme) -> Rounded:
     columns = weights.shape[1]
     size = scheme.group_of(columns)
     block = min(size, BLOCK)
-    pivots = factor.lower.diagonal(dim1=1, dim2=2)
+    pivots = factor.pivots
     steps, errors = torch.empty_like(weights), torch.empty_like(weights)
     grids: list[Grid] = []
     for start in reversed(range(0, columns, block)):
         stop = min(start + block, columns)
-        feedback = factor.lower[:, :, start:stop] / pivots[:, None, start:stop]
+        within = factor.square[:, start:stop, start:stop] / pivots[:, None, start:stop]
         due = weights[:, start:stop]
         if stop < columns:
-            due = due + feedback[:, stop:].mT @ errors[:, stop:]
+            later = factor.square[:, stop:, start:stop] / pivots[:, None, start:stop]
+            due = due + later.mT @ errors[:, stop:]
         if stop % size == 0:
             values = weights
             if size == block:
-                values = _expected(due, weights[:, start:stop], feedback[:, start:stop])
+                values = _expected(due, weights[:, start:stop], within)
             costs = pivots[:, stop - size : stop].square()
             grids.insert(0, search_range(values, costs, scheme))
-        _round_block(due, weights, feedback, steps, errors, grids[0], start)
+        _round_block(due, weights, within, steps, errors, grids[0], start)
     return Rounded(steps, *stack_grids(grids))
 
 
@@ -167,7 +250,7 @@ def _expected(due: torch.Tensor, weights: torch.Tensor, within: torch.Tensor) ->
 def _round_block(
     due: torch.Tensor,
     weights: torch.Tensor,
-    feedback: torch.Tensor,
+    within: torch.Tensor,
     steps: torch.Tensor,
     errors: torch.Tensor,
     grid: Grid,
@@ -177,14 +260,14 @@ def _round_block(
 
     Args:
         due: ``[batch, block, out]``, these channels with all later blocks' errors.
-        feedback: ``[batch, in, block]``, ``L_ij / L_jj`` for these channels j.
+        within: ``[batch, block, block]``, below its diagonal ``L_ij / L_jj`` of these channels.
     """
     scales, (low, high) = grid.scales, grid.bounds
     stop = start + due.shape[1]
     for j in reversed(range(start, stop)):
         value = due[:, j - start]
         if j + 1 < stop:
-            pull = feedback[:, j + 1 : stop, j - start].unsqueeze(1)
+            pull = within[:, j + 1 - start :, j - start].unsqueeze(1)
             value = torch.baddbmm(value.unsqueeze(1), pull, errors[:, j + 1 : stop])[:, 0]
         step = (value / scales).round_().clamp_(low, high)
         steps[:, j] = step

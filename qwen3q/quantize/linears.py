@@ -13,13 +13,14 @@ from qwen3q.errors import UsageError
 from qwen3q.plan.schemes import Scheme
 from qwen3q.quantize.gptq import Factor, factorize, gptq, unfactored
 from qwen3q.quantize.grid import QuantizedLinear
+from qwen3q.quantize.limits import SOLVED_AT_ONCE, SOLVED_ON_ACCELERATOR
 from qwen3q.quantize.refine import refine
 from qwen3q.quantize.rtn import Rounded, round_to_nearest
+from qwen3q.quantize.team import Team
 
 ALGORITHMS = ("gptq", "awq", "rtn")
 
-_OUTPUTS_AT_ONCE = 4096
-"""Output channels solved together, so that temporaries stay small beside the Hessian."""
+_FEWEST_OUTPUTS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,19 +83,35 @@ class Problem:
     """What to round. A batch entry is one Hessian: an expert's, or a dense stage's only one.
 
     Attributes:
-        weights: float32 ``[batch, in, out]``, linears with this input stacked along ``out``.
+        weights: float32 ``[out, in]`` per batch entry, linears with this input stacked.
         hessian: float32 ``[batch, in, in]``, mean of ``x^T x``; ``solve`` overwrites it.
-        drift: float32 ``[batch, in, out]``, mean of ``x^T (x_float - x) W^T``.
+        cross: float32 ``[batch, in, out]``, mean of ``x^T (x_float - x) W^T``; or ``[batch, in,
+            in]`` without the factor ``W^T``, where that is no wider.
         folded: ``[batch, in]`` scales that ``weights`` were multiplied by, for the comparison
             with plain round-to-nearest.
         weak: per batch entry, why error feedback would not be trusted; empty if it is.
     """
 
-    weights: torch.Tensor
+    weights: Sequence[torch.Tensor]
     hessian: torch.Tensor
-    drift: torch.Tensor
+    cross: torch.Tensor
     folded: torch.Tensor
     weak: tuple[str, ...]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``out, in`` of every batch entry."""
+        out, columns = self.weights[0].shape
+        return out, columns
+
+    def target(self, outputs: slice) -> torch.Tensor:
+        """Some output channels' weights, ``[batch, in, out]``."""
+        return torch.stack([weight[outputs].T for weight in self.weights])
+
+    def drift(self, outputs: slice) -> torch.Tensor:
+        """The same of the drift."""
+        out, columns = self.shape
+        return self.cross[:, :, outputs] if out < columns else self.cross @ self.target(outputs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,24 +148,30 @@ class Solution:
 
 
 def solve(
-    problem: Problem, scheme: Scheme, options: SolveOptions, devices: Sequence[str]
+    problem: Problem,
+    scheme: Scheme,
+    options: SolveOptions,
+    devices: Sequence[str],
+    team: Team | None = None,
 ) -> Solution:
-    """Rounds a problem's weights; output channels are spread over the devices.
+    """Rounds a problem's weights; output channels are spread over the devices, or on a processor
+    over the team's threads.
 
     GPTQ's target is not W but ``W + H^-1 drift``: the weights whose outputs, on the inputs that
     there are, come closest to the float model's.
     """
-    size = scheme.group_of(problem.weights.shape[1])
+    out, columns = problem.shape
+    size = scheme.group_of(columns)
     if options.algorithm == "gptq":
         factor = factorize(problem.hessian, size, options.damping)
     else:
         factor = unfactored(problem.hessian)
     factors = {device: factor.to(device) for device in dict.fromkeys(devices)}
-    out = problem.weights.shape[2]
-    parts = [
-        slice(start, min(start + _OUTPUTS_AT_ONCE, out))
-        for start in range(0, out, _OUTPUTS_AT_ONCE)
-    ]
+    weights = columns * len(problem.weights)
+    on_cpu = devices[0].partition(":")[0] == "cpu"
+    at_once = SOLVED_AT_ONCE if on_cpu else SOLVED_ON_ACCELERATOR
+    step = max(_FEWEST_OUTPUTS, at_once // weights // _FEWEST_OUTPUTS * _FEWEST_OUTPUTS)
+    parts = [slice(start, min(start + step, out)) for start in range(0, out, step)]
 
     def run(job: tuple[int, slice]) -> Solution:
         number, part = job
@@ -156,7 +179,8 @@ def solve(
         return _solve_part(problem, factors[device], part, scheme, options)
 
     if len(factors) == 1:
-        solved = [run(job) for job in enumerate(parts)]
+        jobs = list(enumerate(parts))
+        solved = team.map(run, jobs) if team else [run(job) for job in jobs]
     else:
         with ThreadPoolExecutor(len(factors)) as pool:
             solved = list(pool.map(run, enumerate(parts)))
@@ -167,8 +191,8 @@ def _solve_part(
     problem: Problem, factor: Factor, outputs: slice, scheme: Scheme, options: SolveOptions
 ) -> Solution:
     """Some output channels; computed where the factor lies, returned where the problem lies."""
-    home, device = problem.weights.device, factor.lower.device
-    weights = problem.weights[:, :, outputs].to(device)
+    home, device = problem.hessian.device, factor.square.device
+    weights = problem.target(outputs).to(device)
     target = factor.ordered(weights)
     fallbacks = tuple("" for _ in problem.weak)
     if options.algorithm == "gptq":
@@ -176,20 +200,21 @@ def _solve_part(
             weak or ("its Hessian could not be factored" if math.isnan(damping) else "")
             for weak, damping in zip(problem.weak, factor.damping, strict=True)
         )
-        drift = factor.ordered(problem.drift[:, :, outputs].to(device))
+        drift = factor.ordered(problem.drift(outputs).to(device))
         made = _gptq_where(fallbacks, target, drift, factor, scheme, options)
         del drift
     else:
-        made = round_to_nearest(target, _importance(factor), scheme)
-    errors = made.values().sub_(target)
-    plain_errors = _plain(factor, weights, problem.folded, scheme).sub_(target)
+        made = round_to_nearest(target, factor.diagonal, scheme)
+    errors = factor.squared_outputs(made.values().sub_(target))
+    plain = _plain(factor, weights, problem.folded, scheme).sub_(target)
+    del weights
     return Solution(
         codes=factor.restored(made.codes).to(torch.uint8).mT.contiguous().to(home),
         scales=factor.restored_groups(made.scales).mT.contiguous().to(home),
         zeros=factor.restored_groups(made.zeros).to(torch.uint8).mT.contiguous().to(home),
-        errors=_squared_outputs(errors, factor).to(home),
-        rtn_errors=_squared_outputs(plain_errors, factor).to(home),
-        outputs=_squared_outputs(target, factor).to(home),
+        errors=errors.to(home),
+        rtn_errors=factor.squared_outputs(plain).to(home),
+        outputs=factor.squared_outputs(target).to(home),
         algorithms=tuple("rtn" if fallback else options.algorithm for fallback in fallbacks),
         fallbacks=fallbacks,
     )
@@ -210,13 +235,12 @@ def _gptq_where(
     falls = torch.tensor([bool(fallback) for fallback in fallbacks], device=target.device)
     nearest = None
     if bool(falls.any()):
-        nearest = round_to_nearest(target, _importance(factor), scheme)
+        nearest = round_to_nearest(target, factor.diagonal, scheme)
         if bool(falls.all()):
             return nearest
-    shift = torch.cholesky_solve(drift, factor.lower)
-    target += shift.masked_fill_(falls[:, None, None], 0)
+    target += factor.solved(drift).masked_fill_(falls[:, None, None], 0)
     made = gptq(target, factor, scheme)
-    made = refine(target, factor.hessian, made, scheme, options.sweeps)
+    made = refine(target, factor, made, scheme, options.sweeps)
     if nearest is None:
         return made
     falls = falls[:, None, None]
@@ -227,10 +251,6 @@ def _gptq_where(
     )
 
 
-def _importance(factor: Factor) -> torch.Tensor:
-    return factor.hessian.diagonal(dim1=1, dim2=2)
-
-
 def _plain(
     factor: Factor, weights: torch.Tensor, folded: torch.Tensor, scheme: Scheme
 ) -> torch.Tensor:
@@ -239,11 +259,6 @@ def _plain(
     ones = torch.ones_like(folded)
     rounded = round_to_nearest(weights / scales, ones, scheme, search=False)
     return factor.ordered(rounded.values().mul_(scales))
-
-
-def _squared_outputs(weights: torch.Tensor, factor: Factor) -> torch.Tensor:
-    """Mean squared output of each output channel, float64 ``[batch, out]``."""
-    return (factor.hessian @ weights).mul_(weights).sum(1, dtype=torch.float64)
 
 
 def _joined(parts: Sequence[Solution]) -> Solution:

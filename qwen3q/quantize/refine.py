@@ -10,13 +10,13 @@ from __future__ import annotations
 import torch
 
 from qwen3q.plan.schemes import Scheme
-from qwen3q.quantize.gptq import BLOCK
+from qwen3q.quantize.gptq import BLOCK, Factor
 from qwen3q.quantize.rtn import Grid, Rounded, round_scale
 
 
 def refine(
     target: torch.Tensor,
-    hessian: torch.Tensor,
+    factor: Factor,
     rounded: Rounded,
     scheme: Scheme,
     sweeps: int,
@@ -24,7 +24,8 @@ def refine(
     """Lowers ``tr(E^T H E)``, ``E = rounded - target``.
 
     Args:
-        target: float32 ``[batch, in, out]``; hessian: ``[batch, in, in]``, damped.
+        target: float32 ``[batch, in, out]``, in the factor's order.
+        factor: holds H, damped.
         sweeps: passes over all channels; 0 leaves all as it is.
     """
     columns = target.shape[1]
@@ -36,8 +37,8 @@ def refine(
     for _ in range(sweeps):
         for start in range(0, columns, block):
             part, group = slice(start, start + block), start // size
-            slope = hessian[:, part] @ errors
-            local = hessian[:, part, part]
+            slope = factor.slopes(errors, start, start + block)
+            local = factor.block(start, start + block)
             if block == size:
                 change = _scale_change(steps[:, part], slope, local, scales[:, group], scheme)
                 scales[:, group] += change

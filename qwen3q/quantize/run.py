@@ -11,6 +11,7 @@ from qwen3q.errors import DiskError, MissingPackageError
 from qwen3q.files import available_threads
 from qwen3q.formats.gguf_metadata import Provenance, with_yarn
 from qwen3q.formats.imatrix import ImportanceMatrix, read_imatrix
+from qwen3q.llama.threads import calm_openmp
 from qwen3q.models.config import Qwen3Config
 from qwen3q.models.source import ModelSource
 from qwen3q.models.tensors import check_tensors
@@ -20,6 +21,7 @@ from qwen3q.plan.plan import Plan
 from qwen3q.plan.targets import Target, plan_target
 from qwen3q.progress import ProgressFn, silent
 from qwen3q.quantize.artefacts import Artefact
+from qwen3q.quantize.footprint import Footprint
 from qwen3q.quantize.gguf import gguf_file_name, gguf_jobs, write_gguf
 
 
@@ -165,16 +167,11 @@ def quantize_targets(
     if not job.schemes and not share:
         return quantize_gguf(source, file_types, out, options, progress=progress)
     gguf_targets(source, file_types, out, options)
-    try:
-        from qwen3q.quantize.calibrated import default_devices, quantize_calibrated
-        from qwen3q.quantize.folder import RunOptions
-        from qwen3q.quantize.stream import StreamOptions
-    except ModuleNotFoundError as error:
-        if error.name != "torch":
-            raise
-        raise MissingPackageError(
-            "torch is not installed, and calibration needs it.", "pip install 'qwen3q[torch]'"
-        ) from None
+    _require_torch()
+    from qwen3q.quantize.calibrated import default_devices, quantize_calibrated
+    from qwen3q.quantize.folder import RunOptions
+    from qwen3q.quantize.stream import StreamOptions
+
     stream = StreamOptions(devices or default_devices(), job.activation_memory_bytes, out)
     artefacts, matrix, store = quantize_calibrated(
         source,
@@ -192,6 +189,36 @@ def quantize_targets(
     if store:
         store.discard()
     return sorted(artefacts, key=lambda artefact: _position(job, artefact))
+
+
+def predict_memory(
+    source: ModelSource, job: QuantizeJob, options: GgufOptions, devices: tuple[str, ...] = ()
+) -> Footprint | None:
+    """What the process of ``quantize_targets`` will take at most; None where nothing is calibrated
+    or layers lie in a GPU's memory.
+
+    Raises:
+        MissingPackageError: a target needs torch, which is not installed.
+    """
+    if not any(s.is_uniform for s in job.schemes) and not shares_importance(job, options):
+        return None
+    _require_torch()
+    from qwen3q.quantize.calibrated import predicted_footprint
+
+    return predicted_footprint(source.config, job, devices)
+
+
+def _require_torch() -> None:
+    """Loads torch, whose threads then do not spin on a busy machine."""
+    calm_openmp()
+    try:
+        import torch  # noqa: F401
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise MissingPackageError(
+            "torch is not installed, and calibration needs it.", "pip install 'qwen3q[torch]'"
+        ) from None
 
 
 def _position(job: QuantizeJob, artefact: Artefact) -> int:

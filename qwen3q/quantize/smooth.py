@@ -14,10 +14,7 @@ import torch
 
 from qwen3q.models.config import Qwen3Config
 from qwen3q.plan.schemes import Scheme
-
-FITTED_OUTPUTS = 2048
-"""Output channels that stand for all when scales are fitted; with much fewer, the scales fit the
-sample's largest weights."""
+from qwen3q.quantize.limits import FITTED_OUTPUTS
 
 _NORM = 12
 """A p-norm this high stands in for the maximum, which has no useful derivative."""

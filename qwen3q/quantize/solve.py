@@ -84,10 +84,13 @@ def _solve_attention(work: LayerWork) -> None:
         return own, work.read(inputs.mixed, part) / scales
 
     work.solve_stage(QKV, lambda part: (normed(hidden, part), normed(inputs.hidden, part)))
-    work.solve_stage((O_PROJ,), attended)
-    for part in work.portions():
+    work.solve_stage((O_PROJ,), attended, last_use=QKV)
+
+    def finish(part: slice) -> None:
         out = work.linear(O_PROJ, work.read(mixed, part))
         work.middle.write(part, work.read(hidden, part) + out)
+
+    work.each(finish)
     mixed.free()
 
 
@@ -110,8 +113,11 @@ def _solve_mlp(work: LayerWork) -> None:
         return own, work.read(inner_float, part) / scales
 
     work.solve_stage(GATE_UP, lambda part: (normed(work.middle, part), normed(inputs.middle, part)))
-    work.solve_stage((DOWN,), gate_times_up)
-    for part in work.portions():
+    work.solve_stage((DOWN,), gate_times_up, last_use=GATE_UP)
+
+    def finish(part: slice) -> None:
         out = work.linear(DOWN, work.read(inner, part))
         work.output.write(part, work.read(work.middle, part) + out)
+
+    work.each(finish)
     inner.free()

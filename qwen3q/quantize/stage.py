@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 
 import torch
 
-from qwen3q.calibrate.statistics import Gram, stack_grams
+from qwen3q.calibrate.statistics import Gram, InputPair
 from qwen3q.models.decoder import ROUTER, Linear
 from qwen3q.plan.schemes import Scheme
 from qwen3q.quantize.activations import Activations
@@ -52,9 +53,9 @@ class LayerWork:
         self.linear: Linear = layer.arithmetic.linear(self.weights, scheme, rounded)
 
     def folded(self, short: str) -> torch.Tensor:
-        """A float tensor of the layer after folding, float32."""
+        """A float tensor of the layer after folding, float32; the caller's to change."""
         if short in self.folds.norms:
-            return self.folds.norms[short]
+            return self.folds.norms[short].clone()
         return self.folds.weight(short, self.layer.weights[self.layer.specs[short].name])
 
     def changed(self) -> dict[str, torch.Tensor]:
@@ -69,6 +70,10 @@ class LayerWork:
 
     def portions(self) -> Iterator[slice]:
         return self.layer.arithmetic.portions(self.layer.store)
+
+    def each(self, run: Callable[[slice], None]) -> None:
+        """Calls ``run`` for every portion, several at a time."""
+        self.layer.arithmetic.each(self.layer.store, run)
 
     def read(self, source: Activations, part: slice) -> torch.Tensor:
         return source.read(part, self.layer.arithmetic.device)
@@ -90,35 +95,54 @@ class LayerWork:
 
     def gram(self, names: Sequence[str]) -> Gram:
         """Statistics to be filled, for linears that share an input and a scheme."""
-        weights = torch.cat([self.folded(name) for name in names])
-        return Gram(weights.to(self.layer.arithmetic.device))
+        shapes = [self.layer.specs[name].shape for name in names]
+        weights = torch.empty(sum(out for out, _ in shapes), shapes[0][1])
+        start = 0
+        for name, (out, _) in zip(names, shapes, strict=True):
+            weights[start : start + out] = self.folded(name)
+            start += out
+        arithmetic = self.layer.arithmetic
+        return Gram(weights.to(arithmetic.device), arithmetic.dtype)
 
-    def observe(self, grams: Sequence[Gram], own: torch.Tensor, floating: torch.Tensor) -> None:
-        """Adds a linear's inputs under the quantized prefix and in the float model.
+    def pair(self, gram: Gram, own: torch.Tensor, floating: torch.Tensor) -> InputPair:
+        """A linear's inputs under the quantized prefix and in the float model, to be added.
 
         Args:
             own, floating: ``[..., in]``, the same tokens.
         """
         if self.scheme.activation_bits is not None:
             own = round_activations(own.float(), self.scheme.activation_bits)
-        with self.layer.arithmetic.products():
-            for gram in grams:
-                gram.add(own.flatten(0, -2), floating.flatten(0, -2))
+        return gram.pair(own.flatten(0, -2), floating.flatten(0, -2))
 
     def solve_stage(
-        self, names: Sequence[str], inputs: Callable[[slice], tuple[torch.Tensor, torch.Tensor]]
+        self,
+        names: Sequence[str],
+        inputs: Callable[[slice], tuple[torch.Tensor, torch.Tensor]],
+        last_use: Sequence[str] = (),
     ) -> None:
         """Rounds linears that share an input, and puts them among ``weights``.
 
         Args:
             inputs: a portion's inputs under the quantized prefix and in the float model.
+            last_use: weights that nothing but ``inputs`` runs with any more.
         """
         groups = self.quantized(names)
         grams = [self.gram(group) for group in groups.values()]
-        for part in self.portions():
-            self.observe(grams, *inputs(part))
-        for gram, (scheme, group) in zip(grams, groups.items(), strict=True):
-            self.solve_batch([group], [gram], scheme)
+        team = self.layer.arithmetic.team
+
+        def pairs(part: slice) -> list[InputPair]:
+            own, floating = inputs(part)
+            return [self.pair(gram, own, floating) for gram in grams]
+
+        with self.layer.arithmetic.products():
+            for parts in _batches(self.portions(), team.size):
+                made = team.map(pairs, parts)
+                for number, gram in enumerate(grams):
+                    gram.add([of_part[number] for of_part in made], team.map)
+        for name in last_use:
+            self.weights.pop(name)
+        for group_scheme, group in groups.items():
+            self.solve_batch([group], [grams.pop(0)], group_scheme)
 
     def solve_batch(
         self,
@@ -132,21 +156,23 @@ class LayerWork:
 
         Args:
             entries: per batch entry, linears that share an input, all of this scheme.
-            grams: per batch entry, its inputs' statistics.
+            grams: per batch entry, its inputs' statistics; used up.
             weak: per batch entry, why error feedback is not to be trusted, or an empty string.
             forced: per batch entry, how many of its tokens were forced upon it.
         """
         started = time.perf_counter()
         width = self.layer.specs[entries[0][0]].shape[1]
-        hessian, drift = stack_grams(grams)
+        for gram in grams:
+            gram.finish()
         problem = Problem(
-            weights=torch.stack([gram.weight.T for gram in grams]),
-            hessian=hessian,
-            drift=drift,
+            weights=[gram.weight for gram in grams],
+            hessian=_stacked([gram.hessian for gram in grams]),
+            cross=_stacked([gram.cross for gram in grams]),
             folded=torch.stack([self.folds.scales(names[0], width) for names in entries]),
             weak=tuple(weak) or ("",) * len(entries),
         )
-        solution = solve(problem, scheme, self.options, self.layer.devices)
+        team = self.layer.arithmetic.team
+        solution = solve(problem, scheme, self.options, self.layer.devices, team)
         count = sum(len(names) for names in entries)
         seconds = (time.perf_counter() - started) / count
         for entry, names in enumerate(entries):
@@ -182,6 +208,17 @@ class LayerWork:
         """Gives back all room but ``output``, which the stream takes over."""
         for activations in (self.middle, *self._room):
             activations.free()
+
+
+def _batches(portions: Iterator[slice], size: int) -> Iterator[list[slice]]:
+    """``size`` portions at a time, fewer at the end."""
+    while batch := list(islice(portions, size)):
+        yield batch
+
+
+def _stacked(matrices: Sequence[torch.Tensor]) -> torch.Tensor:
+    """With a batch dimension; a single matrix stays where it is."""
+    return matrices[0][None] if len(matrices) == 1 else torch.stack(tuple(matrices))
 
 
 def _relative_errors(solution: Solution, entry: int, outputs: slice) -> tuple[float, float]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from qwen3q.calibrate.statistics import InputMoments, MomentWatch
-from qwen3q.checkpoint.reader import Checkpoint, check_finite
+from qwen3q.checkpoint.reader import Checkpoint
 from qwen3q.errors import UsageError
 from qwen3q.models.config import Qwen3Config
 from qwen3q.models.decoder import (
@@ -34,6 +34,7 @@ from qwen3q.models.tensors import TensorSpec, layer_tensors
 from qwen3q.progress import ProgressFn, silent
 from qwen3q.quantize.activations import Activations, ActivationStore
 from qwen3q.quantize.arithmetic import Arithmetic, arithmetic_for
+from qwen3q.quantize.layer_weights import EMBEDDING, LayerWeights, embedded
 
 if TYPE_CHECKING:
     from qwen3q.plan.schemes import Scheme
@@ -41,8 +42,6 @@ if TYPE_CHECKING:
 
 Restore = Callable[[int, "Scheme"], "SolvedLayer"]
 """Reads back what was solved before: (layer, scheme) to a SolvedLayer; its report may be empty."""
-
-EMBEDDING = "model.embed_tokens.weight"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +83,8 @@ class StreamedLayer:
         index: which decoder layer.
         config: the model's.
         specs: its tensors by short name (``self_attn.q_proj``).
-        weights: its float32 tensors by checkpoint name (``model.layers.3.mlp.up_proj.weight``).
+        weights: its float32 tensors by checkpoint name (``model.layers.3.mlp.up_proj.weight``),
+            each read when it is asked for.
         dtypes: the tensors' dtypes in the checkpoint, by short name.
         moments: mean squares and token counts of every linear's input under the float model, by
             checkpoint name: the GGUF importance matrix.
@@ -124,9 +124,12 @@ class StreamedLayer:
         self._outputs: dict[Scheme, Activations] = {}
         self._kept: set[Scheme] = set()
 
-    def short_weights(self) -> dict[str, torch.Tensor]:
-        """The float32 weights by short name."""
-        return {short: self.weights[spec.name] for short, spec in self.specs.items()}
+    def prepared_weights(self) -> dict[str, torch.Tensor]:
+        """The float model's weights by short name, as the decoder takes them."""
+        prepared: dict[str, torch.Tensor] = {}
+        for short, spec in self.specs.items():
+            prepared |= self.arithmetic.prepare({short: self.weights[spec.name]})
+        return prepared
 
     def own_hidden(self, scheme: Scheme) -> Activations:
         """This layer's input under the scheme's own quantized prefix."""
@@ -141,8 +144,7 @@ class StreamedLayer:
         hidden = self._prefixes[scheme]
         if scheme in self._outputs:
             output = self._outputs.pop(scheme)
-            for rows in self.arithmetic.portions(self.store):
-                hidden.write(rows, output.read(rows))
+            self.arithmetic.each(self.store, lambda rows: hidden.write(rows, output.read(rows)))
             output.free()
         else:
             run_quantized(self, hidden, scheme, solved)
@@ -197,34 +199,34 @@ def stream_layers(
         DiskError: activations do not fit on disk.
     """
     tokens = _token_tensor(rows, config.vocab_size)
-    arithmetic = arithmetic_for(options.devices[0], tokens.shape[1])
+    arithmetic = arithmetic_for(options.devices[0], tokens.shape[1], experts=config.is_moe)
     rope = rope_table(config, tokens.shape[1], arithmetic.device)
     count, length = tokens.shape
-    with ActivationStore(count, length, options.memory_bytes, options.work_folder) as store:
+    with (
+        arithmetic.team,
+        ActivationStore(count, length, options.memory_bytes, options.work_folder) as store,
+    ):
         hidden = store.new(config.hidden_size)
         prefixes = {scheme: store.new(config.hidden_size) for scheme in schemes}
-        embedding = _read(checkpoint, EMBEDDING)
         for part in arithmetic.portions(store):
-            first = embedding[tokens[part]].float()
+            first = embedded(checkpoint, tokens[part])
             for activations in (hidden, *prefixes.values()):
                 activations.write(part, first)
-        del embedding
+        checkpoint.release(EMBEDDING)
         for index in range(config.num_hidden_layers):
             progress(index, config.num_hidden_layers, "layers")
-            names = [spec.name for spec in layer_tensors(config, index)]
-            raw = {name: _read(checkpoint, name) for name in names}
+            weights = LayerWeights(checkpoint, config, index)
             layer = StreamedLayer(
                 index,
                 config,
-                {name: value.float() for name, value in raw.items()},
-                {short_name(name): value.dtype for name, value in raw.items()},
+                weights,
+                {short_name(name): weights.dtype(name) for name in weights},
                 store,
                 arithmetic,
                 rope,
                 options.devices,
                 prefixes,
             )
-            del raw
             if index < start:
                 run_float(layer, hidden)
                 for scheme in schemes:
@@ -242,10 +244,13 @@ def stream_layers(
 def run_float(layer: StreamedLayer, hidden: Activations) -> None:
     """Replaces ``hidden`` by the float layer's output."""
     arithmetic = layer.arithmetic
-    weights = arithmetic.prepare(layer.short_weights())
-    for part in arithmetic.portions(layer.store):
+    weights = layer.prepared_weights()
+
+    def run(part: slice) -> None:
         x = hidden.read(part, arithmetic.device)
         hidden.write(part, decoder_layer(x, weights, layer.config, layer.rope))
+
+    arithmetic.each(layer.store, run)
 
 
 def run_quantized(
@@ -254,9 +259,12 @@ def run_quantized(
     """Replaces ``hidden`` by the quantized layer's output."""
     arithmetic = layer.arithmetic
     weights, linear = arithmetic.quantized(layer, scheme, solved.linears, solved.changed)
-    for part in arithmetic.portions(layer.store):
+
+    def run(part: slice) -> None:
         x = hidden.read(part, arithmetic.device)
         hidden.write(part, decoder_layer(x, weights, layer.config, layer.rope, linear))
+
+    arithmetic.each(layer.store, run)
 
 
 class _FloatPass:
@@ -281,9 +289,10 @@ class _FloatPass:
     def run(self) -> None:
         """Fills the layer's ``inputs`` and ``moments``."""
         layer, config, inputs = self._layer, self._layer.config, self._layer.inputs
-        weights = layer.arithmetic.prepare(layer.short_weights())
-        watch = MomentWatch(weights)
-        for part in layer.arithmetic.portions(layer.store):
+        weights = layer.prepared_weights()
+
+        def run(part: slice) -> MomentWatch:
+            watch = MomentWatch(weights)
             hidden = self._hidden.read(part, layer.arithmetic.device)
             mixed = attention(hidden, weights, config, layer.rope, watch)
             middle = hidden + watch(O_PROJ, mixed)
@@ -297,6 +306,10 @@ class _FloatPass:
                 self._next.write(part, middle + watch(DOWN, inner))
             else:
                 self._next.write(part, middle + mlp(middle, weights, config, watch))
+            return watch
+
+        first, *others = layer.arithmetic.team.map(run, layer.arithmetic.portions(layer.store))
+        watch = first.merged(others)
         layer.moments = {
             spec.name: watch.moments(short, spec.shape[1])
             for short, spec in layer.specs.items()
@@ -305,8 +318,10 @@ class _FloatPass:
 
     def advance(self) -> None:
         """The layer's output becomes the next one's input."""
-        for part in self._layer.arithmetic.portions(self._layer.store):
-            self._hidden.write(part, self._next.read(part))
+        layer = self._layer
+        layer.arithmetic.each(
+            layer.store, lambda part: self._hidden.write(part, self._next.read(part))
+        )
 
     def close(self) -> None:
         for activations in (self._next, *self._room):
@@ -328,21 +343,3 @@ def _token_tensor(rows: Sequence[Sequence[int]], vocab_size: int) -> torch.Tenso
             "Tokenize it with this model's own tokenizer.",
         )
     return tokens
-
-
-_TORCH_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
-
-
-def _read(checkpoint: Checkpoint, name: str) -> torch.Tensor:
-    """One tensor, copied out of its file, in its own dtype."""
-    array = checkpoint.array(name)
-    dtype = checkpoint.tensors[name].dtype
-    if dtype not in _TORCH_DTYPES:
-        raise UsageError(
-            f"{name} is stored as {dtype}; only float checkpoints can be quantized.",
-            "Start from the original bf16 model.",
-        )
-    check_finite(name, array, dtype)
-    value = torch.from_numpy(array.copy()).view(_TORCH_DTYPES[dtype])
-    checkpoint.release(name)
-    return value

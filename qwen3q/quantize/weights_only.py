@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -30,21 +31,25 @@ def pack_unit(work: FolderWork, unit: str, checkpoint: Checkpoint) -> None:
         CheckpointError: a weight is not finite, or too large for fp16.
         MissingPackageError: bitsandbytes is not installed.
     """
+    report: list[dict[str, Any]] = []
+    work.finish_unit(unit, _made(work, unit, checkpoint, report), report)
+
+
+def _made(
+    work: FolderWork, unit: str, checkpoint: Checkpoint, report: list[dict[str, Any]]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """A unit's tensors, one source tensor in memory at a time; adds their rows to ``report``."""
     scheme = work.job.scheme
-    tensors: dict[str, torch.Tensor] = {}
-    report = []
     for spec in work.sources(unit):
-        weight = read_tensor(checkpoint, spec.name)
         chosen = scheme.at(spec.name) if spec.is_linear else None
+        weight = read_tensor(checkpoint, spec.name)
         if chosen is None:
-            tensors[spec.name] = _cast(spec.name, weight, scheme)
+            yield spec.name, _cast(spec.name, weight, scheme)
         else:
             parts, row = _pack_weight(spec.name, weight, chosen)
             module = spec.name.removesuffix(".weight")
-            tensors |= {f"{module}.{suffix}": part for suffix, part in parts.items()}
+            yield from ((f"{module}.{suffix}", part) for suffix, part in parts.items())
             report.append(row)
-    work.finish_unit(unit, tensors, report)
-    for spec in work.sources(unit):
         checkpoint.release(spec.name)
 
 

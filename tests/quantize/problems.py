@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from qwen3q.quantize.gptq import Factor
+
 
 def inputs(tokens: int, channels: int, seed: int = 0) -> torch.Tensor:
     """``[tokens, channels]``: correlated, of uneven size, as hidden states are."""
@@ -31,3 +33,9 @@ def output_error(rounded: torch.Tensor, target: torch.Tensor, moments: torch.Ten
     """``tr(E^T H E)`` in float64."""
     off = (rounded - target).double()
     return float((off * (moments.double() @ off)).sum())
+
+
+def whole_hessian(factor: Factor) -> torch.Tensor:
+    """The damped Hessians that a factor holds, in its order, ``[batch, in, in]``."""
+    above = factor.square.triu(1)
+    return above + above.mT + torch.diag_embed(factor.diagonal)

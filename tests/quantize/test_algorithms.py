@@ -13,6 +13,7 @@ from qwen3q.quantize.gptq import factorize, gptq
 from qwen3q.quantize.rtn import round_to_nearest
 from qwen3q.quantize.solve import SolveOptions, solve_layer
 from qwen3q.quantize.stream import stream_layers
+from tests.quantize.problems import whole_hessian
 
 
 def hessian_of(columns: int, tokens: int = 512, seed: int = 0) -> torch.Tensor:
@@ -59,9 +60,9 @@ def test_gptq_is_optimal_brain_quantization(name):
     steps = factor.restored(rounded.steps)[0]
     scales = factor.restored_groups(rounded.scales)[0].double()
     zeros = factor.restored_groups(rounded.zeros)[0].double()
-    damped = torch.empty_like(factor.hessian[0])
+    damped = torch.empty_like(factor.square[0])
     order = factor.order[0]
-    damped[order[:, None], order] = factor.hessian[0]
+    damped[order[:, None], order] = whole_hessian(factor)[0]
     naive = naive_gptq(weights[0], damped, order.flip(0), scales, zeros, 15, 32)
     assert (steps.double() == naive).double().mean() > 0.995
     spread = scales.repeat_interleave(32, 0)

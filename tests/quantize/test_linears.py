@@ -11,12 +11,12 @@ from qwen3q.quantize.linears import Problem, SolveOptions, solve
 from tests.quantize.problems import hessian, inputs, output_error, weights
 
 
-def problem(drift: torch.Tensor | None = None, weak: tuple[str, ...] = ("",)) -> Problem:
+def problem(weak: tuple[str, ...] = ("",)) -> Problem:
     target = weights(128, 40)
     return Problem(
-        weights=target,
+        weights=[target[0].T],
         hessian=hessian(800, 128),
-        drift=torch.zeros_like(target) if drift is None else drift,
+        cross=torch.zeros_like(target),
         folded=torch.ones(1, 128),
         weak=weak,
     )
@@ -33,7 +33,7 @@ def test_the_target_makes_up_for_inputs_that_drifted() -> None:
     scheme = parse_scheme("gptq:int8", group_size=32)
 
     def error(drift: torch.Tensor) -> float:
-        asked = Problem(weight[None], moments.float()[None], drift, torch.ones(1, 128), ("",))
+        asked = Problem([weight.T], moments.float()[None], drift, torch.ones(1, 128), ("",))
         solved = solve(asked, scheme, SolveOptions(damping=1e-4), ["cpu"])
         rounded = solved.linear(0, slice(0, 40), scheme).dequantize().T.double()
         return float((own.double() @ rounded - wanted).square().sum())
@@ -50,9 +50,9 @@ def test_reported_errors_are_those_of_the_codes() -> None:
     moments = asked.hessian.clone()
     solved = solve(asked, scheme, SolveOptions(algorithm="rtn"), ["cpu"])
     values = solved.linear(0, slice(0, 40), scheme).dequantize().T[None]
-    error = output_error(values, asked.weights, moments)
+    error = output_error(values, asked.target(slice(0, 40)), moments)
     assert float(solved.errors.sum()) == pytest.approx(error, rel=1e-4)
-    whole = output_error(torch.zeros_like(values), asked.weights, moments)
+    whole = output_error(torch.zeros_like(values), asked.target(slice(0, 40)), moments)
     assert float(solved.outputs.sum()) == pytest.approx(whole, rel=1e-4)
     assert (solved.errors.sum() < solved.rtn_errors.sum()).all()
 
@@ -61,7 +61,8 @@ def test_reported_errors_are_those_of_the_codes() -> None:
 def test_parts_on_several_devices_equal_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     scheme = parse_scheme(name, group_size=32)
     alone = solve(problem(), scheme, SolveOptions(), ["cpu"])
-    monkeypatch.setattr(linears, "_OUTPUTS_AT_ONCE", 16)
+    monkeypatch.setattr(linears, "_FEWEST_OUTPUTS", 16)
+    monkeypatch.setattr(linears, "SOLVED_AT_ONCE", 16 * 128)
     parts = solve(problem(), scheme, SolveOptions(), ["cpu", "cpu:0"])
     assert parts.codes.shape == alone.codes.shape
     assert (parts.codes == alone.codes).float().mean() > 0.995
@@ -79,5 +80,5 @@ def test_fallbacks_are_named() -> None:
     solved = solve(broken, scheme, SolveOptions(), ["cpu"])
     assert solved.algorithms == ("rtn",)
     assert "could not be factored" in solved.fallbacks[0]
-    off = solved.linear(0, slice(0, 40), scheme).dequantize().T - broken.weights[0]
-    assert off.abs().max() < 0.1 * broken.weights.abs().max()
+    off = solved.linear(0, slice(0, 40), scheme).dequantize() - broken.weights[0]
+    assert off.abs().max() < 0.1 * broken.weights[0].abs().max()

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from qwen3q.plan.schemes import parse_scheme
-from qwen3q.quantize.gptq import factorize, gptq
+from qwen3q.quantize.gptq import factorize, gptq, unfactored
 from qwen3q.quantize.refine import refine
 from qwen3q.quantize.rtn import Rounded, round_to_nearest
-from tests.quantize.problems import hessian, output_error, weights
+from tests.quantize.problems import hessian, output_error, weights, whole_hessian
 
 
 @pytest.mark.parametrize("name", ["gptq:int4", "awq:int4", "int4", "int8", "gptq:int2"])
@@ -19,10 +19,11 @@ def test_every_sweep_lowers_the_error(name: str) -> None:
     factor = factorize(moments.clone(), scheme.group_of(256), 0.01)
     ordered = factor.ordered(target)
     rounded = gptq(ordered, factor, scheme)
-    errors = [output_error(rounded.values(), ordered, factor.hessian)]
+    whole = whole_hessian(factor)
+    errors = [output_error(rounded.values(), ordered, whole)]
     for _ in range(3):
-        rounded = refine(ordered, factor.hessian, rounded, scheme, 1)
-        errors.append(output_error(rounded.values(), ordered, factor.hessian))
+        rounded = refine(ordered, factor, rounded, scheme, 1)
+        errors.append(output_error(rounded.values(), ordered, whole))
     assert errors[3] <= errors[2] <= errors[1] < errors[0]
     assert rounded.codes.min() >= 0
     assert rounded.codes.max() <= 2**scheme.bits - 1
@@ -34,7 +35,7 @@ def test_ends_where_no_single_code_or_scale_helps() -> None:
     scheme = parse_scheme("gptq:int4", group_size=32)
     moments, target = hessian(300, 64), weights(64, 3)
     start = round_to_nearest(target, moments.diagonal(dim1=1, dim2=2), scheme)
-    rounded = refine(target, moments, start, scheme, 60)
+    rounded = refine(target, unfactored(moments), start, scheme, 60)
     least = output_error(rounded.values(), target, moments)
     for channel in range(64):
         for out in range(3):
@@ -53,5 +54,5 @@ def test_no_sweeps_change_nothing() -> None:
     scheme = parse_scheme("int8")
     moments, target = hessian(300, 64), weights(64, 3)
     start = round_to_nearest(target, torch.ones(1, 64), scheme)
-    same = refine(target, moments, start, scheme, 0)
+    same = refine(target, unfactored(moments), start, scheme, 0)
     assert torch.equal(same.values(), start.values())

@@ -105,3 +105,31 @@ def test_powers_of_two_change_no_digit() -> None:
     assert torch.equal(
         (weight.float() * scales).to(torch.bfloat16).float(), weight.float() * scales
     )
+
+
+@pytest.mark.parametrize("name", ["gptq:int4", "gptq:int3", "awq:int4", "int8"])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_search_is_never_worse_than_no_scales(name: str, seed: int) -> None:
+    """Under the statistics it was given, on every kind of input; and it may find that none help."""
+    scheme = parse_scheme(name)
+    x, w = inputs(600, 256, seed), weights(256, 96, seed + 9)
+    for spread in (0.0, 0.5, 2.0):
+        generator = torch.Generator().manual_seed(seed)
+        outliers = torch.exp(spread * torch.randn(256, generator=generator))
+        tokens = (x * outliers)[::4] if name == "int8" else None
+        target = SmoothTarget(w, (x * outliers).square().mean(0)[None], None, tokens)
+        found = search_scales(target, scheme)
+        if found is None:
+            continue
+        assert (found > 0).all()
+        before = rounding_error(target, torch.ones(256), scheme)
+        assert rounding_error(target, found, scheme) < before
+
+
+def test_no_scales_are_taken_where_weights_lie_on_the_grid() -> None:
+    """Whatever is scaled there gets worse."""
+    scheme = parse_scheme("gptq:int4", group_size=32)
+    codes = torch.randint(-8, 8, (1, 64, 48), generator=torch.Generator().manual_seed(0)).float()
+    codes[:, ::32] = -8
+    target = SmoothTarget(codes * 2.0**-6, inputs(300, 64).square().mean(0)[None])
+    assert search_scales(target, scheme) is None

@@ -64,7 +64,6 @@ def solve(
     with Checkpoint(folder) as checkpoint:
         stream = stream_layers(checkpoint, read_config(folder), ROWS, [scheme])
         layer = next(stream)
-        _ = dict(layer.weights)
         return layer, solve_layer(layer, scheme, options)
 
 
@@ -118,7 +117,7 @@ def test_folded_float_layers_compute_the_same(
         layer = next(stream)
         folds = search_folds(layer, scheme, SolveOptions())
         work = LayerWork(layer, scheme, SolveOptions(), folds)
-        weights = layer.short_weights()
+        weights = {s: layer.weights[spec.name] for s, spec in layer.specs.items()}
         folded = {short: work.folded(short) for short in layer.specs}
     assert len(folds.norms) == 2
     assert "self_attn.o_proj" in folds.inputs

@@ -1,0 +1,225 @@
+"""Quantizing with calibration, side by side with peers, and against the cores' matrix rate.
+
+    python -m eval.bench.quantize_speed MODEL --text TEXT --format gptq:int4 --format awq:int4
+
+Everybody gets the same token rows and the same number of threads, and runs in a process of its
+own; loading and saving are left out of the peers' times and are part of ours. ``--kept FILE``
+takes peers' figures from ``results.json`` of ``python -m eval.peers baseline`` (made with the same
+rows and threads), so that the slow ones need not run again. A peer's environment that is not made
+and has no kept figure is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eval.bench.timing import machine
+from eval.peers import envs
+from eval.peers.baselines import LIMIT_SECONDS, QUANTIZERS
+from eval.peers.job import REPORT_MARK
+from eval.peers.rows import token_rows
+from qwen3q.files import available_threads
+from qwen3q.models.config import Qwen3Config, read_config
+from qwen3q.models.tensors import Role, layer_tensors
+
+PEERS = ("gptqmodel", "llmcompressor", "autoawq")
+TARGETS = {"gptq:int4": 4.0, "awq:int4": 8.0}
+"""How many times faster than every peer it is to be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """One quantization: seconds on the wall, and of processor time over all threads."""
+
+    who: str
+    seconds: float
+    cpu_seconds: float
+    note: str = ""
+
+
+def flops(config: Qwen3Config, rows: int, length: int, sweeps: int = 3) -> dict[str, float]:
+    """Floating-point operations that one dense model's GPTQ with smoothing needs, by part.
+
+    A product of ``[a, b]`` and ``[b, c]`` counts 2abc; of symmetric ones half is needed.
+    """
+    tokens = rows * length
+    forward = statistics = solver = 0.0
+    for layer in range(config.num_hidden_layers):
+        shapes = {s.role: s.shape for s in layer_tensors(config, layer) if s.is_linear}
+        forward += 2 * 2 * tokens * sum(out * columns for out, columns in shapes.values())
+        forward += 2 * 2 * tokens * length * config.q_size  # causal: half of scores and mixing
+        for roles in ((Role.Q, Role.K, Role.V), (Role.O,), (Role.GATE, Role.UP), (Role.DOWN,)):
+            columns = shapes[roles[0]][1]
+            out = sum(shapes[role][0] for role in roles)
+            square = columns * columns
+            statistics += tokens * (square + 2 * columns * min(out, columns))
+            statistics += 2 * tokens * out * columns if out < columns else 0
+            statistics += tokens / 4 * square  # the sample on which scales are searched
+            solver += 2 * columns**3 / 3  # two Cholesky factors
+            solver += square * out * (2 + 1 + 2 * sweeps + 3)
+    return {"forward passes": forward, "Hessians and drifts": statistics, "solver": solver}
+
+
+def matrix_rate(threads: int, size: int = 2048) -> float:
+    """Float32 operations per second of a torch matmul, the best of some."""
+    import torch
+
+    torch.set_num_threads(threads)
+    a, b = torch.randn(size, size), torch.randn(size, size)
+    best = float("inf")
+    for _ in range(8):
+        started = time.perf_counter()
+        torch.mm(a, b)
+        best = min(best, time.perf_counter() - started)
+    return 2 * size**3 / best
+
+
+def run_ours(model: Path, scheme: str, tokens: Path, threads: int) -> Timed:
+    """One run of ours in a fresh process; its artefact is thrown away."""
+    with tempfile.TemporaryDirectory(dir=tokens.parent) as out:
+        command = [sys.executable, "-m", "eval.bench.quantize_speed", "--worker"]
+        command += [str(model), scheme, str(tokens), out]
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    report = json.loads(done.stdout.splitlines()[-1])
+    return Timed("qwen3q", report["seconds"], report["cpu_seconds"])
+
+
+def worker(model: str, scheme: str, tokens: str, out: str) -> None:
+    """What ``run_ours`` starts."""
+    from qwen3q.llama.threads import calm_openmp
+
+    calm_openmp()
+    from qwen3q.calibrate.rows import TokenRows
+    from qwen3q.checkpoint.reader import Checkpoint
+    from qwen3q.models.source import describe
+    from qwen3q.plan.schemes import parse_scheme
+    from qwen3q.quantize.folder import folder_jobs, quantize_folders
+
+    rows = TokenRows(tuple(tuple(row) for row in np.load(tokens).tolist()), {"name": "bench"})
+    source = describe(model)
+    assert source.folder is not None
+    wall, processor = time.perf_counter(), time.process_time()
+    with Checkpoint(source.folder) as checkpoint:
+        jobs = folder_jobs(source, checkpoint, [parse_scheme(scheme)], Path(out))
+        quantize_folders(source, checkpoint, jobs, rows)
+    spent = {
+        "seconds": time.perf_counter() - wall,
+        "cpu_seconds": time.process_time() - processor,
+    }
+    print(json.dumps(spent))
+
+
+def run_peer(peer: str, model: Path, scheme: str, tokens: Path, threads: int) -> Timed:
+    """One run of a peer, by its driver under ``eval/peers``."""
+    with tempfile.TemporaryDirectory(dir=tokens.parent) as out:
+        arguments = [str(model.resolve()), f"{out}/made", "--format", scheme]
+        arguments += ["--tokens", str(tokens.resolve()), "--threads", str(threads)]
+        done = envs.run_module(peer, f"{peer}.quantize", arguments, threads, LIMIT_SECONDS)
+    found = [line for line in done.stdout.splitlines() if line.startswith(REPORT_MARK)]
+    if done.returncode or not found:
+        raise SystemExit(f"{peer} {scheme} failed:\n{done.stdout[-2000:]}")
+    report = json.loads(found[-1].removeprefix(REPORT_MARK))
+    return Timed(f"{peer} {report['version']}", report["seconds"], report["cpu_seconds"])
+
+
+def kept_rows(path: Path | None, model: str, scheme: str, threads: int) -> dict[str, Timed]:
+    """Peers' figures of an earlier run on a model, by peer: the default option's, or a variant."""
+    rows: list[dict[str, Any]] = json.loads(path.read_text()) if path else []
+    wanted = [
+        row
+        for row in rows
+        if (row["model"], row["format"], row["threads"]) == (model, scheme, threads)
+    ]
+    found: dict[str, Timed] = {}
+    for row in sorted(wanted, key=lambda row: str(row["option"]) == "default"):
+        note = "kept" if row["option"] == "default" else f"kept, {row['option']}"
+        name = f"{row['peer']} {row['version']}"
+        found[row["peer"]] = Timed(name, row["seconds"], row["cpu_seconds"], note)
+    return found
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["--worker"]:
+        worker(*sys.argv[2:6])
+        return
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--text", type=Path, required=True, help="calibration text")
+    parser.add_argument("--format", action="append", dest="formats")
+    parser.add_argument("--rows", type=int, default=128)
+    parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--threads", type=int, default=available_threads())
+    parser.add_argument("--peers", default=",".join(PEERS), help="comma-separated")
+    parser.add_argument("--kept", type=Path, help="results.json with peers' figures")
+    parser.add_argument("--kept-model", help="whose figures to take there; default MODEL's name")
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    arguments = parser.parse_args()
+    model: Path = arguments.model
+    threads: int = arguments.threads
+    print(f"{machine()}; {threads} threads; {arguments.rows} x {arguments.length} tokens")
+    report = []
+    with tempfile.TemporaryDirectory() as scratch:
+        tokens = Path(scratch) / "tokens.npy"
+        rows = token_rows(model, arguments.text, arguments.length, arguments.rows)
+        np.save(tokens, rows)
+        needed = flops(read_config(model), *rows.shape)
+        for scheme in arguments.formats or list(TARGETS):
+            rate = matrix_rate(threads)
+            ours = run_ours(model, scheme, tokens, threads)
+            rate = max(rate, matrix_rate(threads))
+            kept_model = arguments.kept_model or model.name
+            kept = kept_rows(arguments.kept, kept_model, scheme, threads)
+            timed = [ours]
+            for peer in arguments.peers.split(","):
+                if peer in kept:
+                    timed.append(kept[peer])
+                elif scheme in QUANTIZERS.get(peer, ()) and envs.python_of(peer).exists():
+                    timed.append(run_peer(peer, model, scheme, tokens, threads))
+            bound = sum(needed.values()) / rate
+            print(f"\n{scheme}: at least {TARGETS.get(scheme, 1):g}x faster is wanted")
+            print(f"  {'':<24}{'wall s':>9}{'CPU s':>9}{'wall':>8}{'CPU':>8}")
+            for run in timed:
+                wall, cpu = run.seconds / ours.seconds, run.cpu_seconds / ours.cpu_seconds
+                line = f"  {run.who:<24}{run.seconds:9.1f}{run.cpu_seconds:9.1f}"
+                print(f"{line}{wall:7.2f}x{cpu:7.2f}x  {run.note}", flush=True)
+            parts = ", ".join(f"{name} {count / 1e12:.2f}" for name, count in needed.items())
+            print(f"  {sum(needed.values()) / 1e12:.2f} TFLOP ({parts})")
+            print(
+                f"  float32 matrix rate {rate / 1e9:.0f} GFLOP/s on {threads} threads: "
+                f"{bound:.1f} s at least; ours takes {ours.seconds / bound:.2f} of that, "
+                f"{ours.cpu_seconds / threads / bound:.2f} by CPU seconds"
+            )
+            report.append(
+                {
+                    "format": scheme,
+                    "runs": [
+                        {
+                            "who": r.who,
+                            "seconds": r.seconds,
+                            "cpu_seconds": r.cpu_seconds,
+                            "note": r.note,
+                        }
+                        for r in timed
+                    ],
+                    "flops": needed,
+                    "matrix_rate": rate,
+                }
+            )
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"machine": machine(), "rows": report}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,23 @@
+"""How much is worked on at a time, so that temporaries stay small beside the layer itself."""
+
+from __future__ import annotations
+
+from qwen3q.models.config import Qwen3Config
+
+SOLVED_AT_ONCE = 1 << 22
+"""Weights of one linear that a processor's thread solves at a time."""
+SOLVED_ON_ACCELERATOR = 1 << 26
+
+FITTED_OUTPUTS = 2048
+"""Output channels that stand for all when scales are fitted; with much fewer, the scales fit the
+sample's largest weights."""
+
+_EXPERTS_BYTES = 1 << 30
+"""About how much memory experts that are solved side by side may take."""
+
+
+def experts_at_once(config: Qwen3Config) -> int:
+    """Experts that are solved side by side."""
+    hidden, inner = config.hidden_size, config.moe_intermediate_size
+    bytes_each = 4 * (3 * max(hidden, inner) ** 2 + 12 * hidden * inner)
+    return max(1, min(_EXPERTS_BYTES // bytes_each, config.num_experts))

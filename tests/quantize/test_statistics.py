@@ -1,0 +1,74 @@
+"""Statistics that are added in portions and strips, by several threads, against whole ones."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from qwen3q.calibrate.statistics import Gram, MomentWatch
+from qwen3q.quantize.team import Team
+from tests.quantize.problems import inputs
+
+
+@pytest.mark.parametrize("outputs", [40, 700], ids=["narrow", "wide"])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_hessian_and_drift_equal_those_of_all_tokens_at_once(outputs: int, threads: int) -> None:
+    """600 channels are three strips; in float64 from the definitions."""
+    own, missing = inputs(900, 600), 0.1 * inputs(900, 600, seed=4)
+    weight = torch.randn(outputs, 600, generator=torch.Generator().manual_seed(2))
+    gram = Gram(weight)
+    with Team(threads) as team:
+        for first in range(0, 900, 256):
+            part = [slice(first, min(first + 128, 900)), slice(first + 128, first + 256)]
+            pairs = [
+                gram.pair(own[rows], (own + missing)[rows]) for rows in part if own[rows].numel()
+            ]
+            gram.add(pairs, team.map)
+    gram.finish()
+    assert gram.tokens == 900
+    whole = own.double().T @ own.double() / 900
+    assert torch.allclose(gram.hessian.double(), whole, rtol=1e-4, atol=1e-5 * float(whole.max()))
+    assert torch.equal(gram.hessian, gram.hessian.T)
+    drift = own.double().T @ missing.double() @ weight.double().T / 900
+    found = gram.cross if outputs < 600 else gram.cross @ weight.T
+    assert torch.allclose(found.double(), drift, rtol=0, atol=1e-4 * float(drift.abs().max()))
+
+
+def test_threads_change_no_bit_of_the_statistics() -> None:
+    own, floating = inputs(512, 600), inputs(512, 600, seed=3)
+    grams = []
+    for threads in (1, 2, 4):
+        gram = Gram(torch.randn(40, 600, generator=torch.Generator().manual_seed(2)))
+        pairs = [gram.pair(own[rows], floating[rows]) for rows in (slice(0, 256), slice(256, 512))]
+        with Team(threads) as team:
+            team.map(lambda _: None, range(threads))
+            if threads == 1:
+                before = torch.get_num_threads()
+                torch.set_num_threads(1)
+                gram.add(pairs, team.map)
+                torch.set_num_threads(before)
+            else:
+                gram.add(pairs, team.map)
+        grams.append(gram)
+    for other in grams[1:]:
+        assert torch.equal(grams[0].hessian, other.hessian)
+        assert torch.equal(grams[0].cross, other.cross)
+
+
+def test_moments_of_portions_are_those_of_the_whole() -> None:
+    weights = {"a": torch.randn(8, 32), "b": torch.randn(8, 32)}
+    x = inputs(300, 32)
+    watches = []
+    for first in range(0, 300, 80):
+        watch = MomentWatch(weights)
+        watch("a", x[first : first + 80])
+        if first < 160:
+            watch("b", x[first : first + 80])
+        watches.append(watch)
+    merged = watches[0].merged(watches[1:])
+    a, b = merged.moments("a", 32), merged.moments("b", 32)
+    assert (a.tokens, b.tokens) == (300, 160)
+    assert torch.allclose(a.mean_squares, x.square().mean(0), rtol=1e-5)
+    assert torch.allclose(b.mean_squares, x[:160].square().mean(0), rtol=1e-5)
+    unseen = merged.moments("c", 4)
+    assert (unseen.tokens, unseen.mean_squares.tolist()) == (0, [1.0] * 4)
