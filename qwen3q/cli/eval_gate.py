@@ -56,13 +56,14 @@ def show_tables(tables: Iterable[tuple[str, Table]]) -> None:
         drawn = Drawn(title=title, title_style="bold", title_justify="left")
         for column, head in enumerate(cells.heads):
             right = column >= cells.text_columns
-            width = min(16, max(len(row[column]) for row in cells.rows))
+            longest = max(len(row[column]) for row in cells.rows)
+            # figures break between words where the terminal is narrow, names anywhere
+            width = min(9 if right else 12, longest)
             drawn.add_column(
                 head,
                 justify="right" if right else "left",
-                no_wrap=right,
                 overflow="fold",
-                min_width=None if right else width,
+                min_width=width,
             )
         for row in cells.rows:
             drawn.add_row(*row)

@@ -26,7 +26,6 @@ def gate_tables(report: Mapping[str, Any]) -> list[tuple[str, Table]]:
 
 
 def _table(rows: Sequence[Row], thinking: bool) -> Table:
-    flaws = sorted({name for row in rows for name in row["flaws"]})
     ropes = len({row.get("rope") for row in rows}) > 1
     heads = ["artefact", *(["RoPE"] if ropes else []), "verdict", "right", "change, 95 %"]
     heads += ["thinking tokens", "change, 95 %"] if thinking else []
@@ -37,9 +36,9 @@ def _table(rows: Sequence[Row], thinking: bool) -> Table:
         line.append(_interval(row.get("change"), "+.0%"))
         if thinking:
             line += [f"{row['thinking_tokens']:.0f}", _interval(row.get("thinking_change"), "+.0f")]
-        cells.append((*line, *(str(row["flaws"].get(name, 0)) for name in flaws)))
+        cells.append((*line, ", ".join(f"{n} {name}" for name, n in row["flaws"].items())))
     failed = frozenset(i for i, row in enumerate(rows) if row["verdict"] == "fail")
-    return Table((*heads, *flaws), tuple(cells), 3 if ropes else 2, failed)
+    return Table((*heads, "flaws"), tuple(cells), 3 if ropes else 2, failed)
 
 
 def _interval(change: Mapping[str, float] | None, form: str) -> str:
