@@ -17,7 +17,6 @@ from qwen3q.progress import ProgressFn, silent
 
 if TYPE_CHECKING:
     from qwen3q.evaluate.speed import Measured
-    from qwen3q.llama.breakdown import DeviceBuffers
     from qwen3q.memory.devices import DeviceMemory
 
 _PARTS = ("weights", "kv", "compute", "rest")
@@ -149,23 +148,14 @@ def memory_rows(
         before: resident set before the model was loaded.
     """
     planned = measured.test.planned
-    logits = estimator.logits_bytes(planned)
     predicted = estimator.memory(planned)
+    # another number of devices: llama.cpp chose among them otherwise than the estimator
+    known = len(predicted) == len(measured.buffers)
     rows = []
-    for buffers, device in _pairs(measured.buffers, predicted):
-        on_cpu = device.gpu is None and device is predicted[-1]
-        held = _held(measured.test, len(predicted) - 1, before, on_cpu=on_cpu)
-        known = buffers.weights + buffers.kv + buffers.compute
-        figures = (
-            buffers.weights,
-            buffers.kv,
-            buffers.compute,
-            beyond(held, known),
-        )
-        compute = device.compute - (logits if on_cpu else 0)
-        expected = (
-            device.weights, device.kv, compute, device.overhead + (logits if on_cpu else 0)
-        )  # fmt: skip
+    for index, buffers in enumerate(measured.buffers):
+        on_cpu = index == len(measured.buffers) - 1
+        held = _held(measured.test, len(measured.buffers) - 1, before, on_cpu=on_cpu)
+        figures = (buffers.weights, buffers.kv, buffers.compute)
         rows.append(
             {
                 "device": buffers.device,
@@ -174,20 +164,21 @@ def memory_rows(
                 "kv_type": "f16",
                 "ubatch": estimator.ubatch,
                 "gpu_layers": estimator.gpu_layers,
-                **_bytes(figures),
-                "predicted": _bytes(expected) | {"uncertainty_bytes": device.uncertainty},
+                **_bytes((*figures, beyond(held, sum(figures)))),
+                "predicted": _expected(
+                    predicted[index], estimator.logits_bytes(planned) if on_cpu else 0
+                )
+                if known
+                else None,
             }
         )
     return rows
 
 
-def _pairs(
-    buffers: Sequence[DeviceBuffers], predicted: Sequence[DeviceMemory]
-) -> list[tuple[DeviceBuffers, DeviceMemory]]:
-    """Devices in order, the CPU last on both sides; none where they are not the same number."""
-    if len(buffers) != len(predicted):
-        return []
-    return list(zip(buffers, predicted, strict=True))
+def _expected(device: DeviceMemory, logits: int) -> dict[str, int | None]:
+    """The estimator's parts of one device; its compute counts the host's logits, ours the rest."""
+    figures = (device.weights, device.kv, device.compute - logits, device.overhead + logits)
+    return _bytes(figures) | {"uncertainty_bytes": device.uncertainty}
 
 
 def _held(test: SpeedTest, gpus: int, before: int | None, *, on_cpu: bool) -> int | None:

@@ -113,6 +113,14 @@ def test_devices_are_paired_in_order_with_the_cpu_last():
     assert rows[0]["predicted"]["rest_bytes"] == expected[0].overhead > 0
 
 
+def test_devices_that_the_estimator_did_not_expect_are_measured_all_the_same():
+    buffers = (DeviceBuffers("CUDA0", 0, 0, 3), DeviceBuffers("CPU", 7, 8, 9))
+    test = SpeedTest(Planned(Phase.DECODE, 64, 0, 1), (1,), (1,))
+    rows = memory_rows(Measured(test, buffers), estimator(gpu_layers=0), before=None)
+    assert [(row["device"], row["compute_bytes"]) for row in rows] == [("CUDA0", 3), ("CPU", 9)]
+    assert [row["predicted"] for row in rows] == [None, None]
+
+
 def test_one_gpus_rest_is_what_nvml_has_beyond_the_buffers():
     planned = Planned(Phase.DECODE, 64, 0, 1)
     buffers = (DeviceBuffers("CUDA0", 100, 20, 3), DeviceBuffers("CPU", 7, 8, 9))
