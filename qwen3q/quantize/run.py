@@ -11,7 +11,6 @@ from qwen3q.errors import DiskError, MissingPackageError
 from qwen3q.files import available_threads
 from qwen3q.formats.gguf_metadata import Provenance, with_yarn
 from qwen3q.formats.imatrix import ImportanceMatrix, read_imatrix
-from qwen3q.llama.threads import calm_openmp
 from qwen3q.models.config import Qwen3Config
 from qwen3q.models.source import ModelSource
 from qwen3q.models.tensors import check_tensors
@@ -209,8 +208,7 @@ def predict_memory(
 
 
 def _require_torch() -> None:
-    """Loads torch, whose threads then do not spin on a busy machine."""
-    calm_openmp()
+    """Refuses with the package's name where torch is missing."""
     try:
         import torch  # noqa: F401
     except ModuleNotFoundError as error:
