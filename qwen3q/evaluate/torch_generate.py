@@ -29,6 +29,10 @@ Cache = list[tuple[torch.Tensor, torch.Tensor]]
 """Keys and values of each layer, ``[sequences, kv_heads, length, head_dim]``."""
 
 
+_PIECE = 256
+"""Tokens read at a time behind a cache."""
+
+
 class CachedModel:
     """A whole model, for generating token by token."""
 
@@ -65,14 +69,12 @@ class CachedModel:
     ) -> list[int]:
         """The continuation up to a stop token, which is left out.
 
-        The beginning that the prompt shares with what was read before is not computed again.
+        A beginning that the prompt shares with what was read before is not computed again, if it is
+        at least half of it.
         """
         rope = rope_table(self._config, len(prompt) + max_tokens, self._embedding.device)
-        # the last token is always computed, for its logits
-        kept = min(_common_prefix(self._read, prompt), len(prompt) - 1)
-        cache = [(k[:, :, :kept], v[:, :, :kept]) for k, v in self._cache] if kept else []
+        logits, cache = self._prefill(list(prompt), rope)
         out: list[int] = []
-        logits = self._step(list(prompt[kept:]), kept, rope, cache)
         for uniform in uniforms(sampling.seed):
             token = choose(logits, sampling, uniform, out)
             if token in stop_tokens:
@@ -83,6 +85,19 @@ class CachedModel:
             logits = self._step([token], len(prompt) + len(out) - 1, rope, cache)
         self._read, self._cache = [*prompt, *out][: cache[0][0].shape[2]], cache
         return out
+
+    def _prefill(self, prompt: list[int], rope: Rope) -> tuple[NDArray[np.float32], Cache]:
+        """The logits after ``prompt``, and the cache that holds it."""
+        # the last token is always computed, for its logits
+        kept = min(_common_prefix(self._read, prompt), len(prompt) - 1)
+        if 2 * kept < len(prompt):
+            cache: Cache = []
+            return self._step(prompt, 0, rope, cache), cache
+        cache = [(k[:, :, :kept], v[:, :, :kept]) for k, v in self._cache]
+        # attention over a cache has a mask, whose memory grows with the piece
+        for position in range(kept, len(prompt), _PIECE):
+            logits = self._step(prompt[position : position + _PIECE], position, rope, cache)
+        return logits, cache
 
     def _step(
         self, tokens: list[int], position: int, rope: Rope, cache: Cache

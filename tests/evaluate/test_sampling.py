@@ -8,6 +8,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
+from qwen3q.evaluate import torch_generate
 from qwen3q.evaluate.artefact import find_artefact
 from qwen3q.evaluate.backends import BackendOptions, open_backend
 from qwen3q.evaluate.llama_backend import _chain
@@ -67,6 +68,32 @@ def test_draws_are_even():
     draws = np.array(list(islice(uniforms(1), 5000)))
     assert 0 <= draws.min() < 0.01 < 0.99 < draws.max() < 1
     np.testing.assert_allclose(np.histogram(draws, 10, (0, 1))[0], 500, atol=80)
+
+
+def test_what_prompts_share_is_read_once(monkeypatch):
+    """And the answers are those of a model that read every prompt from its beginning."""
+    monkeypatch.setattr(torch_generate, "_PIECE", 5)
+    rng = np.random.default_rng(4)
+    first, second = (rng.integers(0, 8000, 40).tolist() for _ in range(2))
+    prompts = [first, first, first[:30] + second[:12], first[:30], second, first[:10] + second]
+    options = BackendOptions(threads=2, device="cpu")
+    read: list[int] = []
+    step = torch_generate.CachedModel.step
+
+    def counting(self, ids, *more):
+        read.append(ids.shape[1])
+        return step(self, ids, *more)
+
+    with open_backend(find_artefact("demo"), options, 128) as model:
+        monkeypatch.setattr(torch_generate.CachedModel, "step", counting)
+        answers = [model.generate(prompt, 1, frozenset()) for prompt in prompts]
+        longer = model.generate([*prompts[-1], *answers[-1]], 9, frozenset())
+    assert read[:12] == [40, 1, 5, 5, 2, 1, 40, 50, 1, *[1] * 3]
+    for prompt, answer in zip(prompts, answers, strict=True):
+        with open_backend(find_artefact("demo"), options, 128) as fresh:
+            assert fresh.generate(prompt, 1, frozenset()) == answer
+    with open_backend(find_artefact("demo"), options, 128) as fresh:
+        assert fresh.generate(prompts[-1], 10, frozenset()) == [*answers[-1], *longer]
 
 
 def test_torch_and_llama_sample_the_same_answer(demo_ggufs):
