@@ -166,20 +166,21 @@ def fidelity(
     if scored not in (None, *Scored):
         raise UsageError(f"--scored {scored} is unknown.", f"Known: {', '.join(Scored)}.")
     measured = find_text(text)
-    asked = Suite(
-        TextOptions(
-            context or measured.context,
-            max_chunks or measured.max_chunks,
-            parse_special or measured.parse_special,
-            Scored(scored or measured.scored),
-        ),
-        None,
-        timed if speed else None,
-    )
-    if suite is not None:
+    if suite is None:
+        its_own = TextOptions(
+            measured.context, measured.max_chunks, measured.parse_special, measured.scored
+        )
+        asked = Suite(its_own, None, timed if speed else None)
+    else:
         if text is not None or speed:
             raise UsageError("--suite brings its own text and speed tests.", "Leave those out.")
         asked = read_suite(suite)
+    scored_text = TextOptions(
+        context or asked.text.context,
+        max_chunks or asked.text.max_chunks,
+        parse_special or asked.text.parse_special,
+        Scored(scored or asked.text.scored),
+    )
     questions = gate_options(
         asked.gate,
         gate,
@@ -192,7 +193,7 @@ def fidelity(
         max_tokens=max_tokens,
     )
     options = EvaluationOptions(
-        asked.text,
+        scored_text,
         BackendOptions(BackendKind(backend), threads, gpu_layers, device),
         gate=questions,
         tasks=harness_options(tasks, task_limit, task_fewshot),

@@ -14,7 +14,7 @@ from qwen3q.evaluate.card import update_card
 from qwen3q.evaluate.endpoint import EndpointOptions
 from qwen3q.evaluate.endpoint_backend import require_generation
 from qwen3q.evaluate.endpoint_http import is_url
-from qwen3q.evaluate.gate_run import GateOptions, run_gate
+from qwen3q.evaluate.gate_run import GateOptions, check_gate, run_gate
 from qwen3q.evaluate.lm_eval_run import HarnessOptions, load_tasks, run_tasks
 from qwen3q.evaluate.measure import TextOptions, measure_fidelity
 from qwen3q.evaluate.report import machine_facts, run_report, write_report
@@ -93,6 +93,7 @@ def evaluate(
         for name in unique
     ]
     if options.gate is not None:
+        check_gate(options.gate)
         for artefact in artefacts:
             require_generation(artefact)
     harness = load_tasks(options.tasks) if options.tasks is not None else None

@@ -75,6 +75,15 @@ class _Round:
         return OWN_ROPE if self.yarn is None else f"yarn {self.yarn:g}"
 
 
+def check_gate(options: GateOptions) -> None:
+    """Refuses what can't be asked, before anything is measured.
+
+    Raises:
+        UsageError: options that make no questions.
+    """
+    _rounds(options)
+
+
 def run_gate(
     reference: Artefact,
     artefacts: Sequence[Artefact],
