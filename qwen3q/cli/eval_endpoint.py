@@ -34,7 +34,10 @@ def endpoint(
         int | None,
         typer.Option(min=1, help="Per number of clients. Default: 4 each.", show_default=False),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the prompts, which all differ.")] = 0,
+    seed: Annotated[
+        int | None,
+        typer.Option(min=0, help="Of the prompts. Default: drawn anew.", show_default=False),
+    ] = None,
     timeout: Annotated[
         float, typer.Option("--endpoint-timeout", min=0.1, help="Seconds without a sign of life.")
     ] = 600.0,
@@ -45,7 +48,9 @@ def endpoint(
     """Time streaming clients: first token, between tokens, tokens per second in sum.
 
     Prompts have exactly the tokens asked for, and no two begin alike, so that prefix caches make
-    none of them free. A key goes into QWEN3Q_API_KEY or OPENAI_API_KEY.
+    none of them free; with the seed of an earlier call they may.
+
+    A key goes into QWEN3Q_API_KEY or OPENAI_API_KEY.
     """
     from pathlib import Path
 

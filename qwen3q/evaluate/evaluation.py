@@ -118,7 +118,8 @@ def evaluate(
             model, artefacts, options.tasks, harness, options.backend, progress, kept=kept
         )
     if options.speed is not None:
-        files = [model, *(artefact for artefact in artefacts if artefact.endpoint is None)]
+        timed = (artefact for artefact in (model, *artefacts) if artefact.endpoint is None)
+        files = list({artefact.path: artefact for artefact in timed}.values())
         _add_speed(report, files, options.speed, options.backend, kept, progress)
         _add_streaming(report, artefacts, options.speed, progress)
     written = write_report(report, options.out) if options.out is not None else []

@@ -8,10 +8,11 @@ has arrived, before it is parsed.
 from __future__ import annotations
 
 import json
+import secrets
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any
 
@@ -38,14 +39,14 @@ class StreamingOptions:
         prompt: tokens of each prompt.
         generate: tokens of each answer, as far as the server goes on past its end.
         requests: answers per number of clients; None for four from each.
-        seed: of the prompts.
+        seed: of the prompts; None draws one, as a server may still hold those of an earlier call.
     """
 
     concurrency: tuple[int, ...] = (1, 4)
     prompt: int = 512
     generate: int = 64
     requests: int | None = None
-    seed: int = 0
+    seed: int | None = None
 
     def count(self, clients: int) -> int:
         return self.requests or _EACH * clients
@@ -100,14 +101,16 @@ def stream_endpoint(
     """
     tokens = codec.encode(PROBE_TEXT, parse_special=True).tolist()
     checked = check_tokenizer(endpoint, PROBE_TEXT, tokens)
+    seed = secrets.randbelow(1 << 32) if options.seed is None else options.seed
     facts = {
         "run": 0,
         "artefact": endpoint.name,
         "format": f"endpoint:{endpoint.server}",
         "file_bytes": None,
         "tokenizer_checked": checked,
+        "seed": seed,
     }
-    levels = measure_streaming(endpoint, codec, options, progress)
+    levels = measure_streaming(endpoint, codec, replace(options, seed=seed), progress)
     return [facts | level_row(level, options) for level in levels]
 
 
@@ -130,7 +133,7 @@ def measure_streaming(
         raise UsageError(f"--generate {options.generate}: it takes 2 tokens to time between them.")
     counts = [options.count(clients) for clients in options.concurrency]
     wanted = sum(counts) + sum(options.concurrency) + len(_BODIES)
-    prompts = iter(make_prompts(codec, options.prompt, wanted, options.seed))
+    prompts = iter(make_prompts(codec, options.prompt, wanted, options.seed or 0))
     client = endpoint.client()
     body = _find_body(client, endpoint, prompts, clock)
     levels: list[Level] = []

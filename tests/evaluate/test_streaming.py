@@ -190,9 +190,13 @@ def test_rows_go_through_every_report(codec):
     def stream(write) -> None:
         write(event("x") + event("y") + usage_event(4, 2) + DONE)
 
-    options = StreamingOptions(concurrency=(1, 3), prompt=4, generate=2, requests=3)
+    options = StreamingOptions(concurrency=(1, 3), prompt=12, generate=2, requests=3)
     with serve(server(codec, stream)) as served:
         rows = stream_endpoint(find_endpoint(served.url), codec, options)
+        again = stream_endpoint(find_endpoint(served.url), codec, options)
+        prompts = [tuple(body["prompt"]) for _, body in served.requests if "stream" in body]
+    assert rows[0]["seed"] == rows[1]["seed"] != again[0]["seed"]
+    assert len(set(prompts)) == len(prompts)
     machine = {"machine": {}, "text": {}, "reference": {"artefact": "float"}}
     report = {"runs": [machine], "results": [], "streaming": rows}
     merged = merge_reports([report, json.loads(json.dumps(report))])
