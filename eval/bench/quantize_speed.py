@@ -3,19 +3,15 @@
     python -m eval.bench.quantize_speed MODEL --text TEXT --format gptq:int4 --format awq:int4
 
 Everybody gets the same token rows and the same number of threads, and runs in a process of its
-own; loading and saving are left out of the peers' times and are part of ours. ``--kept FILE``
-takes peers' figures from ``results.json`` of ``python -m eval.peers baseline`` (made with the same
-rows and threads), so that the slow ones need not run again. A peer's environment that is not made
-and has no kept figure is left out.
+own. ``--kept FILE`` takes peers' figures from ``results.json`` of ``python -m eval.peers compare``
+(made with the same rows and threads), so that the slow ones need not run again. A peer whose
+environment is not made and that has no kept figure is left out.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -26,7 +22,7 @@ import numpy as np
 
 from eval.bench.timing import machine
 from eval.peers import envs
-from eval.peers.baselines import LIMIT_SECONDS, QUANTIZERS
+from eval.peers.compare import QUANTIZERS
 from eval.peers.job import REPORT_MARK
 from eval.peers.rows import token_rows
 from qwen3q.files import available_threads
@@ -34,6 +30,7 @@ from qwen3q.models.config import Qwen3Config, read_config
 from qwen3q.models.tensors import Role, layer_tensors
 
 PEERS = ("gptqmodel", "llmcompressor", "autoawq")
+LIMIT_SECONDS = 3 * 3600.0
 TARGETS = {"gptq:int4": 4.0, "awq:int4": 8.0}
 """How many times faster than every peer it is to be."""
 
@@ -85,75 +82,34 @@ def matrix_rate(threads: int, size: int = 2048) -> float:
     return 2 * size**3 / best
 
 
-def run_ours(model: Path, scheme: str, tokens: Path, threads: int) -> Timed:
-    """One run of ours in a fresh process; its artefact is thrown away."""
-    with tempfile.TemporaryDirectory(dir=tokens.parent) as out:
-        command = [sys.executable, "-m", "eval.bench.quantize_speed", "--worker"]
-        command += [str(model), scheme, str(tokens), out]
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-        done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
-    report = json.loads(done.stdout.splitlines()[-1])
-    return Timed("qwen3q", report["seconds"], report["cpu_seconds"])
-
-
-def worker(model: str, scheme: str, tokens: str, out: str) -> None:
-    """What ``run_ours`` starts."""
-    from qwen3q.llama.threads import calm_openmp
-
-    calm_openmp()
-    from qwen3q.calibrate.rows import TokenRows
-    from qwen3q.checkpoint.reader import Checkpoint
-    from qwen3q.models.source import describe
-    from qwen3q.plan.schemes import parse_scheme
-    from qwen3q.quantize.folder import folder_jobs, quantize_folders
-
-    rows = TokenRows(tuple(tuple(row) for row in np.load(tokens).tolist()), {"name": "bench"})
-    source = describe(model)
-    assert source.folder is not None
-    wall, processor = time.perf_counter(), time.process_time()
-    with Checkpoint(source.folder) as checkpoint:
-        jobs = folder_jobs(source, checkpoint, [parse_scheme(scheme)], Path(out))
-        quantize_folders(source, checkpoint, jobs, rows)
-    spent = {
-        "seconds": time.perf_counter() - wall,
-        "cpu_seconds": time.process_time() - processor,
-    }
-    print(json.dumps(spent))
-
-
-def run_peer(peer: str, model: Path, scheme: str, tokens: Path, threads: int) -> Timed:
-    """One run of a peer, by its driver under ``eval/peers``."""
+def run_one(who: str, model: Path, scheme: str, tokens: Path, threads: int) -> Timed:
+    """One run in a fresh process, by the driver under ``eval/peers``; its artefact is dropped."""
     with tempfile.TemporaryDirectory(dir=tokens.parent) as out:
         arguments = [str(model.resolve()), f"{out}/made", "--format", scheme]
         arguments += ["--tokens", str(tokens.resolve()), "--threads", str(threads)]
-        done = envs.run_module(peer, f"{peer}.quantize", arguments, threads, LIMIT_SECONDS)
+        done = envs.run_module(who, f"{who}.quantize", arguments, threads, LIMIT_SECONDS)
     found = [line for line in done.stdout.splitlines() if line.startswith(REPORT_MARK)]
     if done.returncode or not found:
-        raise SystemExit(f"{peer} {scheme} failed:\n{done.stdout[-2000:]}")
+        raise SystemExit(f"{who} {scheme} failed:\n{done.stdout[-2000:]}")
     report = json.loads(found[-1].removeprefix(REPORT_MARK))
-    return Timed(f"{peer} {report['version']}", report["seconds"], report["cpu_seconds"])
+    return Timed(f"{who} {report['version']}", report["seconds"], report["cpu_seconds"])
 
 
 def kept_rows(path: Path | None, model: str, scheme: str, threads: int) -> dict[str, Timed]:
-    """Peers' figures of an earlier run on a model, by peer: the default option's, or a variant."""
+    """Peers' figures of an earlier run on a model, by peer."""
     rows: list[dict[str, Any]] = json.loads(path.read_text()) if path else []
-    wanted = [
-        row
+    return {
+        row["quantizer"]: Timed(
+            f"{row['quantizer']} {row['version']}", row["seconds"], row["cpu_seconds"], "kept"
+        )
         for row in rows
         if (row["model"], row["format"], row["threads"]) == (model, scheme, threads)
-    ]
-    found: dict[str, Timed] = {}
-    for row in sorted(wanted, key=lambda row: str(row["option"]) == "default"):
-        note = "kept" if row["option"] == "default" else f"kept, {row['option']}"
-        name = f"{row['peer']} {row['version']}"
-        found[row["peer"]] = Timed(name, row["seconds"], row["cpu_seconds"], note)
-    return found
+        and row["option"] == "default"
+        and "seconds" in row
+    }
 
 
 def main() -> None:
-    if sys.argv[1:2] == ["--worker"]:
-        worker(*sys.argv[2:6])
-        return
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", type=Path)
     parser.add_argument("--text", type=Path, required=True, help="calibration text")
@@ -177,7 +133,7 @@ def main() -> None:
         needed = flops(read_config(model), *rows.shape)
         for scheme in arguments.formats or list(TARGETS):
             rate = matrix_rate(threads)
-            ours = run_ours(model, scheme, tokens, threads)
+            ours = run_one("qwen3q", model, scheme, tokens, threads)
             rate = max(rate, matrix_rate(threads))
             kept_model = arguments.kept_model or model.name
             kept = kept_rows(arguments.kept, kept_model, scheme, threads)
@@ -186,7 +142,7 @@ def main() -> None:
                 if peer in kept:
                     timed.append(kept[peer])
                 elif scheme in QUANTIZERS.get(peer, ()) and envs.python_of(peer).exists():
-                    timed.append(run_peer(peer, model, scheme, tokens, threads))
+                    timed.append(run_one(peer, model, scheme, tokens, threads))
             bound = sum(needed.values()) / rate
             print(f"\n{scheme}: at least {TARGETS.get(scheme, 1):g}x faster is wanted")
             print(f"  {'':<24}{'wall s':>9}{'CPU s':>9}{'wall':>8}{'CPU':>8}")
