@@ -67,7 +67,8 @@ def markdown(rows: list[dict[str, Any]], found: list[Outcome]) -> str:
     ]
     for model in dict.fromkeys(row["model"] for row in rows):
         lines += ["", *_table(model, [row for row in measured if row["model"] == model])]
-    lines += ["", *_targets(found)]
+    notes = dict.fromkeys(row["note"] for row in measured if "note" in row)
+    lines += ["", *(f"† {note}" for note in notes), "", *_targets(found)]
     unfinished = [row for row in rows if "problem" in row]
     if unfinished:
         lines += ["", "Without a figure:", ""]
@@ -89,10 +90,11 @@ def _table(model: str, rows: list[dict[str, Any]]) -> list[str]:
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
+        mark = " †" if "note" in row else ""
         lines.append(
             f"| {row['format']} | {_who(row)} | {row['version']} "
             f"| {row['kl_mean']:.6f} ± {row['kl_stderr']:.6f} | {row['top1']:.2%} "
-            f"| {row['ppl']:.3f} | {row['file_bytes']:,} | {row['seconds']:.0f} "
+            f"| {row['ppl']:.3f} | {row['file_bytes']:,} | {row['seconds']:.0f}{mark} "
             f"| {row['cpu_seconds']:.0f} | {row['peak_rss_mb']:,.0f} |"
         )
     return lines
