@@ -141,3 +141,7 @@ class Gram:
         for sums in (self.hessian, self.cross):
             sums /= max(self.tokens, 1)
         self._narrow = None
+
+    def free(self) -> None:
+        """Gives the memory back; only ``tokens`` stays."""
+        self.weight = self.hessian = self.cross = torch.empty(0)

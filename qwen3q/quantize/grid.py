@@ -33,5 +33,5 @@ class QuantizedLinear:
         """The weights these codes stand for, float32 ``[out, in]``."""
         out, columns = self.codes.shape
         grouped = self.codes.float().view(out, -1, self.group_size)
-        zeros = self.zeros.float().unsqueeze(-1)
-        return ((grouped - zeros) * self.scales.unsqueeze(-1)).view(out, columns)
+        grouped.sub_(self.zeros.float().unsqueeze(-1)).mul_(self.scales.unsqueeze(-1))
+        return grouped.view(out, columns)

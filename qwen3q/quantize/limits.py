@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from qwen3q.models.config import Qwen3Config
 
-SOLVED_AT_ONCE = 1 << 22
+SOLVED_AT_ONCE = 1 << 21
 """Weights of one linear that a processor's thread solves at a time."""
 SOLVED_ON_ACCELERATOR = 1 << 26
 

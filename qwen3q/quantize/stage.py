@@ -173,6 +173,9 @@ class LayerWork:
         )
         team = self.layer.arithmetic.team
         solution = solve(problem, scheme, self.options, self.layer.devices, team)
+        del problem
+        for gram in grams:
+            gram.free()
         count = sum(len(names) for names in entries)
         seconds = (time.perf_counter() - started) / count
         for entry, names in enumerate(entries):
