@@ -16,7 +16,7 @@ from qwen3q.models.config import Qwen3Config
 from qwen3q.models.tensors import Role, TensorSpec, layer_tensors
 from qwen3q.quantize.limits import FITTED_OUTPUTS, SOLVED_AT_ONCE, experts_at_once
 
-_SOLVE_COPIES = 12
+_SOLVE_COPIES = 24
 """Float32 copies of those weights that error feedback and refinement hold at most."""
 _FIT_COPIES = 4
 """Copies of the weights that scales are fitted on."""
