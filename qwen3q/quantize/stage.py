@@ -12,7 +12,6 @@ from qwen3q.calibrate.statistics import Gram, InputPair
 from qwen3q.models.decoder import ROUTER, Linear
 from qwen3q.plan.schemes import Scheme
 from qwen3q.quantize.activations import Activations
-from qwen3q.quantize.arithmetic import round_activations
 from qwen3q.quantize.folds import Folds
 from qwen3q.quantize.grid import QuantizedLinear
 from qwen3q.quantize.linears import LinearReport, Problem, Solution, SolveOptions, solve
@@ -107,11 +106,15 @@ class LayerWork:
     def pair(self, gram: Gram, own: torch.Tensor, floating: torch.Tensor) -> InputPair:
         """A linear's inputs under the quantized prefix and in the float model, to be added.
 
+        Where activations are rounded too, weights are fitted to the float inputs alone. Rounding
+        is noise, loudest where a few tokens are huge; fitted to noisy inputs, weights shrink for
+        all tokens (errors in variables).
+
         Args:
             own, floating: ``[..., in]``, the same tokens.
         """
         if self.scheme.activation_bits is not None:
-            own = round_activations(own.float(), self.scheme.activation_bits)
+            own = floating
         return gram.pair(own.flatten(0, -2), floating.flatten(0, -2))
 
     def solve_stage(
