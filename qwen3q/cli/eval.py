@@ -82,7 +82,8 @@ def perplexity(
 ) -> None:
     """Perplexity on a text, as llama-perplexity computes it, of one or more models."""
     from qwen3q.data.texts import evaluation_text
-    from qwen3q.evaluate.perplexity import Scored, measure_perplexity, read_text
+    from qwen3q.evaluate.chunks import Scored, read_text
+    from qwen3q.evaluate.perplexity import measure_perplexity
     from qwen3q.llama.model import LlamaModel, LoadOptions
     from qwen3q.quantize.local_gguf import local_gguf
 

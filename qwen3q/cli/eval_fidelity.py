@@ -151,12 +151,12 @@ def fidelity(
     """
     from qwen3q.errors import UsageError
     from qwen3q.evaluate.backends import BackendKind, BackendOptions
+    from qwen3q.evaluate.chunks import Scored
     from qwen3q.evaluate.endpoint import EndpointOptions
     from qwen3q.evaluate.evaluation import EvaluationOptions, evaluate
     from qwen3q.evaluate.gate_run import passed
     from qwen3q.evaluate.hub_text import find_text
     from qwen3q.evaluate.measure import TextOptions
-    from qwen3q.evaluate.perplexity import Scored
     from qwen3q.evaluate.speed_options import SpeedOptions
     from qwen3q.evaluate.suites import Suite, read_suite
 

@@ -17,7 +17,7 @@ from typing import IO
 
 from qwen3q.data.texts import evaluation_text
 from qwen3q.errors import MissingPackageError, SourceError, UsageError
-from qwen3q.evaluate.perplexity import Scored, read_text
+from qwen3q.evaluate.chunks import Scored, read_text
 from qwen3q.evaluate.windows import DocumentWindows
 
 PREFIX = "hub:"

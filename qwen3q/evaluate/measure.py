@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from qwen3q.errors import ModelError, UsageError
 from qwen3q.evaluate.artefact import Artefact, vocab_size
 from qwen3q.evaluate.backends import Backend, BackendOptions, open_backend
+from qwen3q.evaluate.chunks import Scored, summarize
 from qwen3q.evaluate.fidelity import (
     Fidelity,
     TokenScores,
@@ -25,7 +26,6 @@ from qwen3q.evaluate.fidelity import (
     fidelity_from,
     summarize_fidelity,
 )
-from qwen3q.evaluate.perplexity import Scored, summarize
 from qwen3q.evaluate.reference import ReferenceKey, ReferenceLogits, write_reference
 from qwen3q.evaluate.resume import Kept
 from qwen3q.evaluate.tokens import open_codec, require_same_tokenizer

@@ -6,11 +6,8 @@ exp of the mean negative log-likelihood of the scored tokens (``tools/perplexity
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from enum import StrEnum
-from math import exp, sqrt
 from pathlib import Path
 from time import perf_counter
 
@@ -18,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen3q.errors import UsageError
+from qwen3q.evaluate.chunks import Scored, split_chunks, summarize
 from qwen3q.llama.context import ContextOptions, LlamaContext
 from qwen3q.llama.model import LlamaModel
 from qwen3q.llama.threads import default_threads
@@ -25,17 +23,6 @@ from qwen3q.progress import ProgressFn, silent
 
 BATCH_TOKENS = 512
 """Tokens decoded at a time; their logits take 4 bytes per token and vocabulary entry."""
-
-
-class Scored(StrEnum):
-    """Which tokens of a chunk count.
-
-    HALF is llama-perplexity's: those after its first ``context / 2 + 1``, so that each has at
-    least half a context before it. FULL takes all but the first.
-    """
-
-    HALF = "half"
-    FULL = "full"
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,45 +109,6 @@ def measure_perplexity(
     )
 
 
-def read_text(path: Path) -> str:
-    """A text file, less one newline at its end, as llama.cpp's ``-f`` reads it.
-
-    Raises:
-        UsageError: no such file, or no UTF-8.
-    """
-    try:
-        return path.read_bytes().decode("utf-8").removesuffix("\n")
-    except OSError as error:
-        raise UsageError(f"Can't read {path}: {error.strerror}.") from None
-    except UnicodeDecodeError:
-        raise UsageError(f"{path} is no UTF-8 text.") from None
-
-
-def split_chunks(
-    tokens: NDArray[np.int32], context: int, max_chunks: int | None, bos: int | None
-) -> NDArray[np.int32]:
-    """Whole chunks, int32 ``[chunks, context]``; what is left over at the end is dropped.
-
-    Args:
-        bos: put in the place of each chunk's first token, if given.
-
-    Raises:
-        UsageError: not one whole chunk.
-    """
-    count = len(tokens) // context
-    if max_chunks is not None:
-        count = min(count, max_chunks)
-    if count < 1:
-        raise UsageError(
-            f"The text has {len(tokens)} tokens, less than one chunk of {context}.",
-            "Give a longer text or a smaller --context.",
-        )
-    chunks = tokens[: count * context].reshape(count, context).copy()
-    if bos is not None:
-        chunks[:, 0] = bos
-    return chunks
-
-
 def score_chunks(
     llama: LlamaContext,
     chunks: NDArray[np.int32],
@@ -227,15 +175,3 @@ def negative_log_likelihoods(
 
     list(pool.map(work, range(min(threads, len(targets)))))
     return out
-
-
-def summarize(nlls: NDArray[np.float64] | Sequence[float]) -> tuple[float, float]:
-    """Perplexity and its standard error, from negative log-likelihoods in nats.
-
-    The error of the mean goes through exp to first order, as llama-perplexity prints it.
-    """
-    values = np.asarray(nlls, np.float64)
-    mean = float(values.mean())
-    variance = float((values * values).mean()) - mean * mean
-    error = sqrt(variance / (values.size - 1)) if variance > 0 and values.size > 1 else 0.0
-    return exp(mean), error * exp(mean)

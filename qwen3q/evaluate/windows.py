@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen3q.errors import UsageError
-from qwen3q.evaluate.perplexity import split_chunks
+from qwen3q.evaluate.chunks import split_chunks
 from qwen3q.evaluate.tokens import TextCodec
 
 

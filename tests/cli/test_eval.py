@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -92,3 +94,14 @@ def test_mistakes_are_explained(cli, arguments, code, says):
     assert done.returncode == code
     assert says in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_folders_are_measured_without_llama_cpp():
+    code = (
+        "import sys; sys.modules['llama_cpp'] = None; from qwen3q.cli.app import main;"
+        "sys.argv = ['qwen3q', 'eval', 'demo', '--reference', 'demo', '--max-chunks', '1',"
+        "'--context', '64', '--json']; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["results"][0]["kl_mean"] < 1e-6

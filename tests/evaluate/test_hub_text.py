@@ -19,8 +19,8 @@ from pyarrow import parquet
 
 from qwen3q.errors import SourceError, UsageError
 from qwen3q.evaluate.artefact import find_artefact
+from qwen3q.evaluate.chunks import Scored
 from qwen3q.evaluate.hub_text import find_text
-from qwen3q.evaluate.perplexity import Scored
 from qwen3q.evaluate.tokens import open_codec
 from qwen3q.evaluate.windows import DocumentWindows, text_chunks, text_digest
 from qwen3q.models.hub import HubSite

@@ -10,14 +10,11 @@ import numpy as np
 import pytest
 
 from qwen3q.errors import UsageError
+from qwen3q.evaluate.chunks import Scored, read_text, split_chunks, summarize
 from qwen3q.evaluate.perplexity import (
     PerplexityResult,
-    Scored,
     measure_perplexity,
     negative_log_likelihoods,
-    read_text,
-    split_chunks,
-    summarize,
 )
 from qwen3q.llama.capi import has_amx
 from qwen3q.llama.context import ContextOptions, LlamaContext
