@@ -120,7 +120,10 @@ def fidelity(
         int | None, typer.Option(min=0, help="Solved examples. Default: the task's own number.")
     ] = None,
     speed: Annotated[
-        bool, typer.Option("--speed", help="Time GGUF files: prefill and decode at two depths.")
+        bool,
+        typer.Option(
+            "--speed", help="Time prefill and decode at two depths, and account for memory."
+        ),
     ] = False,
     card: Annotated[
         bool, typer.Option("--update-card", help="Put the figures into each folder's README.md.")
