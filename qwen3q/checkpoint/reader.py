@@ -10,12 +10,12 @@ import json
 import mmap
 from collections.abc import Iterable
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 
 from qwen3q.checkpoint.safetensors import TensorInfo, read_header
+from qwen3q.closing import Closing
 from qwen3q.errors import CheckpointError
 
 INDEX_NAME = "model.safetensors.index.json"
@@ -44,7 +44,7 @@ STORAGE_DTYPES: dict[str, Any] = {
 """numpy's dtype per safetensors dtype; bf16 and fp8 come as their bits."""
 
 
-class Checkpoint:
+class Checkpoint(Closing):
     """All tensors of a model folder.
 
     Attributes:
@@ -69,17 +69,6 @@ class Checkpoint:
                         f"{folder / INDEX_NAME} puts {name} into {path.name}, which lacks it."
                     )
                 self.tensors[name] = header.tensors[name]
-
-    def __enter__(self) -> Checkpoint:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:

@@ -9,16 +9,16 @@ import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 
 from qwen3q.checkpoint.shards import INDEX_NAME, Shard, index_json
+from qwen3q.closing import Closing
 from qwen3q.errors import CheckpointError, DiskError
 from qwen3q.files import reserve
 
 HASH_BLOCK = 16 << 20
 
 
-class ShardWriter:
+class ShardWriter(Closing):
     """The safetensors files of one folder, open for writing at each tensor's place."""
 
     def __init__(self, folder: Path, shards: Sequence[Shard]) -> None:
@@ -41,17 +41,6 @@ class ShardWriter:
         except OSError as error:
             self.close()
             raise DiskError(f"Can't write to {folder}: {error.strerror}.") from None
-
-    def __enter__(self) -> ShardWriter:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def write(self, name: str, data: memoryview) -> str:
         """Writes one tensor's bytes at their place.

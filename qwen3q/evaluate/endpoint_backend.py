@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from qwen3q.closing import Closing
 from qwen3q.evaluate.artefact import Artefact, vocab_size
 from qwen3q.evaluate.backends import LogitRows
 from qwen3q.evaluate.endpoint import Endpoint
@@ -38,7 +38,7 @@ class ScoredRows(NamedTuple):
     top: NDArray[np.int32] | None
 
 
-class EndpointBackend:
+class EndpointBackend(Closing):
     """A served model, asked in our own tokens."""
 
     def __init__(self, artefact: Artefact, context: int) -> None:
@@ -176,17 +176,6 @@ class EndpointBackend:
 
     def close(self) -> None:
         """Nothing is held open."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def require_generation(artefact: Artefact) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from qwen3q.closing import Closing
 from qwen3q.errors import UsageError
 from qwen3q.evaluate.artefact import Artefact
 from qwen3q.evaluate.backends import BackendOptions, LogitRows
@@ -25,7 +25,7 @@ from qwen3q.llama.sampling import Sampling as Chain
 from qwen3q.progress import ProgressFn, silent
 
 
-class LlamaBackend:
+class LlamaBackend(Closing):
     """A GGUF file in llama.cpp, as ``llama-perplexity`` runs it: batches of 512 tokens."""
 
     def __init__(self, artefact: Artefact, options: BackendOptions, context: int) -> None:
@@ -99,17 +99,6 @@ class LlamaBackend:
             self._generator.context.close()
             self._generator = None
         self.model.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _require_no_yarn(artefact: Artefact) -> None:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
+from qwen3q.closing import Closing
+
 _IN_USE_BYTES = 64 << 20
 """A GPU whose memory grew by less holds no part of the run: a CUDA context alone is larger."""
 
@@ -33,7 +35,7 @@ class GpuFacts:
     memory_mhz: int | None
 
 
-class GpuMeter:
+class GpuMeter(Closing):
     """Reads the GPUs of this machine. Make it before the model is loaded, and close it.
 
     Memory is this process's where the driver lists processes. In containers it lists none or
@@ -98,12 +100,6 @@ class GpuMeter:
         if self._nvml is not None:
             self._ask("nvmlShutdown")
             self._nvml, self._handles = None, []
-
-    def __enter__(self) -> GpuMeter:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _used(self, index: int) -> int:
         handle = self._handles[index]

@@ -20,12 +20,12 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from qwen3q.closing import Closing
 from qwen3q.errors import CheckpointError, DiskError, UsageError
 from qwen3q.evaluate.backends import LogitRows
 from qwen3q.evaluate.fidelity import Floats, log_softmax_rows
@@ -86,7 +86,7 @@ class ReferenceKey:
 _PER_ROW = np.dtype([("scale", "<f4"), ("low", "<f4"), ("top", "<i4"), ("nll", "<f8")])
 
 
-class ReferenceLogits:
+class ReferenceLogits(Closing):
     """A stored reference, mapped. Close it, or use it in a ``with``."""
 
     def __init__(self, path: Path) -> None:
@@ -187,17 +187,6 @@ class ReferenceLogits:
 
     def close(self) -> None:
         self._map.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def write_reference(

@@ -7,14 +7,14 @@ one layer and the hidden states, whatever the model's size.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from qwen3q.closing import Closing
 from qwen3q.errors import UsageError
 from qwen3q.evaluate.artefact import Artefact
 from qwen3q.evaluate.backends import BackendOptions, LogitRows
@@ -34,7 +34,7 @@ _LOGIT_BYTES = 64 << 20
 """About how much one block of logits takes."""
 
 
-class TorchBackend:
+class TorchBackend(Closing):
     """A model whose weights come from any artefact."""
 
     def __init__(self, artefact: Artefact, options: BackendOptions) -> None:
@@ -140,17 +140,6 @@ class TorchBackend:
 
     def close(self) -> None:
         self._cached = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def best_device() -> str:

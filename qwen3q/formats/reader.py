@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
 
 from qwen3q.checkpoint.reader import Checkpoint
 from qwen3q.checkpoint.torch_io import read_tensor
+from qwen3q.closing import Closing
 from qwen3q.errors import CheckpointError
 from qwen3q.formats import awq, bitsandbytes, compressed_tensors, fp8, gptq
 from qwen3q.formats.recognise import Storage, StoredWeight, recognise, zero_offset
 from qwen3q.models.config import parse_config, read_config_json
 
 
-class QuantizedFolder:
+class QuantizedFolder(Closing):
     """A model folder in any layout, quantized or not.
 
     Attributes:
@@ -40,15 +40,7 @@ class QuantizedFolder:
         self._checkpoint = Checkpoint(folder)
         self.weights = recognise(self.config, self._checkpoint.tensors, str(folder))
 
-    def __enter__(self) -> QuantizedFolder:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         self._checkpoint.close()
 
     def weight(self, name: str) -> torch.Tensor:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from qwen3q.closing import Closing
 from qwen3q.errors import LlamaError, UsageError
 from qwen3q.formats.gguf_metadata import HYBRID_CONTEXT, HYBRID_YARN_BASE
 from qwen3q.llama.capi import lib, log
@@ -57,7 +56,7 @@ class ContextOptions:
     yarn: float | None = None
 
 
-class LlamaContext:
+class LlamaContext(Closing):
     """One context over a model. Close it, or use it in a ``with``."""
 
     def __init__(self, model: LlamaModel, options: ContextOptions | None = None) -> None:
@@ -180,17 +179,6 @@ class LlamaContext:
         if self.handle:
             lib.llama_free(self.handle)
             self.handle = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 class _Batch:

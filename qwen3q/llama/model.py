@@ -6,12 +6,11 @@ import ctypes
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from qwen3q.closing import Closing
 from qwen3q.errors import LlamaError
 from qwen3q.llama.capi import collect_log, has_amx, lib, log
 
@@ -32,7 +31,7 @@ class LoadOptions:
     vocab_only: bool = False
 
 
-class LlamaModel:
+class LlamaModel(Closing):
     """A loaded model. Close it, or use it in a ``with``; contexts made from it must go first."""
 
     def __init__(self, path: Path, options: LoadOptions | None = None) -> None:
@@ -134,14 +133,3 @@ class LlamaModel:
         if self.handle:
             lib.llama_model_free(self.handle)
             self.handle = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -5,9 +5,8 @@ from __future__ import annotations
 import secrets
 from dataclasses import dataclass
 from math import isfinite
-from types import TracebackType
-from typing import Self
 
+from qwen3q.closing import Closing
 from qwen3q.errors import UsageError
 from qwen3q.llama.capi import lib
 from qwen3q.llama.context import LlamaContext
@@ -37,7 +36,7 @@ class Sampling:
     seed: int | None = None
 
 
-class Sampler:
+class Sampler(Closing):
     """A sampler chain. Close it, or use it in a ``with``."""
 
     def __init__(self, sampling: Sampling, vocab_size: int) -> None:
@@ -62,17 +61,6 @@ class Sampler:
         if self.handle:
             lib.llama_sampler_free(self.handle)
             self.handle = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _links(sampling: Sampling, vocab_size: int) -> list[lib.llama_sampler_p]:
