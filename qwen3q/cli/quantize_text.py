@@ -83,7 +83,7 @@ def memory_json(predicted: Footprint | None) -> dict[str, Any]:
     return {
         "peak_bytes": peak_memory_bytes(),
         "predicted_bytes": predicted.total if predicted else None,
-        "predicted": asdict(predicted) if predicted else None,
+        "predicted": asdict(predicted) | {"slack": predicted.slack} if predicted else None,
     }
 
 

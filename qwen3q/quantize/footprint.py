@@ -22,6 +22,9 @@ _FIT_COPIES = 4
 """Copies of the weights that scales are fitted on."""
 _INPUT_COPIES = 4
 """Float32 copies of a linear's inputs, for the tokens at work."""
+_SLACK_BYTES = 50_000_000
+_SLACK_SHARE = 0.15
+"""What the allocator and torch's kernels keep beside what is asked for, as runs have shown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +71,16 @@ class Footprint:
     stage: str = ""
 
     @property
+    def slack(self) -> int:
+        """What the allocator keeps of freed memory, and kernels for themselves."""
+        return _SLACK_BYTES + round(_SLACK_SHARE * (self._asked_for - self.process))
+
+    @property
     def total(self) -> int:
+        return self._asked_for + self.slack
+
+    @property
+    def _asked_for(self) -> int:
         return sum(value for value in asdict(self).values() if isinstance(value, int))
 
 

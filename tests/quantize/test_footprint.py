@@ -24,13 +24,13 @@ def config_of(name: str) -> Qwen3Config:
     return replace(release.config, num_hidden_layers=1)
 
 
-def test_8b_takes_two_and_a_half_layers_beside_its_activations() -> None:
+def test_8b_takes_three_layers_beside_its_activations() -> None:
     config = config_of("qwen3-8b")
     assert layer_float_bytes(config) == 4 * 192_946_432
     peak = predict_peak(config, 1, WORK, PLENTY)
     assert peak.stage in ("statistics of down_proj", "solving down_proj")
     assert peak.statistics == 4 * (12288 * 12288 + 12288 * 4096)
-    assert (peak.total - peak.activations) / layer_float_bytes(config) < 2.5
+    assert (peak.total - peak.activations) / layer_float_bytes(config) < 3
 
 
 def test_more_tokens_and_schemes_take_more_up_to_the_budget() -> None:
@@ -41,7 +41,7 @@ def test_more_tokens_and_schemes_take_more_up_to_the_budget() -> None:
     assert four.activations - one.activations == 3 * 8192 * 4096 * 4
     assert more.activations > 1.8 * one.activations
     assert predict_peak(config, 4, WORK, 1 << 29).total < one.total
-    assert more.total - more.activations == one.total - one.activations
+    assert (more.weights, more.statistics, more.output) == (one.weights, one.statistics, one.output)
 
 
 def test_a_process_takes_what_is_predicted(demo_folder: Path, tmp_path: Path) -> None:
