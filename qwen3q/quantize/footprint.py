@@ -102,7 +102,15 @@ def predict_peak(config: Qwen3Config, schemes: int, work: Workload, memory_bytes
 
 
 def peak_memory_bytes() -> int:
-    """Largest resident size of this process so far; 0 where the system does not tell."""
+    """Largest resident size of this process so far; 0 where the system does not tell.
+
+    On Linux that is ``VmHWM``: ``ru_maxrss`` starts at the size of whoever started the process.
+    """
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+    except (OSError, StopIteration):
+        pass
     try:
         import resource
     except ImportError:
