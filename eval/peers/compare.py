@@ -213,5 +213,5 @@ def line(row: dict[str, Any]) -> str:
     return (
         f"{name} KL {row['kl_mean']:.5f} ± {row['kl_stderr']:.5f}  top-1 {row['top1']:.4f}  "
         f"ppl {row['ppl']:.2f} ({row['float_ppl']:.2f})  {row['seconds']:.0f} s, "
-        f"{row['cpu_seconds']:.0f} s of CPU, {row['peak_rss_mb']:.0f} MiB"
+        f"{row['cpu_seconds']:.0f} s of CPU"
     )

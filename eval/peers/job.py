@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,15 +48,13 @@ class Job:
         self.cpu_seconds[stage] = time.process_time() - processor
 
     def report(self, package: str, **notes: Any) -> None:
-        """Prints the report line: version, seconds per stage, peak resident memory in MiB."""
-        usage = resource.getrusage(resource.RUSAGE_SELF)
+        """Prints the report line: version and seconds per stage."""
         fields = {
             "version": version(package),
             "seconds": round(self.seconds["quantize"], 2),
             "cpu_seconds": round(self.cpu_seconds["quantize"], 2),
             "load_seconds": round(self.seconds.get("load", 0.0), 2),
             "save_seconds": round(self.seconds.get("save", 0.0), 2),
-            "peak_rss_mb": round(usage.ru_maxrss / 1024, 1),
             "threads": self.threads,
             **notes,
         }

@@ -17,6 +17,7 @@ NAMES = {
     "autoawq": "AutoAWQ",
     "auto_round": "AutoRound",
 }
+_UNPUBLISHED = ("folder", "peak_rss_mb")
 FORMATS = ("gptq:int4", "int4", "awq:int4", "int8")
 
 
@@ -27,7 +28,7 @@ def publish(results: Path, out: Path) -> str:
     page = markdown(rows, found)
     data = {
         "machine": machine(),
-        "rows": [{k: v for k, v in row.items() if k != "folder"} for row in rows],
+        "rows": [{k: v for k, v in row.items() if k not in _UNPUBLISHED} for row in rows],
         "targets": [{**asdict(outcome), "verdict": outcome.verdict} for outcome in found],
     }
     out.mkdir(parents=True, exist_ok=True)
@@ -85,9 +86,8 @@ def _table(model: str, rows: list[dict[str, Any]]) -> list[str]:
         "",
         f"Perplexity of the float model: {rows[0]['float_ppl']:.3f}.",
         "",
-        "| format | quantizer | version | KL (nats) | top-1 | perplexity | bytes | s | CPU s "
-        "| peak MiB |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| format | quantizer | version | KL (nats) | top-1 | perplexity | bytes | s | CPU s |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         mark = " †" if "note" in row else ""
@@ -95,7 +95,7 @@ def _table(model: str, rows: list[dict[str, Any]]) -> list[str]:
             f"| {row['format']} | {_who(row)} | {row['version']} "
             f"| {row['kl_mean']:.6f} ± {row['kl_stderr']:.6f} | {row['top1']:.2%} "
             f"| {row['ppl']:.3f} | {row['file_bytes']:,} | {row['seconds']:.0f}{mark} "
-            f"| {row['cpu_seconds']:.0f} | {row['peak_rss_mb']:,.0f} |"
+            f"| {row['cpu_seconds']:.0f} |"
         )
     return lines
 
