@@ -67,10 +67,10 @@ def show_predicted(predicted: Footprint | None) -> None:
 
 def show_measured(predicted: Footprint | None) -> None:
     """What the process took at most beside what was predicted, on stderr."""
-    from qwen3q.quantize.footprint import peak_memory_bytes
+    from qwen3q.process_memory import peak_since_start
 
     if predicted is not None:
-        measured, total = format_bytes(peak_memory_bytes()), format_bytes(predicted.total)
+        measured, total = format_bytes(peak_since_start()), format_bytes(predicted.total)
         note(f"Peak memory of the process: {measured}; predicted: {total}.")
 
 
@@ -78,10 +78,10 @@ def memory_json(predicted: Footprint | None) -> dict[str, Any]:
     """Both in bytes, and the prediction by part."""
     from dataclasses import asdict
 
-    from qwen3q.quantize.footprint import peak_memory_bytes
+    from qwen3q.process_memory import peak_since_start
 
     return {
-        "peak_bytes": peak_memory_bytes(),
+        "peak_bytes": peak_since_start(),
         "predicted_bytes": predicted.total if predicted else None,
         "predicted": asdict(predicted) | {"slack": predicted.slack} if predicted else None,
     }

@@ -10,6 +10,8 @@ from collections.abc import Callable
 
 import torch
 
+from qwen3q.quantize.arithmetic import round_activations
+
 Rounding = Callable[[torch.Tensor], torch.Tensor]
 """Takes and gives a linear's float32 input ``[..., in]``."""
 
@@ -24,8 +26,7 @@ Q8_K_BLOCK = 256
 
 def int8_per_token(x: torch.Tensor) -> torch.Tensor:
     """Symmetric int8 with one scale per token: dynamic W8A8."""
-    scale = x.abs().amax(dim=-1, keepdim=True).clamp(min=1e-10) / 127
-    return (x / scale).round().clamp(-128, 127) * scale
+    return round_activations(x, 8)
 
 
 def int8_beside_outliers(x: torch.Tensor) -> torch.Tensor:
@@ -38,8 +39,7 @@ def int8_beside_outliers(x: torch.Tensor) -> torch.Tensor:
     outliers = half.abs() >= OUTLIER
     columns = outliers.flatten(0, -2).any(dim=0)
     inner = half.float().masked_fill(outliers, 0)
-    scale = inner.abs().amax(dim=-1, keepdim=True).clamp(min=1e-10) / 127
-    return torch.where(columns, half.float(), (inner / scale).round() * scale)
+    return torch.where(columns, half.float(), round_activations(inner, 8))
 
 
 def fp8_per_token(x: torch.Tensor) -> torch.Tensor:

@@ -26,9 +26,7 @@ from qwen3q.evaluate.speed_tests import (
     Planned,
     SpeedTest,
     deviation,
-    peak_bytes,
     planned_tests,
-    reset_peak,
 )
 from qwen3q.llama.breakdown import DeviceBuffers, memory_breakdown
 from qwen3q.llama.capi import VERSION, lib
@@ -36,6 +34,7 @@ from qwen3q.llama.context import ContextOptions, LlamaContext
 from qwen3q.llama.devices import gpu_devices
 from qwen3q.llama.model import LlamaModel
 from qwen3q.llama.threads import default_threads
+from qwen3q.process_memory import peak_bytes, reset_peak
 from qwen3q.progress import ProgressFn, silent
 
 BATCH = 2048

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -116,37 +115,3 @@ def speed_row(test: SpeedTest) -> dict[str, Any]:
 def deviation(values: tuple[int, ...] | list[float]) -> float:
     """Standard deviation of a sample; 0 for a single value."""
     return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
-
-
-def reset_peak() -> None:
-    """Starts the kernel's record of the largest resident set anew (Linux)."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return
-
-
-def peak_bytes() -> int | None:
-    """The process's largest resident set since ``reset_peak``; None where not known."""
-    return _kilobytes("/proc/self/status", "VmHWM:")
-
-
-def resident_bytes() -> int | None:
-    """The process's resident set now; None where not known."""
-    return _kilobytes("/proc/self/status", "VmRSS:")
-
-
-def free_memory() -> int | None:
-    """Bytes that programs can still allocate without swapping; None where not known."""
-    return _kilobytes("/proc/meminfo", "MemAvailable:")
-
-
-def _kilobytes(file: str, key: str) -> int | None:
-    """A line ``KEY 123 kB`` in bytes."""
-    try:
-        for line in Path(file).read_text().splitlines():
-            if line.startswith(key):
-                return int(line.split()[1]) << 10
-    except OSError:
-        pass
-    return None

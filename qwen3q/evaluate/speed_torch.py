@@ -21,15 +21,13 @@ from qwen3q.evaluate.speed_tests import (
     Phase,
     Planned,
     SpeedTest,
-    free_memory,
-    peak_bytes,
     planned_tests,
-    reset_peak,
     speed_row,
 )
 from qwen3q.evaluate.torch_backend import TorchBackend, best_device
 from qwen3q.evaluate.torch_generate import Cache, CachedModel
 from qwen3q.models.decoder import Rope, rope_table
+from qwen3q.process_memory import free_memory, peak_bytes, reset_peak
 from qwen3q.progress import ProgressFn
 
 _BYTES_PER_WEIGHT = 4

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 
@@ -39,27 +40,33 @@ def memory_breakdown(context: int) -> list[DeviceBuffers]:
 
     Empty where this build does not say.
     """
-    function = _function()
-    if function is None:
-        return []
-    result = (ctypes.c_uint64 * 6)()
-    function(ctypes.byref(result), context)
     found: dict[str, list[int]] = {}
-
-    def visit(node: int) -> None:
-        if not node:
-            return
-        # node: colour, parent, left, right, then the key and three sizes
-        words = (ctypes.c_uint64 * 8).from_address(node)
-        visit(words[2])
-        sums = found.setdefault(_device(words[4]), [0, 0, 0])
-        for part in range(3):
-            sums[part] += words[5 + part]
-        visit(words[3])
-
-    visit(result[2])
+    for buffer_type, *sizes in buffers_by_type(context):
+        sums = found.setdefault(_device(buffer_type), [0, 0, 0])
+        for part, size in enumerate(sizes):
+            sums[part] += size
     order = sorted(found, key=lambda name: (name == "CPU", name))
     return [DeviceBuffers(name, *found[name]) for name in order]
+
+
+def buffers_by_type(context: int) -> Iterator[tuple[int, int, int, int]]:
+    """Every ``ggml_backend_buffer_type_t`` of ``context``; its bytes of weights, KV, compute."""
+    function = _function()
+    if function is None:
+        return
+    result = (ctypes.c_uint64 * 6)()
+    function(ctypes.byref(result), context)
+    yield from _in_order(result[2])
+
+
+def _in_order(node: int) -> Iterator[tuple[int, int, int, int]]:
+    if not node:
+        return
+    # node: colour, parent, left, right, then the key and three sizes
+    _, _, left, right, key, *sizes = (ctypes.c_uint64 * 8).from_address(node)
+    yield from _in_order(left)
+    yield (key, sizes[0], sizes[1], sizes[2])
+    yield from _in_order(right)
 
 
 def _device(buffer_type: int) -> str:

@@ -22,6 +22,7 @@ from typing import Any
 
 from qwen3q.errors import LlamaError
 from qwen3q.formats.gguf_file import Value, ValueType, encode_header, encode_metadata
+from qwen3q.llama.breakdown import buffers_by_type
 from qwen3q.llama.ggml import load_library
 from qwen3q.models.config import Qwen3Config
 from qwen3q.plan.gguf import padded, tensor_type
@@ -152,7 +153,7 @@ def dry_run(path: Path, load: Load, endpoints: Sequence[str] = ()) -> dict[str, 
     Raises:
         LlamaError: llama.cpp refuses the file or the settings.
     """
-    lib, low = _llama()
+    lib = _llama()
     devices = [_device(endpoint) for endpoint in endpoints[: len(load.tensor_split)]]
     model_params = lib.llama_model_default_params()
     model_params.no_alloc = True
@@ -185,37 +186,25 @@ def dry_run(path: Path, load: Load, endpoints: Sequence[str] = ()) -> dict[str, 
         if not context:
             raise LlamaError(f"llama.cpp refuses these context settings: {load}.")
         try:
-            return _breakdown(low, context, endpoints)
+            return _breakdown(context, endpoints)
         finally:
             lib.llama_free(context)
     finally:
         lib.llama_model_free(model)
 
 
-def _breakdown(low: Any, context: int, endpoints: Sequence[str]) -> dict[str, Buffers]:
-    """Walks the ``std::map`` (libstdc++'s red-black tree) of ``llama_get_memory_breakdown``."""
-    result = (ctypes.c_uint64 * 6)()
-    low._Z26llama_get_memory_breakdownPK13llama_context(ctypes.byref(result), context)
+def _breakdown(context: int, endpoints: Sequence[str]) -> dict[str, Buffers]:
     found: dict[str, Buffers] = {}
-
-    def visit(node: int) -> None:
-        if not node:
-            return
-        # node: colour, parent, left, right, then the key and three sizes
-        words = (ctypes.c_uint64 * 8).from_address(node)
-        visit(words[2])
-        name = _ggml_base().ggml_backend_buft_name(words[4]).decode()
+    for buffer_type, *sizes in buffers_by_type(context):
+        name = _ggml_base().ggml_backend_buft_name(buffer_type).decode()
         device = next((f"GPU{i}" for i, e in enumerate(endpoints) if e in name), "CPU")
-        found[device] = Buffers(words[5], words[6], words[7])
-        visit(words[3])
-
-    visit(result[2])
+        found[device] = Buffers(*sizes)
     return found
 
 
 @cache
-def _llama() -> tuple[Any, Any]:
-    """llama_cpp's bindings, quiet, and the library under them."""
+def _llama() -> Any:
+    """llama_cpp's bindings, quiet."""
     from llama_cpp import llama_cpp as lib
 
     sizes = {
@@ -229,11 +218,7 @@ def _llama() -> tuple[Any, Any]:
     quiet = lib.llama_log_callback(lambda level, text, user_data: None)
     _KEPT_ALIVE.append(quiet)
     lib.llama_log_set(quiet, None)
-    low = lib._lib
-    breakdown = low._Z26llama_get_memory_breakdownPK13llama_context
-    breakdown.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
-    breakdown.restype = ctypes.c_void_p
-    return lib, low
+    return lib
 
 
 _KEPT_ALIVE: list[object] = []

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 
 from qwen3q.models.decoder import Linear
-from qwen3q.quantize.footprint import Workload, resident_bytes
+from qwen3q.process_memory import peak_since_start, resident_bytes
+from qwen3q.quantize.footprint import Workload
 from qwen3q.quantize.team import Team
 
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ def workload_of(config: Qwen3Config, device: str, rows: int, length: int) -> Wor
         at_once=arithmetic.rows * length,
         threads=arithmetic.team.size,
         product_bytes=arithmetic.dtype.itemsize,
-        process=resident_bytes(),
+        process=resident_bytes() or peak_since_start(),
     )
 
 

@@ -30,6 +30,7 @@ from qwen3q.models.source import ModelSource
 from qwen3q.models.tensors import check_tensors
 from qwen3q.plan.folder import plan_folder
 from qwen3q.plan.schemes import Scheme
+from qwen3q.process_memory import peak_since_start
 from qwen3q.progress import ProgressFn, silent
 from qwen3q.quantize.arithmetic import workload_of
 from qwen3q.quantize.artefact import (
@@ -48,7 +49,7 @@ from qwen3q.quantize.fingerprint import (
     weights_fingerprint,
 )
 from qwen3q.quantize.folder_work import OUTSIDE, FolderWork, unit_name
-from qwen3q.quantize.footprint import Footprint, peak_memory_bytes, predict_peak
+from qwen3q.quantize.footprint import Footprint, predict_peak
 from qwen3q.quantize.importance import ImportanceStore
 from qwen3q.quantize.names import CONFIG_NAME
 from qwen3q.quantize.solve import SolvedLayer, SolveOptions, solve_layer
@@ -181,7 +182,7 @@ def quantize_folders(
     return FolderResults(
         tuple(job.target for job in jobs),
         time.perf_counter() - started,
-        peak_memory_bytes(),
+        peak_since_start(),
         store,
     )
 
@@ -344,7 +345,7 @@ def _spent(seconds: float, predicted: Footprint | None) -> dict[str, Any]:
     """What a run took, for reports."""
     return {
         "seconds": round(seconds, 3),
-        "peak_memory_bytes": peak_memory_bytes(),
+        "peak_memory_bytes": peak_since_start(),
         "predicted_peak_memory_bytes": predicted.total if predicted else None,
         "predicted_activation_bytes": predicted.activations if predicted else None,
     }

@@ -6,11 +6,8 @@ gate/up, down), and holds what ``stage.LayerWork`` and ``linears.solve`` hold. I
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from qwen3q.models.config import Qwen3Config
 from qwen3q.models.tensors import Role, TensorSpec, layer_tensors
@@ -99,33 +96,6 @@ def predict_peak(config: Qwen3Config, schemes: int, work: Workload, memory_bytes
         if schemes:
             moments += _solving(config, linears, work, kept)
     return max(moments, key=lambda moment: moment.total)
-
-
-def peak_memory_bytes() -> int:
-    """Largest resident size of this process so far; 0 where the system does not tell.
-
-    On Linux that is ``VmHWM``: ``ru_maxrss`` starts at the size of whoever started the process.
-    """
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
-    except (OSError, StopIteration):
-        pass
-    try:
-        import resource
-    except ImportError:
-        return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def resident_bytes() -> int:
-    """What this process has in memory now; its peak where the system does not tell."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except (OSError, ValueError, IndexError):
-        return peak_memory_bytes()
-    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def layer_float_bytes(config: Qwen3Config) -> int:

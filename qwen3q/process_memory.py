@@ -1,0 +1,56 @@
+"""What this process has in memory, as the system counts it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+
+def reset_peak() -> None:
+    """Starts the kernel's record of the largest resident set anew (Linux)."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return
+
+
+def peak_bytes() -> int | None:
+    """The largest resident set since ``reset_peak``, or the start; None where not known (Linux)."""
+    return _kilobytes("/proc/self/status", "VmHWM:")
+
+
+def peak_since_start() -> int:
+    """The largest resident set of a process that never reset it; 0 where not known.
+
+    ``ru_maxrss`` comes second: on Linux it starts at the size of whoever started the process.
+    """
+    peak = peak_bytes()
+    if peak is not None:
+        return peak
+    try:
+        import resource
+    except ImportError:
+        return 0
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return largest if sys.platform == "darwin" else largest * 1024
+
+
+def resident_bytes() -> int | None:
+    """The resident set now; None where not known."""
+    return _kilobytes("/proc/self/status", "VmRSS:")
+
+
+def free_memory() -> int | None:
+    """Bytes that programs can still allocate without swapping; None where not known."""
+    return _kilobytes("/proc/meminfo", "MemAvailable:")
+
+
+def _kilobytes(file: str, key: str) -> int | None:
+    """A line ``KEY 123 kB`` in bytes."""
+    try:
+        for line in Path(file).read_text().splitlines():
+            if line.startswith(key):
+                return int(line.split()[1]) << 10
+    except OSError:
+        pass
+    return None
