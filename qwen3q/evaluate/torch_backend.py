@@ -52,7 +52,7 @@ class TorchBackend(Closing):
             "version": torch.__version__,
             "device": str(self.device),
             "threads": options.thread_count,
-            "arithmetic": "float32",
+            "arithmetic": "float32, inputs rounded as the format is served",
         }
         if options.yarn is not None:
             self.facts = {**self.facts, "yarn": options.yarn}
@@ -128,13 +128,14 @@ class TorchBackend(Closing):
         if self._cached is None:
             config = self.config
             embedding = self._weight("model.embed_tokens.weight")
-            tied = config.tie_word_embeddings
+            head = head_name(self._source)
             self._cached = CachedModel(
                 config,
                 embedding,
                 [self.layer(index) for index in range(config.num_hidden_layers)],
                 self._weight("model.norm.weight"),
-                embedding if tied else self._weight(head_name(self._source)),
+                embedding if config.tie_word_embeddings else self._weight(head),
+                self._source.input_rounding(head),
             )
         return self._cached
 

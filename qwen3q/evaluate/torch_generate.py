@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from qwen3q.evaluate.input_rounding import Rounding
 from qwen3q.evaluate.sampling import GREEDY, Sampling, choose, uniforms
 from qwen3q.models.config import Qwen3Config
 from qwen3q.models.decoder import (
@@ -43,12 +44,14 @@ class CachedModel:
         layers: Sequence[Layer],
         norm: torch.Tensor,
         head: torch.Tensor,
+        head_rounding: Rounding | None = None,
     ) -> None:
         self._config = config
         self._embedding = embedding
         self._layers = layers
         self._norm = norm
         self._head = head
+        self._head_rounding = head_rounding
         self._read: list[int] = []
         self._cache: Cache = []
 
@@ -143,6 +146,8 @@ class CachedModel:
             hidden = hidden + linear(O_PROJ, mixed.transpose(1, 2).flatten(2))
             hidden = hidden + mlp(hidden, weights, self._config, linear)
         last = rms_norm(hidden[:, -1], self._norm, eps)
+        if self._head_rounding is not None:
+            last = self._head_rounding(last)
         return F.linear(last, self._head)
 
 
