@@ -73,11 +73,11 @@ class InputPair:
     Attributes:
         own: float32 ``[tokens, in]``, under the quantized prefix.
         missing: float32 ``[tokens, cross]``, what the float model's input has beyond it; times
-            ``W^T`` where that is narrower.
+            ``W^T`` where that is narrower. None where drift is not asked for.
     """
 
     own: torch.Tensor
-    missing: torch.Tensor
+    missing: torch.Tensor | None
 
 
 class Gram:
@@ -92,27 +92,38 @@ class Gram:
         tokens: how many were added.
         hessian: sums so far, valid on and above the diagonal until ``finish``.
         cross: ``[in, out]`` where that is narrower, sums of the drift itself; else ``[in, in]``,
-            without the factor ``W^T``.
+            without the factor ``W^T``. None where drift is not asked for.
     """
 
-    def __init__(self, weight: torch.Tensor, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, weight: torch.Tensor, dtype: torch.dtype = torch.float32, *, drift: bool = True
+    ) -> None:
         """Starts empty.
 
         Args:
             dtype: what the linears run in.
+            drift: collect it.
         """
         out, columns = weight.shape
         self.weight = weight
         self.tokens = 0
         self.hessian = torch.zeros(columns, columns, device=weight.device)
-        self.cross = torch.zeros(columns, min(out, columns), device=weight.device)
-        self._narrow = weight.to(dtype) if out < columns else None
+        self.cross: torch.Tensor | None = None
+        if drift:
+            self.cross = torch.zeros(columns, min(out, columns), device=weight.device)
+        self._narrow = weight.to(dtype) if drift and out < columns else None
         step = max(_STRIP_ROWS, columns // 8)
         self._strips = [slice(start, start + step) for start in range(0, columns, step)]
 
-    def pair(self, own: torch.Tensor, floating: torch.Tensor) -> InputPair:
-        """Makes the inputs ``[tokens, in]`` of the same tokens in both models ready to be added."""
+    def pair(self, own: torch.Tensor, floating: torch.Tensor | None) -> InputPair:
+        """Makes the inputs ``[tokens, in]`` of the same tokens in both models ready to be added.
+
+        Args:
+            floating: the float model's; only where drift is collected.
+        """
         own = own.float()
+        if self.cross is None or floating is None:
+            return InputPair(own, None)
         missing = floating - own
         if self._narrow is not None:
             missing = F.linear(missing.to(self._narrow.dtype), self._narrow).float()
@@ -129,7 +140,8 @@ class Gram:
             for pair in pairs:
                 left = pair.own[:, strip].T
                 self.hessian[strip, strip.start :].addmm_(left, pair.own[:, strip.start :])
-                self.cross[strip].addmm_(left, pair.missing)
+                if self.cross is not None and pair.missing is not None:
+                    self.cross[strip].addmm_(left, pair.missing)
 
         deque(each(add_strip, self._strips), maxlen=0)
         self.tokens += sum(len(pair.own) for pair in pairs)
@@ -139,9 +151,11 @@ class Gram:
         for strip in self._strips:
             self.hessian[strip.stop :, strip] = self.hessian[strip, strip.stop :].T
         for sums in (self.hessian, self.cross):
-            sums /= max(self.tokens, 1)
+            if sums is not None:
+                sums /= max(self.tokens, 1)
         self._narrow = None
 
     def free(self) -> None:
         """Gives the memory back; only ``tokens`` stays."""
-        self.weight = self.hessian = self.cross = torch.empty(0)
+        self.weight = self.hessian = torch.empty(0)
+        self.cross = None

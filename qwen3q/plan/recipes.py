@@ -44,12 +44,16 @@ class AlgorithmRecipe(_Section):
         smoothing: fold scales into the neighbours of a linear where the search shows it helps.
         damping: share of the Hessian's mean diagonal added to it.
         min_expert_tokens: an expert that fewer tokens reach is topped up.
+        sweeps: passes of refinement after error feedback.
+        drift: make up for what earlier layers' errors do to a linear's inputs.
     """
 
     name: Literal["gptq", "awq", "rtn"] = "gptq"
     smoothing: bool = True
     damping: float = Field(default=0.01, gt=0, lt=1)
     min_expert_tokens: int = Field(default=128, ge=1)
+    sweeps: int = Field(default=3, ge=0, le=100)
+    drift: bool = True
 
     def options(self) -> dict[str, str | bool | float | int]:
         """Keyword arguments of ``SolveOptions``."""

@@ -38,6 +38,12 @@ class Activations:
         """Replaces some rows."""
         self._data[rows] = value.to("cpu")
 
+    def take(self, other: Activations) -> None:
+        """Holds what ``other`` held, which is freed."""
+        self._data, other._data = other._data, self._data
+        self._path, other._path = other._path, self._path
+        other.free()
+
     def free(self) -> None:
         """Gives the room back; nothing can be read afterwards."""
         self._store.release(self._data, self._path)

@@ -65,13 +65,15 @@ def choose_tokens(probabilities: torch.Tensor, per_token: int, least: int) -> li
 def solve_experts(work: LayerWork) -> None:
     """gate/up and down of all experts; leaves the layer's output in ``work.output``."""
     config = work.layer.config
-    own, floating = work.room(config.hidden_size), work.room(config.hidden_size)
+    own = work.room(config.hidden_size)
+    floating = work.room(config.hidden_size) if work.float_inputs else None
     tokens = _route(work, own, floating)
     _note_coverage(work, tokens)
     for batch in _batches(work):
         _solve_batch(work, batch, tokens, own, floating)
     own.free()
-    floating.free()
+    if floating is not None:
+        floating.free()
 
     def finish(part: slice) -> None:
         x = work.read(work.middle, part)
@@ -80,17 +82,17 @@ def solve_experts(work: LayerWork) -> None:
     work.each(finish)
 
 
-def _route(work: LayerWork, own: Activations, floating: Activations) -> list[ExpertTokens]:
+def _route(work: LayerWork, own: Activations, floating: Activations | None) -> list[ExpertTokens]:
     """Fills both models' normed inputs, and chooses tokens by the quantized prefix's."""
-    config, inputs = work.layer.config, work.layer.inputs
-    assert inputs is not None
+    config, inputs = work.layer.config, work.float_inputs
     norm, router = work.weights[MLP_NORM], work.weights[ROUTER]
 
     def run(part: slice) -> torch.Tensor:
         x = rms_norm(work.read(work.middle, part), norm, config.rms_norm_eps)
         own.write(part, x)
-        floats = rms_norm(work.read(inputs.middle, part), norm, config.rms_norm_eps)
-        floating.write(part, floats)
+        if inputs is not None and floating is not None:
+            floats = rms_norm(work.read(inputs.middle, part), norm, config.rms_norm_eps)
+            floating.write(part, floats)
         return F.softmax(F.linear(x.flatten(0, 1), router), dim=-1).cpu()
 
     probabilities = work.layer.arithmetic.team.map(run, work.portions())
@@ -130,7 +132,7 @@ def _solve_batch(
     batch: Sequence[int],
     tokens: Sequence[ExpertTokens],
     own: Activations,
-    floating: Activations,
+    floating: Activations | None,
 ) -> None:
     """gate/up and down of some experts, all with the same schemes."""
     names = [expert_names(expert) for expert in batch]
@@ -149,7 +151,7 @@ def _solve_batch(
                 for x, x_float in _inputs(work, chosen[entry], own, floating):
                     if inner:
                         x = gated(x, gate, up, work.linear)
-                        x_float = gated(x_float, gate, up, floats)
+                        x_float = None if x_float is None else gated(x_float, gate, up, floats)
                     gram.add([work.pair(gram, x, x_float)])
 
             with work.layer.arithmetic.products():
@@ -162,10 +164,10 @@ def _solve_batch(
 
 
 def _inputs(
-    work: LayerWork, tokens: ExpertTokens, own: Activations, floating: Activations
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    work: LayerWork, tokens: ExpertTokens, own: Activations, floating: Activations | None
+) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
     """An expert's inputs ``[tokens, hidden_size]`` in both models, some at a time."""
     device = work.layer.arithmetic.device
     for index in torch.split(tokens.index, _TOKENS_AT_ONCE):
         if len(index):
-            yield own.gather(index, device), floating.gather(index, device)
+            yield own.gather(index, device), floating.gather(index, device) if floating else None

@@ -287,6 +287,8 @@ def _solve_layers(
     if start == layers:
         return
 
+    options = {scheme: SolveOptions(**work.job.options) for scheme, work in solving.items()}
+
     def restore(layer: int, scheme: Scheme) -> SolvedLayer:
         return solving[scheme].restore(layer, checkpoint)
 
@@ -297,6 +299,8 @@ def _solve_layers(
             rows,
             list(solving),
             stream,
+            float_model=store is not None
+            or any(options[scheme].needs_float_model(scheme) for scheme in solving),
             start=start,
             restore=restore,
             progress=steps.progress,
@@ -307,7 +311,7 @@ def _solve_layers(
                 if work.is_done(unit_name(layer.index)):
                     layer.keep(scheme, restore(layer.index, scheme))
                     continue
-                solved = solve_layer(layer, scheme, SolveOptions(**work.job.options))
+                solved = solve_layer(layer, scheme, options[scheme])
                 report = [asdict(row) for row in solved.report]
                 tensors = work.packed(solved, layer.index, checkpoint)
                 work.finish_unit(unit_name(layer.index), tensors.items(), report, solved.notes)

@@ -34,6 +34,8 @@ class SolveOptions:
         damping: share of the Hessian's mean diagonal added to it; grows until it factors.
         min_expert_tokens: an expert that fewer calibration tokens reach is topped up.
         sweeps: passes of coordinate descent after GPTQ.
+        drift: GPTQ aims at the float model's outputs, and so makes up for what the layers before
+            did to its inputs; otherwise at those of the float weights on the inputs there are.
     """
 
     algorithm: str = "gptq"
@@ -41,12 +43,27 @@ class SolveOptions:
     damping: float = 0.01
     min_expert_tokens: int = 128
     sweeps: int = 3
+    drift: bool = True
 
     def __post_init__(self) -> None:
         if self.algorithm not in ALGORITHMS:
             raise UsageError(
                 f"{self.algorithm!r} is no algorithm.", f"Known: {', '.join(ALGORITHMS)}."
             )
+
+    def corrects_drift(self, scheme: Scheme) -> bool:
+        """Whether targets make up for drift.
+
+        Never where activations are rounded too: weights are fitted to the float inputs alone
+        there. Rounding is noise, loudest where a few tokens are huge; fitted to noisy inputs,
+        weights shrink for all tokens (errors in variables).
+        """
+        return self.drift and self.algorithm == "gptq" and scheme.activation_bits is None
+
+    def needs_float_model(self, scheme: Scheme) -> bool:
+        """Whether solving looks at the float model's activations at all."""
+        smooths = self.smoothing and self.algorithm != "rtn"
+        return smooths or self.corrects_drift(scheme) or scheme.activation_bits is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +103,7 @@ class Problem:
         weights: float32 ``[out, in]`` per batch entry, linears with this input stacked.
         hessian: float32 ``[batch, in, in]``, mean of ``x^T x``; ``solve`` overwrites it.
         cross: float32 ``[batch, in, out]``, mean of ``x^T (x_float - x) W^T``; or ``[batch, in,
-            in]`` without the factor ``W^T``, where that is no wider.
+            in]`` without the factor ``W^T``, where that is no wider; None where there is no drift.
         folded: ``[batch, in]`` scales that ``weights`` were multiplied by, for the comparison
             with plain round-to-nearest.
         weak: per batch entry, why error feedback would not be trusted; empty if it is.
@@ -94,7 +111,7 @@ class Problem:
 
     weights: Sequence[torch.Tensor]
     hessian: torch.Tensor
-    cross: torch.Tensor
+    cross: torch.Tensor | None
     folded: torch.Tensor
     weak: tuple[str, ...]
 
@@ -108,8 +125,10 @@ class Problem:
         """Some output channels' weights, ``[batch, in, out]``."""
         return torch.stack([weight[outputs].T for weight in self.weights])
 
-    def drift(self, outputs: slice) -> torch.Tensor:
+    def drift(self, outputs: slice) -> torch.Tensor | None:
         """The same of the drift."""
+        if self.cross is None:
+            return None
         out, columns = self.shape
         return self.cross[:, :, outputs] if out < columns else self.cross @ self.target(outputs)
 
@@ -200,7 +219,9 @@ def _solve_part(
             weak or ("its Hessian could not be factored" if math.isnan(damping) else "")
             for weak, damping in zip(problem.weak, factor.damping, strict=True)
         )
-        drift = factor.ordered(problem.drift(outputs).to(device))
+        drift = problem.drift(outputs)
+        if drift is not None:
+            drift = factor.ordered(drift.to(device))
         made = _gptq_where(fallbacks, target, drift, factor, scheme, options)
         del drift
     else:
@@ -223,7 +244,7 @@ def _solve_part(
 def _gptq_where(
     fallbacks: tuple[str, ...],
     target: torch.Tensor,
-    drift: torch.Tensor,
+    drift: torch.Tensor | None,
     factor: Factor,
     scheme: Scheme,
     options: SolveOptions,
@@ -238,7 +259,8 @@ def _gptq_where(
         nearest = round_to_nearest(target, factor.diagonal, scheme)
         if bool(falls.all()):
             return nearest
-    target += factor.solved(drift).masked_fill_(falls[:, None, None], 0)
+    if drift is not None:
+        target += factor.solved(drift).masked_fill_(falls[:, None, None], 0)
     made = gptq(target, factor, scheme)
     made = refine(target, factor, made, scheme, options.sweeps)
     if nearest is None:

@@ -6,7 +6,7 @@ column-wise algorithms walk over.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -126,21 +126,28 @@ def search_range(values: torch.Tensor, importance: torch.Tensor, scheme: Scheme)
         importance: ``[batch, group]``, not negative.
     """
     best = full_range(values, scheme)
+    scales, zeros = best.scales, best.zeros
     error = _weighted_error(values, importance, best)
-    scales, zeros, ratios = best.scales, best.zeros, torch.ones_like(error)
+    ratios = torch.ones_like(error)
     extremes = values.amin(-2).clamp_(max=0), values.amax(-2).clamp_(min=0)
     for shifts in (COARSE_RANGES, FINE_RANGES):
-        centre = ratios if shifts is FINE_RANGES else torch.zeros_like(ratios)
-        for shift in shifts:
-            ratio = centre + shift
-            for grid in _grids(extremes, ratio, scheme):
-                trial = _weighted_error(values, importance, grid)
-                better = trial < error
-                error = torch.where(better, trial, error)
-                ratios = torch.where(better, ratio, ratios)
-                scales = torch.where(better, grid.scales, scales)
-                zeros = torch.where(better, grid.zeros, zeros)
+        tried = values.new_tensor(shifts)[:, None, None]
+        tried = (tried + ratios if shifts is FINE_RANGES else tried).expand(-1, *error.shape)
+        grids = _grids(extremes, tried, scheme)
+        trials = [_weighted_error(values, importance, grid) for grid in _each(grids)]
+        least, index = torch.stack(trials).min(0, keepdim=True)
+        better = least[0] < error
+        error = torch.where(better, least[0], error)
+        ratios = torch.where(better, tried.gather(0, index % len(shifts))[0], ratios)
+        scales = torch.where(better, grids.scales.gather(0, index)[0], scales)
+        zeros = torch.where(better, grids.zeros.gather(0, index)[0], zeros)
     return Grid(scales, zeros, best.levels)
+
+
+def _each(grids: Grid) -> Iterator[Grid]:
+    """Candidates one by one, of scales and zeros that are stacked."""
+    for scales, zeros in zip(grids.scales, grids.zeros, strict=True):
+        yield Grid(scales, zeros, grids.levels)
 
 
 def round_scale(scales: torch.Tensor, scheme: Scheme) -> torch.Tensor:
@@ -156,23 +163,25 @@ def _weighted_error(values: torch.Tensor, importance: torch.Tensor, grid: Grid) 
 
 
 def _grids(
-    extremes: tuple[torch.Tensor, torch.Tensor], ratio: torch.Tensor, scheme: Scheme
-) -> list[Grid]:
-    """Grids whose range is ``ratio`` of the extreme weights' range."""
+    extremes: tuple[torch.Tensor, torch.Tensor], ratios: torch.Tensor, scheme: Scheme
+) -> Grid:
+    """Grids whose ranges are ``ratios`` ``[tried, batch, out]`` of the extreme weights' range.
+
+    Returns:
+        Scales and zeros stacked; with asymmetric zeros twice as many, each rounded down and up.
+    """
     low, high = extremes
     levels = 2**scheme.bits - 1
     if scheme.symmetric:
         half = (levels + 1) // 2
-        largest = torch.maximum(-low, high) * ratio
+        largest = torch.maximum(-low, high) * ratios
         if scheme.bits <= SIGNED_SCALE_BITS:
             scales = torch.where(high > -low, -largest, largest) / half
         else:
             scales = largest / (half - 1)
         scales = round_scale(scales, scheme)
-        return [Grid(scales, torch.full_like(scales, half), levels)]
-    scales = round_scale((high - low) * ratio / levels, scheme)
+        return Grid(scales, torch.full_like(scales, half), levels)
+    scales = round_scale((high - low) * ratios / levels, scheme)
     middle = (levels - (high + low) / scales) / 2
-    return [
-        Grid(scales, zeros.clamp_(scheme.min_zero, levels), levels)
-        for zeros in (middle.floor(), middle.ceil())
-    ]
+    zeros = torch.cat((middle.floor(), middle.ceil())).clamp_(scheme.min_zero, levels)
+    return Grid(scales.repeat(2, 1, 1), zeros, levels)

@@ -22,6 +22,9 @@ from qwen3q.quantize.linears import LinearReport, SolveOptions
 from qwen3q.quantize.stage import LayerWork
 from qwen3q.quantize.stream import StreamedLayer
 
+_Inputs = tuple[torch.Tensor, torch.Tensor | None]
+"""A portion's inputs under the quantized prefix and, where they are used, in the float model."""
+
 __all__ = ["LinearReport", "SolveOptions", "SolvedLayer", "solve_layer"]
 
 
@@ -68,8 +71,7 @@ def solve_layer(
 
 def _solve_attention(work: LayerWork) -> None:
     """q/k/v and o; leaves the residual stream after attention in ``work.middle``."""
-    config, inputs = work.layer.config, work.layer.inputs
-    assert inputs is not None
+    config, floats = work.layer.config, work.float_inputs
     hidden = work.layer.own_hidden(work.scheme)
     mixed = work.room(config.q_size)
     scales = work.input_scales(O_PROJ)
@@ -77,13 +79,16 @@ def _solve_attention(work: LayerWork) -> None:
     def normed(source: Activations, part: slice) -> torch.Tensor:
         return rms_norm(work.read(source, part), work.weights[ATTENTION_NORM], config.rms_norm_eps)
 
-    def attended(part: slice) -> tuple[torch.Tensor, torch.Tensor]:
+    def both_normed(part: slice) -> _Inputs:
+        return normed(hidden, part), normed(floats.hidden, part) if floats else None
+
+    def attended(part: slice) -> _Inputs:
         x = work.read(hidden, part)
         own = attention(x, work.weights, config, work.layer.rope, work.linear)
         mixed.write(part, own)
-        return own, work.read(inputs.mixed, part) / scales
+        return own, work.read(floats.mixed, part) / scales if floats else None
 
-    work.solve_stage(QKV, lambda part: (normed(hidden, part), normed(inputs.hidden, part)))
+    work.solve_stage(QKV, both_normed)
     work.solve_stage((O_PROJ,), attended, last_use=QKV)
 
     def finish(part: slice) -> None:
@@ -96,23 +101,24 @@ def _solve_attention(work: LayerWork) -> None:
 
 def _solve_mlp(work: LayerWork) -> None:
     """gate/up and down of a dense layer; leaves the layer's output in ``work.output``."""
-    config, inputs = work.layer.config, work.layer.inputs
-    assert inputs is not None
-    inner_float = inputs.inner
-    assert inner_float is not None
+    config, floats = work.layer.config, work.float_inputs
+    inner_float = floats.inner if floats else None
     inner = work.room(config.intermediate_size)
     scales = work.input_scales(DOWN)
 
     def normed(source: Activations, part: slice) -> torch.Tensor:
         return rms_norm(work.read(source, part), work.weights[MLP_NORM], config.rms_norm_eps)
 
-    def gate_times_up(part: slice) -> tuple[torch.Tensor, torch.Tensor]:
+    def both_normed(part: slice) -> _Inputs:
+        return normed(work.middle, part), normed(floats.middle, part) if floats else None
+
+    def gate_times_up(part: slice) -> _Inputs:
         x = normed(work.middle, part).to(work.layer.arithmetic.dtype)
         own = gated(x, *GATE_UP, work.linear)
         inner.write(part, own)
-        return own, work.read(inner_float, part) / scales
+        return own, work.read(inner_float, part) / scales if inner_float else None
 
-    work.solve_stage(GATE_UP, lambda part: (normed(work.middle, part), normed(inputs.middle, part)))
+    work.solve_stage(GATE_UP, both_normed)
     work.solve_stage((DOWN,), gate_times_up, last_use=GATE_UP)
 
     def finish(part: slice) -> None:

@@ -25,6 +25,7 @@ class LayerWork:
         linears: solved so far, by checkpoint name.
         weights: what the decoder runs with, by short name: solved linears dequantized, the others
             folded but in float.
+        float_inputs: the float model's activations, where linears are fitted to them.
         middle, output: the residual stream after attention and after the layer.
         notes: what a person should know.
     """
@@ -36,6 +37,9 @@ class LayerWork:
         self.scheme = scheme
         self.options = options
         self.folds = folds
+        self._drift = options.corrects_drift(scheme)
+        fitted_to_float = self._drift or scheme.activation_bits is not None
+        self.float_inputs = layer.inputs if fitted_to_float else None
         self.linears: dict[str, QuantizedLinear] = {}
         self.notes = list(folds.notes)
         self.middle = layer.store.new(layer.config.hidden_size)
@@ -101,32 +105,29 @@ class LayerWork:
             weights[start : start + out] = self.folded(name)
             start += out
         arithmetic = self.layer.arithmetic
-        return Gram(weights.to(arithmetic.device), arithmetic.dtype)
+        return Gram(weights.to(arithmetic.device), arithmetic.dtype, drift=self._drift)
 
-    def pair(self, gram: Gram, own: torch.Tensor, floating: torch.Tensor) -> InputPair:
+    def pair(self, gram: Gram, own: torch.Tensor, floating: torch.Tensor | None) -> InputPair:
         """A linear's inputs under the quantized prefix and in the float model, to be added.
 
-        Where activations are rounded too, weights are fitted to the float inputs alone. Rounding
-        is noise, loudest where a few tokens are huge; fitted to noisy inputs, weights shrink for
-        all tokens (errors in variables).
-
         Args:
-            own, floating: ``[..., in]``, the same tokens.
+            own, floating: ``[..., in]``, the same tokens; ``floating`` from ``float_inputs``.
         """
-        if self.scheme.activation_bits is not None:
-            own = floating
-        return gram.pair(own.flatten(0, -2), floating.flatten(0, -2))
+        if floating is not None and self.scheme.activation_bits is not None:
+            own, floating = floating, None
+        return gram.pair(own.flatten(0, -2), None if floating is None else floating.flatten(0, -2))
 
     def solve_stage(
         self,
         names: Sequence[str],
-        inputs: Callable[[slice], tuple[torch.Tensor, torch.Tensor]],
+        inputs: Callable[[slice], tuple[torch.Tensor, torch.Tensor | None]],
         last_use: Sequence[str] = (),
     ) -> None:
         """Rounds linears that share an input, and puts them among ``weights``.
 
         Args:
-            inputs: a portion's inputs under the quantized prefix and in the float model.
+            inputs: a portion's inputs under the quantized prefix, and in the float model if there
+                are ``float_inputs``.
             last_use: weights that nothing but ``inputs`` runs with any more.
         """
         groups = self.quantized(names)
@@ -167,16 +168,17 @@ class LayerWork:
         width = self.layer.specs[entries[0][0]].shape[1]
         for gram in grams:
             gram.finish()
+        crosses = [gram.cross for gram in grams if gram.cross is not None]
         problem = Problem(
             weights=[gram.weight for gram in grams],
             hessian=_stacked([gram.hessian for gram in grams]),
-            cross=_stacked([gram.cross for gram in grams]),
+            cross=_stacked(crosses) if crosses else None,
             folded=torch.stack([self.folds.scales(names[0], width) for names in entries]),
             weak=tuple(weak) or ("",) * len(entries),
         )
         team = self.layer.arithmetic.team
         solution = solve(problem, scheme, self.options, self.layer.devices, team)
-        del problem
+        del problem, crosses
         for gram in grams:
             gram.free()
         count = sum(len(names) for names in entries)

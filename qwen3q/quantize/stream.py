@@ -88,7 +88,7 @@ class StreamedLayer:
         dtypes: the tensors' dtypes in the checkpoint, by short name.
         moments: mean squares and token counts of every linear's input under the float model, by
             checkpoint name: the GGUF importance matrix.
-        inputs: the float model's activations; only with schemes.
+        inputs: the float model's activations; only with schemes, and if the float model runs.
         store: makes room for more activations.
         arithmetic: how and in what portions activations are run.
         rope: the rotary table of one row.
@@ -143,9 +143,7 @@ class StreamedLayer:
         """Tells the stream what this scheme's next layer will be fed by. Call once per scheme."""
         hidden = self._prefixes[scheme]
         if scheme in self._outputs:
-            output = self._outputs.pop(scheme)
-            self.arithmetic.each(self.store, lambda rows: hidden.write(rows, output.read(rows)))
-            output.free()
+            hidden.take(self._outputs.pop(scheme))
         else:
             run_quantized(self, hidden, scheme, solved)
         self._kept.add(scheme)
@@ -169,6 +167,7 @@ def stream_layers(
     schemes: Sequence[Scheme] = (),
     options: StreamOptions = StreamOptions(),
     *,
+    float_model: bool = True,
     start: int = 0,
     restore: Restore | None = None,
     progress: ProgressFn = silent,
@@ -191,6 +190,7 @@ def stream_layers(
     Args:
         rows: calibration tokens, rows of one length.
         schemes: uniform schemes to be solved (``Scheme.is_uniform``); others need no stream.
+        float_model: run it too; needed for ``moments``, and where ``SolveOptions`` say so.
         progress: told layers done and in all.
 
     Raises:
@@ -206,11 +206,11 @@ def stream_layers(
         arithmetic.team,
         ActivationStore(count, length, options.memory_bytes, options.work_folder) as store,
     ):
-        hidden = store.new(config.hidden_size)
+        hidden = store.new(config.hidden_size) if float_model else None
         prefixes = {scheme: store.new(config.hidden_size) for scheme in schemes}
         for part in arithmetic.portions(store):
             first = embedded(checkpoint, tokens[part])
-            for activations in (hidden, *prefixes.values()):
+            for activations in (*([hidden] if hidden else []), *prefixes.values()):
                 activations.write(part, first)
         checkpoint.release(EMBEDDING)
         for index in range(config.num_hidden_layers):
@@ -228,10 +228,15 @@ def stream_layers(
                 prefixes,
             )
             if index < start:
-                run_float(layer, hidden)
+                if hidden is not None:
+                    run_float(layer, hidden)
                 for scheme in schemes:
                     assert restore is not None
                     layer.keep(scheme, restore(index, scheme))
+                continue
+            if hidden is None:
+                yield layer
+                layer.require_kept()
                 continue
             with closing(_FloatPass(layer, hidden, record=bool(schemes))) as float_pass:
                 float_pass.run()
@@ -318,13 +323,10 @@ class _FloatPass:
 
     def advance(self) -> None:
         """The layer's output becomes the next one's input."""
-        layer = self._layer
-        layer.arithmetic.each(
-            layer.store, lambda part: self._hidden.write(part, self._next.read(part))
-        )
+        self._hidden.take(self._next)
 
     def close(self) -> None:
-        for activations in (self._next, *self._room):
+        for activations in self._room:
             activations.free()
 
 

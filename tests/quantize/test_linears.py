@@ -44,6 +44,24 @@ def test_the_target_makes_up_for_inputs_that_drifted() -> None:
     assert error(torch.zeros(1, 128, 40)) > 1.05 * least
 
 
+@pytest.mark.parametrize("outputs", [40, 200], ids=["narrow", "wide"])
+def test_what_did_not_drift_needs_no_correction(outputs: int) -> None:
+    scheme = parse_scheme("gptq:int4", group_size=32)
+    target = weights(128, outputs)
+    crosses = (None, torch.zeros(1, 128, min(outputs, 128)))
+    with_none, with_zero = (
+        solve(
+            Problem([target[0].T], hessian(800, 128), cross, torch.ones(1, 128), ("",)),
+            scheme,
+            SolveOptions(),
+            ["cpu"],
+        )
+        for cross in crosses
+    )
+    assert torch.equal(with_none.codes, with_zero.codes)
+    assert torch.equal(with_none.scales, with_zero.scales)
+
+
 def test_reported_errors_are_those_of_the_codes() -> None:
     scheme = parse_scheme("gptq:int4", group_size=32)
     asked = problem()

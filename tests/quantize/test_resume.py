@@ -130,6 +130,15 @@ def test_error_feedback_and_smoothing(worker: Worker, dense: Path, tmp_path: Pat
     check_kills(worker, tmp_path, 3, model=dense, schemes=["gptq:int4"], group_size=32)
 
 
+def test_error_feedback_without_the_float_model(
+    worker: Worker, dense: Path, tmp_path: Path
+) -> None:
+    options = {"smoothing": False, "drift": False, "sweeps": 0}
+    check_kills(
+        worker, tmp_path, 2, model=dense, schemes=["gptq:int4"], group_size=32, options=options
+    )
+
+
 def test_activations_in_files(worker: Worker, dense: Path, tmp_path: Path) -> None:
     """The same bytes wherever activations lie, and no file of theirs left by a kill."""
     request = {"model": dense, "schemes": ["gptq:int4", "awq:int4"], **NEAREST}

@@ -90,6 +90,30 @@ def test_every_linear_is_solved_better_than_by_rounding(
         assert torch.equal(value.to(layer.dtypes[short_name(name)]).float(), value)
 
 
+@pytest.mark.parametrize("model", ["dense", "experts"])
+def test_error_feedback_alone_needs_no_float_model(
+    model: str, request: pytest.FixtureRequest
+) -> None:
+    """Two layers: the same codes whether the float model runs beside or not."""
+    folder, scheme = request.getfixturevalue(model), scheme_of("gptq:int4")
+    options = SolveOptions(smoothing=False, drift=False, sweeps=0)
+    assert not options.needs_float_model(scheme)
+    codes = []
+    for float_model in (True, False):
+        with Checkpoint(folder) as checkpoint:
+            config = read_config(folder)
+            stream = stream_layers(checkpoint, config, ROWS, [scheme], float_model=float_model)
+            for layer in stream:
+                solved = solve_layer(layer, scheme, options)
+                layer.keep(scheme, solved)
+                assert bool(layer.moments) == (layer.inputs is not None) == float_model
+                assert all(row.error < row.rtn_error for row in solved.report)
+                codes.append({name: linear.codes for name, linear in solved.linears.items()})
+    half = len(codes) // 2
+    for with_float, without in zip(codes[:half], codes[half:], strict=True):
+        assert all(torch.equal(with_float[name], without[name]) for name in with_float)
+
+
 @pytest.mark.parametrize("algorithm", ["awq", "rtn"])
 def test_other_algorithms_beat_plain_rounding_too(dense: Path, algorithm: str) -> None:
     _, solved = solve(dense, scheme_of("awq:int4"), SolveOptions(algorithm=algorithm))

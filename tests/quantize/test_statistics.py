@@ -30,8 +30,18 @@ def test_hessian_and_drift_equal_those_of_all_tokens_at_once(outputs: int, threa
     assert torch.allclose(gram.hessian.double(), whole, rtol=1e-4, atol=1e-5 * float(whole.max()))
     assert torch.equal(gram.hessian, gram.hessian.T)
     drift = own.double().T @ missing.double() @ weight.double().T / 900
+    assert gram.cross is not None
     found = gram.cross if outputs < 600 else gram.cross @ weight.T
     assert torch.allclose(found.double(), drift, rtol=0, atol=1e-4 * float(drift.abs().max()))
+
+
+def test_without_drift_only_the_hessian_is_kept() -> None:
+    own = inputs(64, 40)
+    gram = Gram(torch.randn(8, 40, generator=torch.Generator().manual_seed(2)), drift=False)
+    gram.add([gram.pair(own, None)])
+    gram.finish()
+    assert gram.cross is None
+    assert torch.allclose(gram.hessian, own.T @ own / 64, rtol=1e-4, atol=1e-5)
 
 
 def test_threads_change_no_bit_of_the_statistics() -> None:
@@ -52,6 +62,8 @@ def test_threads_change_no_bit_of_the_statistics() -> None:
         grams.append(gram)
     for other in grams[1:]:
         assert torch.equal(grams[0].hessian, other.hessian)
+        assert grams[0].cross is not None
+        assert other.cross is not None
         assert torch.equal(grams[0].cross, other.cross)
 
 
