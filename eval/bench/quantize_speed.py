@@ -3,9 +3,10 @@
     python -m eval.bench.quantize_speed MODEL --text TEXT --format gptq:int4 --format awq:int4
 
 Everybody gets the same token rows and the same number of threads, and runs in a process of its
-own. ``--kept FILE`` takes peers' figures from ``results.json`` of ``python -m eval.peers compare``
-(made with the same rows and threads), so that the slow ones need not run again. A peer whose
-environment is not made and that has no kept figure is left out.
+own. qwen3q runs twice: as it does by default, and with recipe ``fast``. ``--kept FILE`` takes peers'
+figures from ``results.json`` of ``python -m eval.peers compare`` (made with the same rows and
+threads), so that the slow ones need not run again. A peer whose environment is not made and that
+has no kept figure is left out.
 """
 
 from __future__ import annotations
@@ -87,17 +88,21 @@ def matrix_rate(size: int = 2048) -> float:
     return 2 * size**3 / best
 
 
-def run_one(who: str, model: Path, scheme: str, tokens: Path, threads: int) -> Timed:
+def run_one(
+    who: str, model: Path, scheme: str, tokens: Path, threads: int, option: str = "default"
+) -> Timed:
     """One run in a fresh process, by the driver under ``eval/peers``; its artefact is dropped."""
     with tempfile.TemporaryDirectory(dir=tokens.parent) as out:
         arguments = [str(model.resolve()), f"{out}/made", "--format", scheme]
         arguments += ["--tokens", str(tokens.resolve()), "--threads", str(threads)]
+        arguments += ["--option", option]
         done = envs.run_module(who, f"{who}.quantize", arguments, threads, LIMIT_SECONDS)
     found = [line for line in done.stdout.splitlines() if line.startswith(REPORT_MARK)]
     if done.returncode or not found:
         raise SystemExit(f"{who} {scheme} failed:\n{done.stdout[-2000:]}")
     report = json.loads(found[-1].removeprefix(REPORT_MARK))
-    return Timed(f"{who} {report['version']}", report["seconds"], report["cpu_seconds"])
+    name = f"{who} {report['version'] if option == 'default' else option}"
+    return Timed(name, report["seconds"], report["cpu_seconds"])
 
 
 def kept_rows(path: Path | None, model: str, scheme: str, threads: int) -> dict[str, Timed]:
@@ -139,10 +144,11 @@ def main() -> None:
         for scheme in arguments.formats or list(TARGETS):
             rate = matrix_rate()
             ours = run_one("qwen3q", model, scheme, tokens, threads)
+            fast = run_one("qwen3q", model, scheme, tokens, threads, "fast")
             rate = max(rate, matrix_rate())
             kept_model = arguments.kept_model or model.name
             kept = kept_rows(arguments.kept, kept_model, scheme, threads)
-            timed = [ours]
+            timed = [ours, fast]
             for peer in arguments.peers.split(","):
                 if peer in kept:
                     timed.append(kept[peer])
@@ -150,11 +156,14 @@ def main() -> None:
                     timed.append(run_one(peer, model, scheme, tokens, threads))
             bound = sum(needed.values()) / rate
             print(f"\n{scheme}: at least {TARGETS.get(scheme, 1):g}x faster is wanted")
-            print(f"  {'':<24}{'wall s':>9}{'CPU s':>9}{'wall':>8}{'CPU':>8}")
+            print(f"  {'':<24}{'':>18}{'over default':>16}{'over fast':>16}")
+            print(f"  {'':<24}{'wall s':>9}{'CPU s':>9}{'wall':>8}{'CPU':>8}{'wall':>8}{'CPU':>8}")
             for run in timed:
-                wall, cpu = run.seconds / ours.seconds, run.cpu_seconds / ours.cpu_seconds
                 line = f"  {run.who:<24}{run.seconds:9.1f}{run.cpu_seconds:9.1f}"
-                print(f"{line}{wall:7.2f}x{cpu:7.2f}x  {run.note}", flush=True)
+                for base in (ours, fast):
+                    line += f"{run.seconds / base.seconds:7.2f}x"
+                    line += f"{run.cpu_seconds / base.cpu_seconds:7.2f}x"
+                print(f"{line}  {run.note}", flush=True)
             parts = ", ".join(f"{name} {count / 1e12:.2f}" for name, count in needed.items())
             print(f"  {sum(needed.values()) / 1e12:.2f} TFLOP ({parts})")
             print(

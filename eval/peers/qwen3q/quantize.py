@@ -1,6 +1,7 @@
 """qwen3q itself, through the calls that `qwen3q quantize MODEL --to FORMAT` makes.
 
-Its `seconds` and `cpu_seconds` are of the whole run: it reads, quantizes and writes in one stream.
+An option other than `default` is a recipe's name, whose algorithm is taken. Its `seconds` and
+`cpu_seconds` are of the whole run: it reads, quantizes and writes in one stream.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from eval.peers.job import read_job
 
 
 def main() -> None:
-    """Quantize the job's model in the default way, on the job's rows."""
+    """Quantize the job's model on the job's rows."""
     job = read_job()
     from qwen3q.calibrate.rows import TokenRows, describe
     from qwen3q.checkpoint.reader import Checkpoint
@@ -22,7 +23,8 @@ def main() -> None:
         source = resolve(str(job.model), offline=True)
         assert source.folder is not None
         rows = tuple(tuple(row) for row in job.tokens.tolist())
-        work = job_of(QuantizeRequest(formats=(job.format,)))
+        recipe = None if job.option == "default" else job.option
+        work = job_of(QuantizeRequest(formats=(job.format,), recipe=recipe))
     with job.timed("quantize"), Checkpoint(source.folder) as checkpoint:
         options = SolveOptions(**work.algorithm.options())  # type: ignore[arg-type]
         jobs = folder_jobs(source, checkpoint, work.schemes, job.out, options)
