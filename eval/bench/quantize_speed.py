@@ -3,7 +3,7 @@
     python -m eval.bench.quantize_speed MODEL --text TEXT --format gptq:int4 --format awq:int4
 
 Everybody gets the same token rows and the same number of threads, and runs in a process of its
-own. qwen3q runs twice: as it does by default, and with recipe ``fast``. ``--kept FILE`` takes peers'
+own. qwen3q runs twice: by default, and with recipe ``fast``. ``--kept FILE`` takes peers'
 figures from ``results.json`` of ``python -m eval.peers compare`` (made with the same rows and
 threads), so that the slow ones need not run again. A peer whose environment is not made and that
 has no kept figure is left out.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from math import exp, sqrt
 from pathlib import Path
@@ -11,6 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen3q.errors import UsageError
+
+_LINE_START = re.compile(r"\n(?=[ \t]*[\w!-~])")
+"""Before a line that is not blank. No token spans it: Qwen's pre-tokenizer splits there."""
+
+_CHARACTERS_PER_TOKEN = 8
 
 
 class Scored(StrEnum):
@@ -36,6 +42,20 @@ def read_text(path: Path) -> str:
         raise UsageError(f"Can't read {path}: {error.strerror}.") from None
     except UnicodeDecodeError:
         raise UsageError(f"{path} is no UTF-8 text.") from None
+
+
+def encode_beginning(
+    text: str, needed: int | None, encode: Callable[[str], NDArray[np.int32]]
+) -> NDArray[np.int32]:
+    """The tokens of ``text``, or of so much of its beginning that there are ``needed``."""
+    size = _CHARACTERS_PER_TOKEN * needed if needed is not None else len(text)
+    while cut := _LINE_START.search(text, size):
+        tokens = encode(text[: cut.end()])
+        # one more, as the last may only mark the end
+        if needed is not None and len(tokens) > needed:
+            return tokens
+        size *= 2
+    return encode(text)
 
 
 def split_chunks(

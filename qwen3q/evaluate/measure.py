@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen3q.errors import ModelError, UsageError
-from qwen3q.evaluate.artefact import Artefact, vocab_size
+from qwen3q.evaluate.artefact import Artefact
 from qwen3q.evaluate.backends import Backend, BackendOptions, open_backend
 from qwen3q.evaluate.chunks import Scored, summarize
 from qwen3q.evaluate.fidelity import (
@@ -143,7 +143,9 @@ def measure_fidelity(
         text, codec, options.context, options.max_chunks, parse_special=options.parse_special
     )
     with ThreadPoolExecutor(backend.thread_count) as pool, _folder(out) as folder:
-        facts = _reference(reference, chunks, text, options, backend, folder, pool, progress)
+        facts = _reference(
+            reference, chunks, codec.vocab_size, text, options, backend, folder, pool, progress
+        )
         with ReferenceLogits(folder / LOGITS_NAME) as stored:
             results = tuple(_measure(a, stored, backend, pool, kept, progress) for a in artefacts)
     return Run(facts, results)
@@ -182,6 +184,7 @@ def _folder(out: Path | None) -> Iterator[Path]:
 def _reference(
     artefact: Artefact,
     chunks: NDArray[np.int32],
+    vocabulary: int,
     text: str | DocumentWindows,
     options: TextOptions,
     backend: BackendOptions,
@@ -199,7 +202,7 @@ def _reference(
         chunks=len(chunks),
         context=options.context,
         first=options.first,
-        vocab_size=vocab_size(artefact),
+        vocab_size=vocabulary,
         parse_special=options.parse_special,
     )
     ran: Mapping[str, Any] = {}

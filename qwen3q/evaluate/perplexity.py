@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen3q.errors import UsageError
-from qwen3q.evaluate.chunks import Scored, split_chunks, summarize
+from qwen3q.evaluate.chunks import Scored, encode_beginning, split_chunks, summarize
 from qwen3q.llama.context import ContextOptions, LlamaContext
 from qwen3q.llama.model import LlamaModel
 from qwen3q.llama.threads import default_threads
@@ -74,7 +75,9 @@ def measure_perplexity(
     """
     if context < 2:
         raise UsageError(f"context {context} scores no token; at least 2.")
-    tokens = model.tokenize(text, add_special=True, parse_special=parse_special)
+    needed = None if max_chunks is None else max_chunks * context
+    encode = partial(model.tokenize, add_special=True, parse_special=parse_special)
+    tokens = encode_beginning(text, needed, encode)
     chunks = split_chunks(tokens, context, max_chunks, model.bos if model.add_bos else None)
     threads = threads or default_threads()
     side_by_side = max(1, min(BATCH_TOKENS // context, len(chunks)))

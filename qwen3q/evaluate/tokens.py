@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from qwen3q.errors import ModelError
 from qwen3q.evaluate.artefact import Artefact
-from qwen3q.formats.gguf_file import read_header
 from qwen3q.models.config import read_config
 from qwen3q.models.tokenizer import read_tokenizer
 
@@ -25,6 +24,7 @@ class TextCodec(Protocol):
         chat_template: Jinja source, or None.
         stop_tokens: ids that end an answer.
         trained_context: tokens that the model was trained to read at once.
+        vocab_size: rows of the vocabulary, padding included: the width of its logits.
     """
 
     bos: int | None
@@ -32,6 +32,7 @@ class TextCodec(Protocol):
     chat_template: str | None
     stop_tokens: frozenset[int]
     trained_context: int
+    vocab_size: int
 
     def encode(self, text: str, *, parse_special: bool) -> NDArray[np.int32]:
         """Token ids; with ``parse_special`` ``<|im_start|>`` and the like are one token."""
@@ -61,6 +62,7 @@ class FolderCodec:
         eos = files.named_id("eos_token")
         self.eos = min(self.stop_tokens) if eos is None else eos
         self.trained_context = config.max_position_embeddings
+        self.vocab_size = config.vocab_size
 
     def encode(self, text: str, *, parse_special: bool) -> NDArray[np.int32]:
         self._tokenizer.encode_special_tokens = not parse_special
@@ -82,11 +84,12 @@ class GgufCodec:
         self._model = LlamaModel(artefact.path, LoadOptions(vocab_only=True))
         self.bos = self._model.bos if self._model.add_bos else None
         self.eos = self._model.eos
-        metadata = read_header(artefact.path).metadata
-        self.trained_context = int(metadata[f"{metadata['general.architecture']}.context_length"])
+        architecture = self._model.metadata("general.architecture")
+        self.trained_context = int(self._model.metadata(f"{architecture}.context_length") or 0)
+        self.vocab_size = self._model.vocab_size
         self.chat_template = self._model.chat_template()
-        vocabulary = range(self._model.vocab_size)
-        self.stop_tokens = frozenset(t for t in vocabulary if self._model.is_end(t))
+        tokens = range(self.vocab_size)
+        self.stop_tokens = frozenset(t for t in tokens if self._model.is_end(t))
 
     def encode(self, text: str, *, parse_special: bool) -> NDArray[np.int32]:
         return self._model.tokenize(text, add_special=True, parse_special=parse_special)

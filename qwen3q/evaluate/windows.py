@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qwen3q.errors import UsageError
-from qwen3q.evaluate.chunks import split_chunks
+from qwen3q.evaluate.chunks import encode_beginning, split_chunks
 from qwen3q.evaluate.tokens import TextCodec
 
 
@@ -41,7 +42,9 @@ def text_chunks(
         UsageError: not one whole chunk, or no document is longer than one.
     """
     if isinstance(text, str):
-        tokens = codec.encode(text, parse_special=parse_special)
+        needed = None if max_chunks is None else max_chunks * context
+        encode = partial(codec.encode, parse_special=parse_special)
+        tokens = encode_beginning(text, needed, encode)
         return split_chunks(tokens, context, max_chunks, codec.bos)
     rng = random.Random(text.seed)
     known: dict[int, NDArray[np.int32]] = {}
