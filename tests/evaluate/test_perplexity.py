@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from qwen3q.errors import UsageError
-from qwen3q.evaluate.chunks import Scored, read_text, split_chunks, summarize
+from qwen3q.evaluate.chunks import Scored, encode_beginning, read_text, split_chunks, summarize
 from qwen3q.evaluate.perplexity import (
     PerplexityResult,
     measure_perplexity,
@@ -96,6 +96,27 @@ def test_chunks_drop_the_rest_and_put_bos_first():
     assert tokens[0] == 1
     with pytest.raises(UsageError, match="11 tokens, less than one chunk of 12"):
         split_chunks(tokens, 12, None, None)
+
+
+@pytest.mark.parametrize("needed", [1, 40, 300, 10**6])
+def test_the_beginning_of_a_text_has_the_tokens_of_the_whole(needed, model):
+    """Cut between lines, wherever blanks, blank lines, carriage returns and markup stand there."""
+    lines = ["One.", "  two ", "", " \t", "\tthree!\r", "\r", "\u3000\u56db", "\u4e94", "\x1c six"]
+    lines += ["\u0301 seven", "<|im_end|>", "'s", "10", "\u2028 eleven", "\x0b"]
+    rng = np.random.default_rng(1)
+    text = "\n".join(lines[i] for i in rng.integers(0, len(lines), 2000))
+    whole = model.tokenize(text, parse_special=True)
+    read: list[str] = []
+
+    def encode(part: str) -> np.ndarray:
+        read.append(part)
+        return model.tokenize(part, parse_special=True)
+
+    tokens = encode_beginning(text, needed, encode)
+    np.testing.assert_array_equal(tokens, whole[: len(tokens)])
+    assert len(tokens) >= min(needed, len(whole))
+    assert (len(read[-1]) < len(text) / 2) == (needed < 1000)
+    np.testing.assert_array_equal(encode_beginning(text, None, encode), whole)
 
 
 def test_a_coarse_cache_costs_a_little(model, text):
