@@ -50,13 +50,11 @@ class MomentWatch:
         self._tokens[name] = self._tokens.get(name, 0) + x.flatten(0, -2).shape[0]
         return F.linear(x, self._weights[name])
 
-    def merged(self, others: Sequence[MomentWatch]) -> MomentWatch:
-        """This with what others saw of the same weights; sums are added in their order."""
-        for other in others:
-            for name, sums in other._sums.items():
-                self._sums[name] = self._sums.get(name, 0) + sums
-                self._tokens[name] = self._tokens.get(name, 0) + other._tokens[name]
-        return self
+    def add(self, other: MomentWatch) -> None:
+        """Takes in what another saw of the same weights."""
+        for name, sums in other._sums.items():
+            self._sums[name] = self._sums.get(name, 0) + sums
+            self._tokens[name] = self._tokens.get(name, 0) + other._tokens[name]
 
     def moments(self, name: str, width: int) -> InputMoments:
         """What was seen of one linear with ``width`` inputs."""
@@ -64,6 +62,14 @@ class MomentWatch:
         if tokens == 0:
             return InputMoments(torch.ones(width), 0)
         return InputMoments((self._sums[name] / tokens).float().cpu(), tokens)
+
+
+def merged(watches: Sequence[MomentWatch]) -> MomentWatch:
+    """What several saw of the same weights; sums are added in their order."""
+    whole = MomentWatch({})
+    for watch in watches:
+        whole.add(watch)
+    return whole
 
 
 @dataclass(frozen=True, slots=True)

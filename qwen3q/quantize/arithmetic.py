@@ -45,9 +45,9 @@ class Arithmetic:
     rows: int
     team: Team
 
-    def portions(self, store: ActivationStore) -> Iterator[slice]:
-        """All rows, a portion at a time."""
-        for start in range(0, store.rows, self.rows):
+    def portions(self, store: ActivationStore, stride: int = 1) -> Iterator[slice]:
+        """All rows, a portion at a time; or every ``stride``-th of these portions."""
+        for start in range(0, store.rows, self.rows * stride):
             yield slice(start, min(start + self.rows, store.rows))
 
     def each(self, store: ActivationStore, run: Callable[[slice], None]) -> None:

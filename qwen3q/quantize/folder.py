@@ -288,6 +288,7 @@ def _solve_layers(
         return
 
     options = {scheme: SolveOptions(**work.job.options) for scheme, work in solving.items()}
+    strides = [chosen.float_stride(scheme) for scheme, chosen in options.items()]
 
     def restore(layer: int, scheme: Scheme) -> SolvedLayer:
         return solving[scheme].restore(layer, checkpoint)
@@ -299,8 +300,7 @@ def _solve_layers(
             rows,
             list(solving),
             stream,
-            float_model=store is not None
-            or any(options[scheme].needs_float_model(scheme) for scheme in solving),
+            float_stride=1 if store is not None else min(filter(None, strides), default=None),
             start=start,
             restore=restore,
             progress=steps.progress,

@@ -20,7 +20,7 @@ from qwen3q.plan.schemes import Scheme
 from qwen3q.quantize.activations import Activations
 from qwen3q.quantize.awq import search_scales
 from qwen3q.quantize.gptq import factorize
-from qwen3q.quantize.limits import FITTED_OUTPUTS
+from qwen3q.quantize.limits import FITTED_OUTPUTS, SAMPLE_STRIDE
 from qwen3q.quantize.linears import SolveOptions
 from qwen3q.quantize.smooth import (
     SmoothTarget,
@@ -30,8 +30,6 @@ from qwen3q.quantize.smooth import (
 )
 from qwen3q.quantize.stream import LayerInputs, StreamedLayer
 
-_SAMPLE_STRIDE = 4
-"""Every n-th portion of the calibration rows is enough to search scales on."""
 _SAMPLE_TOKENS = 512
 
 ATTENTION_NORM = "input_layernorm"
@@ -166,7 +164,7 @@ class _Search:
     def best_by_moments(self, linear: str) -> torch.Tensor | None:
         """Scales of an expert's inner channels, by their mean squares alone."""
         spec = self.layer.specs[linear]
-        importance = self.layer.moments[spec.name].mean_squares[None]
+        importance = self.layer.sampled_moments[spec.name].mean_squares[None]
         return self._searched(SmoothTarget(self._stacked((linear,)), importance), linear)
 
     def _best(
@@ -184,7 +182,7 @@ class _Search:
             importance = factorize(hessian[None], size, self.options.damping).costs()
             del hessian
         else:
-            importance = self.layer.moments[first.name].mean_squares[None]
+            importance = self.layer.sampled_moments[first.name].mean_squares[None]
         if self.scheme.activation_bits is None:
             tokens = None
         target = SmoothTarget(self._stacked(linears), importance.cpu(), tie, tokens)
@@ -204,7 +202,7 @@ class _Search:
 
     def _portions(self, source: Activations) -> Iterator[torch.Tensor]:
         arithmetic = self.layer.arithmetic
-        for part in list(arithmetic.portions(self.layer.store))[::_SAMPLE_STRIDE]:
+        for part in arithmetic.portions(self.layer.store, SAMPLE_STRIDE):
             yield source.read(part, arithmetic.device)
 
     def _sampled_inputs(
@@ -213,7 +211,7 @@ class _Search:
         """Mean of ``x^T x`` and about ``_SAMPLE_TOKENS`` inputs ``[tokens, in]``."""
         hessian = torch.zeros(width, width, device=self.layer.arithmetic.device)
         store = self.layer.store
-        stride = max(1, store.rows * store.length // (_SAMPLE_STRIDE * _SAMPLE_TOKENS))
+        stride = max(1, store.rows * store.length // (SAMPLE_STRIDE * _SAMPLE_TOKENS))
         samples: list[torch.Tensor] = []
         count = 0
         with self.layer.arithmetic.products():

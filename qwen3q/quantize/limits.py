@@ -8,6 +8,9 @@ SOLVED_AT_ONCE = 1 << 21
 """Weights of one linear that a processor's thread solves at a time."""
 SOLVED_ON_ACCELERATOR = 1 << 26
 
+SAMPLE_STRIDE = 4
+"""Every n-th portion of the calibration rows is enough to search scales on."""
+
 FITTED_OUTPUTS = 2048
 """Output channels that stand for all when scales are fitted; with much fewer, the scales fit the
 sample's largest weights."""

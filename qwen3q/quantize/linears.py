@@ -13,7 +13,7 @@ from qwen3q.errors import UsageError
 from qwen3q.plan.schemes import Scheme
 from qwen3q.quantize.gptq import Factor, factorize, gptq, unfactored
 from qwen3q.quantize.grid import QuantizedLinear
-from qwen3q.quantize.limits import SOLVED_AT_ONCE, SOLVED_ON_ACCELERATOR
+from qwen3q.quantize.limits import SAMPLE_STRIDE, SOLVED_AT_ONCE, SOLVED_ON_ACCELERATOR
 from qwen3q.quantize.refine import refine
 from qwen3q.quantize.rtn import Rounded, round_to_nearest
 from qwen3q.quantize.team import Team
@@ -60,10 +60,11 @@ class SolveOptions:
         """
         return self.drift and self.algorithm == "gptq" and scheme.activation_bits is None
 
-    def needs_float_model(self, scheme: Scheme) -> bool:
-        """Whether solving looks at the float model's activations at all."""
-        smooths = self.smoothing and self.algorithm != "rtn"
-        return smooths or self.corrects_drift(scheme) or scheme.activation_bits is not None
+    def float_stride(self, scheme: Scheme) -> int | None:
+        """Which portions of the float model's activations solving looks at: every n-th or none."""
+        if self.corrects_drift(scheme) or scheme.activation_bits is not None:
+            return 1
+        return SAMPLE_STRIDE if self.smoothing and self.algorithm != "rtn" else None
 
 
 @dataclass(frozen=True, slots=True)

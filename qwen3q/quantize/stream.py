@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from qwen3q.calibrate.statistics import InputMoments, MomentWatch
+from qwen3q.calibrate.statistics import InputMoments, MomentWatch, merged
 from qwen3q.checkpoint.reader import Checkpoint
 from qwen3q.errors import UsageError
 from qwen3q.models.config import Qwen3Config
@@ -35,6 +35,7 @@ from qwen3q.progress import ProgressFn, silent
 from qwen3q.quantize.activations import Activations, ActivationStore
 from qwen3q.quantize.arithmetic import Arithmetic, arithmetic_for
 from qwen3q.quantize.layer_weights import EMBEDDING, LayerWeights, embedded
+from qwen3q.quantize.limits import SAMPLE_STRIDE
 
 if TYPE_CHECKING:
     from qwen3q.plan.schemes import Scheme
@@ -88,7 +89,9 @@ class StreamedLayer:
         dtypes: the tensors' dtypes in the checkpoint, by short name.
         moments: mean squares and token counts of every linear's input under the float model, by
             checkpoint name: the GGUF importance matrix.
-        inputs: the float model's activations; only with schemes, and if the float model runs.
+        sampled_moments: the same of every ``SAMPLE_STRIDE``-th portion, the sample that scales
+            are searched on; equal whether the float model runs on all rows or on these.
+        inputs: the float model's activations, where it runs; only with schemes.
         store: makes room for more activations.
         arithmetic: how and in what portions activations are run.
         rope: the rotary table of one row.
@@ -119,6 +122,7 @@ class StreamedLayer:
         self.rope = rope
         self.devices = devices
         self.moments: Mapping[str, InputMoments] = {}
+        self.sampled_moments: Mapping[str, InputMoments] = {}
         self.inputs: LayerInputs | None = None
         self._prefixes = prefixes
         self._outputs: dict[Scheme, Activations] = {}
@@ -167,7 +171,7 @@ def stream_layers(
     schemes: Sequence[Scheme] = (),
     options: StreamOptions = StreamOptions(),
     *,
-    float_model: bool = True,
+    float_stride: int | None = 1,
     start: int = 0,
     restore: Restore | None = None,
     progress: ProgressFn = silent,
@@ -190,7 +194,8 @@ def stream_layers(
     Args:
         rows: calibration tokens, rows of one length.
         schemes: uniform schemes to be solved (``Scheme.is_uniform``); others need no stream.
-        float_model: run it too; needed for ``moments``, and where ``SolveOptions`` say so.
+        float_stride: the float model runs on every n-th portion of rows, 1 or ``SAMPLE_STRIDE``;
+            None: not at all. See ``SolveOptions.float_stride``; ``moments`` of all rows need 1.
         progress: told layers done and in all.
 
     Raises:
@@ -206,7 +211,7 @@ def stream_layers(
         arithmetic.team,
         ActivationStore(count, length, options.memory_bytes, options.work_folder) as store,
     ):
-        hidden = store.new(config.hidden_size) if float_model else None
+        hidden = store.new(config.hidden_size) if float_stride else None
         prefixes = {scheme: store.new(config.hidden_size) for scheme in schemes}
         for part in arithmetic.portions(store):
             first = embedded(checkpoint, tokens[part])
@@ -228,17 +233,18 @@ def stream_layers(
                 prefixes,
             )
             if index < start:
-                if hidden is not None:
-                    run_float(layer, hidden)
+                if hidden is not None and float_stride is not None:
+                    run_float(layer, hidden, float_stride)
                 for scheme in schemes:
                     assert restore is not None
                     layer.keep(scheme, restore(index, scheme))
                 continue
-            if hidden is None:
+            if hidden is None or float_stride is None:
                 yield layer
                 layer.require_kept()
                 continue
-            with closing(_FloatPass(layer, hidden, record=bool(schemes))) as float_pass:
+            float_pass = _FloatPass(layer, hidden, float_stride, record=bool(schemes))
+            with closing(float_pass):
                 float_pass.run()
                 yield layer
                 layer.require_kept()
@@ -246,8 +252,8 @@ def stream_layers(
         progress(config.num_hidden_layers, config.num_hidden_layers, "layers")
 
 
-def run_float(layer: StreamedLayer, hidden: Activations) -> None:
-    """Replaces ``hidden`` by the float layer's output."""
+def run_float(layer: StreamedLayer, hidden: Activations, stride: int = 1) -> None:
+    """Replaces ``hidden`` by the float layer's output, in every ``stride``-th portion."""
     arithmetic = layer.arithmetic
     weights = layer.prepared_weights()
 
@@ -255,7 +261,7 @@ def run_float(layer: StreamedLayer, hidden: Activations) -> None:
         x = hidden.read(part, arithmetic.device)
         hidden.write(part, decoder_layer(x, weights, layer.config, layer.rope))
 
-    arithmetic.each(layer.store, run)
+    arithmetic.team.map(run, arithmetic.portions(layer.store, stride))
 
 
 def run_quantized(
@@ -275,9 +281,12 @@ def run_quantized(
 class _FloatPass:
     """Runs one layer of the float model, watching its linears' inputs."""
 
-    def __init__(self, layer: StreamedLayer, hidden: Activations, *, record: bool) -> None:
+    def __init__(
+        self, layer: StreamedLayer, hidden: Activations, stride: int, *, record: bool
+    ) -> None:
         self._layer = layer
         self._hidden = hidden
+        self._stride = stride
         config, store = layer.config, layer.store
         self._next = store.new(config.hidden_size)
         self._room: list[Activations] = []
@@ -292,7 +301,7 @@ class _FloatPass:
             self._room = [mixed, middle, *([inner] if inner else [])]
 
     def run(self) -> None:
-        """Fills the layer's ``inputs`` and ``moments``."""
+        """Fills the layer's ``inputs``, ``moments`` and ``sampled_moments``."""
         layer, config, inputs = self._layer, self._layer.config, self._layer.inputs
         weights = layer.prepared_weights()
 
@@ -313,11 +322,17 @@ class _FloatPass:
                 self._next.write(part, middle + mlp(middle, weights, config, watch))
             return watch
 
-        first, *others = layer.arithmetic.team.map(run, layer.arithmetic.portions(layer.store))
-        watch = first.merged(others)
-        layer.moments = {
+        portions = layer.arithmetic.portions(layer.store, self._stride)
+        watches = layer.arithmetic.team.map(run, portions)
+        layer.moments = self._moments(watches)
+        layer.sampled_moments = self._moments(watches[:: SAMPLE_STRIDE // self._stride])
+
+    def _moments(self, watches: Sequence[MomentWatch]) -> dict[str, InputMoments]:
+        """Of every linear, what several portions' watches saw together."""
+        watch = merged(watches)
+        return {
             spec.name: watch.moments(short, spec.shape[1])
-            for short, spec in layer.specs.items()
+            for short, spec in self._layer.specs.items()
             if spec.is_linear
         }
 

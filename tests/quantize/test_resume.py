@@ -130,10 +130,11 @@ def test_error_feedback_and_smoothing(worker: Worker, dense: Path, tmp_path: Pat
     check_kills(worker, tmp_path, 3, model=dense, schemes=["gptq:int4"], group_size=32)
 
 
-def test_error_feedback_without_the_float_model(
-    worker: Worker, dense: Path, tmp_path: Path
+@pytest.mark.parametrize("smoothing", [True, False])
+def test_a_float_model_that_runs_on_few_rows_or_none(
+    worker: Worker, dense: Path, tmp_path: Path, smoothing: bool
 ) -> None:
-    options = {"smoothing": False, "drift": False, "sweeps": 0}
+    options = {"smoothing": smoothing, "drift": False, "sweeps": 0}
     check_kills(
         worker, tmp_path, 2, model=dense, schemes=["gptq:int4"], group_size=32, options=options
     )

@@ -16,6 +16,7 @@ from qwen3q.plan.schemes import Override, Scheme, parse_scheme
 from qwen3q.quantize import arithmetic
 from qwen3q.quantize.experts import choose_tokens
 from qwen3q.quantize.folds import search_folds
+from qwen3q.quantize.limits import SAMPLE_STRIDE
 from qwen3q.quantize.solve import SolvedLayer, SolveOptions, solve_layer
 from qwen3q.quantize.stage import LayerWork
 from qwen3q.quantize.stream import StreamedLayer, run_quantized, short_name, stream_layers
@@ -23,7 +24,7 @@ from tests.conftest import random_model
 
 ROWS = torch.randint(0, 8192, (16, 32), generator=torch.Generator().manual_seed(6)).tolist()
 SIZES = {
-    "num_hidden_layers": 1,
+    "num_hidden_layers": 2,
     "hidden_size": 96,
     "intermediate_size": 160,
     "num_attention_heads": 4,
@@ -91,27 +92,35 @@ def test_every_linear_is_solved_better_than_by_rounding(
 
 
 @pytest.mark.parametrize("model", ["dense", "experts"])
-def test_error_feedback_alone_needs_no_float_model(
-    model: str, request: pytest.FixtureRequest
+@pytest.mark.parametrize("algorithm", ["gptq", "awq"])
+@pytest.mark.parametrize("smoothing", [True, False])
+def test_without_drift_the_float_model_need_not_see_all_rows(
+    model: str,
+    algorithm: str,
+    smoothing: bool,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Two layers: the same codes whether the float model runs beside or not."""
-    folder, scheme = request.getfixturevalue(model), scheme_of("gptq:int4")
-    options = SolveOptions(smoothing=False, drift=False, sweeps=0)
-    assert not options.needs_float_model(scheme)
-    codes = []
-    for float_model in (True, False):
+    """The same codes whether it runs on all rows, or on those that scales are searched on."""
+    monkeypatch.setattr(arithmetic, "_TOKENS_ON_CORE", 64)
+    monkeypatch.setattr(arithmetic, "_TOKENS_FOR_EXPERTS", 64)
+    folder, scheme = request.getfixturevalue(model), scheme_of("awq:int4")
+    options = SolveOptions(algorithm, smoothing=smoothing, drift=False, sweeps=0)
+    stride = options.float_stride(scheme)
+    assert stride == (SAMPLE_STRIDE if smoothing else None)
+    codes: list[dict[str, torch.Tensor]] = []
+    for asked in (1, stride):
         with Checkpoint(folder) as checkpoint:
             config = read_config(folder)
-            stream = stream_layers(checkpoint, config, ROWS, [scheme], float_model=float_model)
-            for layer in stream:
+            for layer in stream_layers(checkpoint, config, ROWS, [scheme], float_stride=asked):
                 solved = solve_layer(layer, scheme, options)
                 layer.keep(scheme, solved)
-                assert bool(layer.moments) == (layer.inputs is not None) == float_model
-                assert all(row.error < row.rtn_error for row in solved.report)
+                assert bool(solved.changed) == smoothing
                 codes.append({name: linear.codes for name, linear in solved.linears.items()})
     half = len(codes) // 2
-    for with_float, without in zip(codes[:half], codes[half:], strict=True):
-        assert all(torch.equal(with_float[name], without[name]) for name in with_float)
+    assert half == 2
+    for with_all, with_some in zip(codes[:half], codes[half:], strict=True):
+        assert all(torch.equal(with_all[name], with_some[name]) for name in with_all)
 
 
 @pytest.mark.parametrize("algorithm", ["awq", "rtn"])

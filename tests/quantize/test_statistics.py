@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from qwen3q.calibrate.statistics import Gram, MomentWatch
+from qwen3q.calibrate.statistics import Gram, MomentWatch, merged
 from qwen3q.quantize.team import Team
 from tests.quantize.problems import inputs
 
@@ -77,10 +77,10 @@ def test_moments_of_portions_are_those_of_the_whole() -> None:
         if first < 160:
             watch("b", x[first : first + 80])
         watches.append(watch)
-    merged = watches[0].merged(watches[1:])
-    a, b = merged.moments("a", 32), merged.moments("b", 32)
+    whole = merged(watches)
+    a, b = whole.moments("a", 32), whole.moments("b", 32)
     assert (a.tokens, b.tokens) == (300, 160)
     assert torch.allclose(a.mean_squares, x.square().mean(0), rtol=1e-5)
     assert torch.allclose(b.mean_squares, x[:160].square().mean(0), rtol=1e-5)
-    unseen = merged.moments("c", 4)
+    unseen = whole.moments("c", 4)
     assert (unseen.tokens, unseen.mean_squares.tolist()) == (0, [1.0] * 4)
