@@ -48,10 +48,11 @@ def our_loop(folder: Path, text: Path, chunks: int, threads: int) -> float:
     from qwen3q.evaluate.backends import BackendOptions
     from qwen3q.evaluate.tokens import open_codec
     from qwen3q.evaluate.torch_backend import TorchBackend
+    from qwen3q.evaluate.windows import text_chunks
 
     artefact = find_artefact(str(folder))
-    tokens = open_codec(artefact).encode(text.read_text("utf-8"), parse_special=False)
-    rows = tokens[: chunks * CONTEXT].reshape(chunks, CONTEXT)
+    codec = open_codec(artefact)
+    rows = text_chunks(text.read_text("utf-8"), codec, CONTEXT, chunks, parse_special=False)
     wanted = torch.from_numpy(rows[:, CONTEXT // 2 + 1 :].reshape(-1).astype("int64"))
     total = 0.0
     with TorchBackend(artefact, BackendOptions(threads=threads)) as backend:

@@ -30,7 +30,7 @@ from qwen3q.progress import ProgressFn, silent
 _BATCH_TOKENS = 2048
 """Tokens run through a layer at a time; attention scores and MLP rows are made for so many."""
 
-_LOGIT_BYTES = 64 << 20
+_LOGIT_BYTES = 128 << 20
 """About how much one block of logits takes."""
 
 
@@ -65,10 +65,15 @@ class TorchBackend(Closing):
         self, chunks: NDArray[np.int32], first: int, progress: ProgressFn = silent
     ) -> Iterator[LogitRows]:
         with torch.inference_mode():
-            hidden = self._hidden(chunks, progress)
+            embedding = self._source.weight("model.embed_tokens.weight")
+            hidden = F.embedding(torch.from_numpy(chunks.astype(np.int64)), embedding)
+            head = embedding if self.config.tie_word_embeddings else None
+            del embedding
+            hidden = self._hidden(hidden, progress)
             scored = hidden[:, first : chunks.shape[1] - 1].flatten(0, 1)
             name = head_name(self._source)
-            head, rounding = self._weight(name), self._source.input_rounding(name)
+            head = (self._source.weight(name) if head is None else head).to(self.device)
+            rounding = self._source.input_rounding(name)
             norm = self._weight("model.norm.weight")
             step = max(1, _LOGIT_BYTES // (4 * self.vocab_size))
             for start in range(0, len(scored), step):
@@ -76,13 +81,14 @@ class TorchBackend(Closing):
                 x = rounding(x) if rounding else x
                 yield LogitRows(start, F.linear(x, head).cpu().numpy())
 
-    def _hidden(self, chunks: NDArray[np.int32], progress: ProgressFn) -> torch.Tensor:
-        """The last layer's output, float32 ``[chunks, context, hidden_size]``."""
+    def _hidden(self, hidden: torch.Tensor, progress: ProgressFn) -> torch.Tensor:
+        """The last layer's output, float32 ``[chunks, context, hidden_size]``.
+
+        Args:
+            hidden: embedded tokens, the same shape; overwritten.
+        """
         config = self.config
-        count, context = chunks.shape
-        embedding = self._source.weight("model.embed_tokens.weight")
-        hidden = F.embedding(torch.from_numpy(chunks.astype(np.int64)), embedding)
-        del embedding
+        count, context = hidden.shape[:2]
         rope = rope_table(config, context, self.device)
         rows = max(1, _BATCH_TOKENS // context)
         for layer in range(config.num_hidden_layers):
