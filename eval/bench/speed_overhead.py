@@ -2,6 +2,10 @@
 
     python -m eval.bench.speed_overhead FILE.gguf --bin LLAMA_CPP/build/bin --threads 2
 
+BIN holds a llama-bench that was built with shared libraries (``-DBUILD_SHARED_LIBS=ON``) from the
+source that llama-cpp-python brings; it is run on llama-cpp-python's own libraries, so that both
+sides run the same kernels. Built otherwise it is compared too, but then compilers differ as well.
+
 Both are whole commands with the same threads, batch, micro-batch, placement of weights and way of
 waiting at OpenMP's barriers (the one that qwen3q sets for itself). They run in turn, the order
 changing from round to round; with ``--together`` they run at the same time, so that what else the
@@ -13,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -61,6 +66,13 @@ def llama_bench(plan: Plan, phase: str) -> list[str]:
     return [*command, "--repack", "0"] if has_amx() else command  # as qwen3q loads models there
 
 
+def own_libraries() -> Path:
+    """Where llama-cpp-python keeps llama.cpp."""
+    import llama_cpp
+
+    return Path(llama_cpp.__file__).parent / "lib"
+
+
 def rate(output: bytes, phase: str) -> float:
     """Median tokens per second out of what either command prints."""
     printed = json.loads(output)
@@ -73,12 +85,13 @@ def rate(output: bytes, phase: str) -> float:
 def run_round(plan: Plan, phase: str, number: int, *, together: bool) -> tuple[float, float]:
     """Both rates; the one that starts first changes from round to round."""
     commands = [ours(plan, phase), llama_bench(plan, phase)]
+    environment = os.environ | {"LD_LIBRARY_PATH": str(own_libraries())}
     order = (0, 1) if number % 2 == 0 else (1, 0)
     outputs = [b"", b""]
     running = {}
     for side in order:
         process = subprocess.Popen(
-            commands[side], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            commands[side], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
         )
         running[side] = process
         if not together:
