@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 
 from eval.bench.timing import machine
+from qwen3q.llama.ggml import library_folder
 from qwen3q.llama.threads import calm_openmp, default_threads
 
 PHASES = {"prefill": 512, "decode": 64}
@@ -66,13 +67,6 @@ def llama_bench(plan: Plan, phase: str) -> list[str]:
     return [*command, "--repack", "0"] if has_amx() else command  # as qwen3q loads models there
 
 
-def own_libraries() -> Path:
-    """Where llama-cpp-python keeps llama.cpp."""
-    import llama_cpp
-
-    return Path(llama_cpp.__file__).parent / "lib"
-
-
 def rate(output: bytes, phase: str) -> float:
     """Median tokens per second out of what either command prints."""
     printed = json.loads(output)
@@ -85,7 +79,7 @@ def rate(output: bytes, phase: str) -> float:
 def run_round(plan: Plan, phase: str, number: int, *, together: bool) -> tuple[float, float]:
     """Both rates; the one that starts first changes from round to round."""
     commands = [ours(plan, phase), llama_bench(plan, phase)]
-    environment = os.environ | {"LD_LIBRARY_PATH": str(own_libraries())}
+    environment = os.environ | {"LD_LIBRARY_PATH": str(library_folder())}
     order = (0, 1) if number % 2 == 0 else (1, 0)
     outputs = [b"", b""]
     running = {}
