@@ -3,7 +3,8 @@
 Each scored position holds 16 bits per vocabulary entry between the largest log-probability and
 16 nats below it, as llama-perplexity stores them. The less likely a token is, the fewer of the
 low bits are kept: the error this adds to a divergence stays below 1e-6 nats. High and low bytes
-are deflated apart, in blocks that are read in any order.
+are deflated apart, in blocks that are read in any order; a block that hardly shrinks is only
+wrapped, and read much faster.
 
 Layout: magic, u32 length of a JSON header, the header, int32 tokens, per-row arrays, u64 offsets
 of the blocks, the blocks. All little-endian.
@@ -37,6 +38,9 @@ RANGE = 16.0
 """Nats below the most likely token that are told apart."""
 
 _BLOCK_ELEMENTS = 1 << 18
+_WORTH_DEFLATING = 0.75
+"""Of a block's bytes, if deflated it has fewer."""
+
 _FINE_NATS = 9.0
 """Log-probabilities above minus this keep all 16 bits."""
 
@@ -276,8 +280,9 @@ def _encode(block: LogitRows, rows: NDArray[Any], targets: NDArray[np.int32]) ->
     steps = np.where(scale > 0, scale, 1)[:, None] * (1 << bits).astype(np.float32)
     codes = np.rint((log_probabilities - low[:, None]).clip(0) / steps).astype(np.int32) << bits
     codes = codes.clip(max=65535)
-    planes = np.stack((codes >> 8, codes & 255)).astype(np.uint8)
-    return zlib.compress(planes.tobytes(), 1)
+    planes = np.stack((codes >> 8, codes & 255)).astype(np.uint8).tobytes()
+    deflated = zlib.compress(planes, 1)
+    return deflated if len(deflated) < _WORTH_DEFLATING * len(planes) else zlib.compress(planes, 0)
 
 
 def _read_key(path: Path, data: mmap.mmap) -> tuple[ReferenceKey, int]:
