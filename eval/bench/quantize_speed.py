@@ -46,7 +46,7 @@ class Timed:
     note: str = ""
 
 
-def flops(config: Qwen3Config, rows: int, length: int, sweeps: int = 3) -> dict[str, float]:
+def flops(config: Qwen3Config, rows: int, length: int, sweeps: int = 2) -> dict[str, float]:
     """Floating-point operations that one dense model's GPTQ with smoothing needs, by part.
 
     A product of ``[a, b]`` and ``[b, c]`` counts 2abc; of symmetric ones half is needed.

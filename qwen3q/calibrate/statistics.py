@@ -94,30 +94,36 @@ class Gram:
     misses because its input is not the float model's (GPTAQ, Li et al., arXiv 2504.02692).
 
     Attributes:
-        weight: float32 ``[out, in]``, the linears with this input.
         tokens: how many were added.
         hessian: sums so far, valid on and above the diagonal until ``finish``.
-        cross: ``[in, out]`` where that is narrower, sums of the drift itself; else ``[in, in]``,
-            without the factor ``W^T``. None where drift is not asked for.
+        cross: ``[in, out]`` where W is given, sums of the drift itself; else ``[in, in]``, without
+            the factor ``W^T``. None where drift is not asked for.
     """
 
     def __init__(
-        self, weight: torch.Tensor, dtype: torch.dtype = torch.float32, *, drift: bool = True
+        self,
+        columns: int,
+        weight: torch.Tensor | None = None,
+        *,
+        drift: bool = True,
+        device: str | torch.device = "cpu",
     ) -> None:
         """Starts empty.
 
         Args:
-            dtype: what the linears run in.
+            columns: inputs of the linears.
+            weight: ``[out, in]``, all linears with this input, in the dtype they run in; for
+                drift, where they have fewer outputs than inputs.
             drift: collect it.
         """
-        out, columns = weight.shape
-        self.weight = weight
         self.tokens = 0
-        self.hessian = torch.zeros(columns, columns, device=weight.device)
+        self.hessian = torch.zeros(columns, columns, device=device)
         self.cross: torch.Tensor | None = None
         if drift:
-            self.cross = torch.zeros(columns, min(out, columns), device=weight.device)
-        self._narrow = weight.to(dtype) if drift and out < columns else None
+            self.cross = torch.zeros(
+                columns, columns if weight is None else len(weight), device=device
+            )
+        self._weight = weight
         step = max(_STRIP_ROWS, columns // 8)
         self._strips = [slice(start, start + step) for start in range(0, columns, step)]
 
@@ -131,8 +137,8 @@ class Gram:
         if self.cross is None or floating is None:
             return InputPair(own, None)
         missing = floating - own
-        if self._narrow is not None:
-            missing = F.linear(missing.to(self._narrow.dtype), self._narrow).float()
+        if self._weight is not None:
+            missing = F.linear(missing.to(self._weight.dtype), self._weight).float()
         return InputPair(own, missing)
 
     def add(self, pairs: Sequence[InputPair], each: Each = map) -> None:
@@ -159,9 +165,9 @@ class Gram:
         for sums in (self.hessian, self.cross):
             if sums is not None:
                 sums /= max(self.tokens, 1)
-        self._narrow = None
+        self._weight = None
 
     def free(self) -> None:
         """Gives the memory back; only ``tokens`` stays."""
-        self.weight = self.hessian = torch.empty(0)
+        self.hessian = torch.empty(0)
         self.cross = None

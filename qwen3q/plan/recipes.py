@@ -52,7 +52,7 @@ class AlgorithmRecipe(_Section):
     smoothing: bool = True
     damping: float = Field(default=0.01, gt=0, lt=1)
     min_expert_tokens: int = Field(default=128, ge=1)
-    sweeps: int = Field(default=3, ge=0, le=100)
+    sweeps: int = Field(default=2, ge=0, le=100)
     drift: bool = True
 
     def options(self) -> dict[str, str | bool | float | int]:

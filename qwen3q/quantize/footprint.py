@@ -13,14 +13,14 @@ from qwen3q.models.config import Qwen3Config
 from qwen3q.models.tensors import Role, TensorSpec, layer_tensors
 from qwen3q.quantize.limits import FITTED_OUTPUTS, SOLVED_AT_ONCE, experts_at_once
 
-_SOLVE_COPIES = 24
+_SOLVE_COPIES = 16
 """Float32 copies of those weights that error feedback and refinement hold at most."""
 _FIT_COPIES = 4
 """Copies of the weights that scales are fitted on."""
-_INPUT_COPIES = 4
+_INPUT_COPIES = 6
 """Float32 copies of a linear's inputs, for the tokens at work."""
-_SLACK_BYTES = 50_000_000
-_SLACK_SHARE = 0.15
+_SLACK_BYTES = 70_000_000
+_SLACK_SHARE = 0.03
 """What the allocator and torch's kernels keep beside what is asked for, as runs have shown."""
 
 
@@ -175,12 +175,12 @@ def _stage(
     ready = work.product_bytes * running_with
     after = ready if linears[0].expert is not None else 0
     fitted = 4 * _FIT_COPIES * min(outputs, FITTED_OUTPUTS) * columns
-    narrow = work.product_bytes * size if outputs < columns else 0
+    narrow = work.product_bytes * batch * size if outputs < columns else 0
     solved = 4 * _SOLVE_COPIES * min(batch * size, work.threads * SOLVED_AT_ONCE)
     return [
         Footprint(work.process, kept, 4 * max(s.numel for s in linears), hessian // batch, fitted,
                   stage=f"scales of {name}"),
-        Footprint(work.process, running, ready + 4 * batch * size + narrow, statistics, 0, output,
+        Footprint(work.process, running, ready + narrow, statistics, 0, output,
                   stage=f"statistics of {name}"),
         Footprint(work.process, kept, after + 4 * batch * size, statistics * copies, solved,
                   output + batch * size, stage=f"solving {name}"),

@@ -232,7 +232,8 @@ def gptq(weights: torch.Tensor, factor: Factor, scheme: Scheme) -> Rounded:
                 values = _expected(due, weights[:, start:stop], within)
             costs = pivots[:, stop - size : stop].square()
             grids.insert(0, search_range(values, costs, scheme))
-        _round_block(due, weights, within, steps, errors, grids[0], start)
+        part = slice(start, stop)
+        _round_block(due, weights[:, part], within, steps[:, part], errors[:, part], grids[0])
     return Rounded(steps, *stack_grids(grids))
 
 
@@ -254,21 +255,20 @@ def _round_block(
     steps: torch.Tensor,
     errors: torch.Tensor,
     grid: Grid,
-    start: int,
 ) -> None:
-    """Channels from ``start`` on, last first; fills their ``steps`` and ``errors``.
+    """One block's channels, last first; fills their ``steps`` and ``errors``.
 
     Args:
         due: ``[batch, block, out]``, these channels with all later blocks' errors.
         within: ``[batch, block, block]``, below its diagonal ``L_ij / L_jj`` of these channels.
     """
-    scales, (low, high) = grid.scales, grid.bounds
-    stop = start + due.shape[1]
-    for j in reversed(range(start, stop)):
-        value = due[:, j - start]
-        if j + 1 < stop:
-            pull = within[:, j + 1 - start :, j - start].unsqueeze(1)
-            value = torch.baddbmm(value.unsqueeze(1), pull, errors[:, j + 1 : stop])[:, 0]
-        step = (value / scales).round_().clamp_(low, high)
-        steps[:, j] = step
-        errors[:, j] = torch.addcmul(weights[:, j], step, scales, value=-1)
+    scales = grid.scales.unsqueeze(1)
+    low, high = (bound.unsqueeze(1) for bound in grid.bounds)
+    due, exact = due / scales, weights / scales
+    for j in reversed(range(due.shape[1])):
+        value = due[:, j : j + 1]
+        if j + 1 < due.shape[1]:
+            value = torch.baddbmm(value, within[:, j + 1 :, j : j + 1].mT, errors[:, j + 1 :])
+        step = torch.clamp(value.round_(), low, high, out=steps[:, j : j + 1])
+        torch.sub(exact[:, j : j + 1], step, out=errors[:, j : j + 1])
+    errors *= scales

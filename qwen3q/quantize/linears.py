@@ -42,7 +42,7 @@ class SolveOptions:
     smoothing: bool = True
     damping: float = 0.01
     min_expert_tokens: int = 128
-    sweeps: int = 3
+    sweeps: int = 2
     drift: bool = True
 
     def __post_init__(self) -> None:

@@ -75,15 +75,17 @@ def _descend(
     Returns:
         What the block's weights changed by.
     """
-    scales, (low, high) = grid.scales, grid.bounds
-    curvatures = local.diagonal(dim1=1, dim2=2)
+    scales = grid.scales.unsqueeze(1)
+    low, high = (bound.unsqueeze(1) for bound in grid.bounds)
+    curvatures = local.diagonal(dim1=1, dim2=2).unsqueeze(2)
+    best = steps - slope / (curvatures * scales)
+    within = local / curvatures
     moved = torch.zeros_like(slope)
     for j in range(steps.shape[1]):
-        pull = slope[:, j]
+        step = best[:, j : j + 1]
         if j:
-            pull = torch.baddbmm(slope[:, j : j + 1], local[:, j : j + 1, :j], moved[:, :j])[:, 0]
-        before = steps[:, j].clone()
-        step = torch.addcdiv(before, pull, curvatures[:, j : j + 1] * scales, value=-1)
-        steps[:, j] = step.round_().clamp_(low, high)
-        moved[:, j] = (step - before).mul_(scales)
-    return moved
+            step = torch.baddbmm(step, within[:, j : j + 1, :j], moved[:, :j], alpha=-1)
+        step = step.round_().clamp_(low, high)
+        torch.sub(step, steps[:, j : j + 1], out=moved[:, j : j + 1])
+    steps += moved
+    return moved.mul_(scales)

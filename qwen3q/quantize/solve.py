@@ -118,7 +118,7 @@ def _solve_mlp(work: LayerWork) -> None:
         inner.write(part, own)
         return own, work.read(inner_float, part) / scales if inner_float else None
 
-    work.solve_stage(GATE_UP, both_normed)
+    work.solve_stage(GATE_UP, both_normed, last_use=(O_PROJ,))
     work.solve_stage((DOWN,), gate_times_up, last_use=GATE_UP)
 
     def finish(part: slice) -> None:

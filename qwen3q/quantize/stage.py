@@ -11,6 +11,7 @@ import torch
 from qwen3q.calibrate.statistics import Gram, InputPair
 from qwen3q.models.decoder import ROUTER, Linear
 from qwen3q.plan.schemes import Scheme
+from qwen3q.process_memory import give_back_free_memory
 from qwen3q.quantize.activations import Activations
 from qwen3q.quantize.folds import Folds
 from qwen3q.quantize.grid import QuantizedLinear
@@ -98,14 +99,23 @@ class LayerWork:
 
     def gram(self, names: Sequence[str]) -> Gram:
         """Statistics to be filled, for linears that share an input and a scheme."""
+        arithmetic = self.layer.arithmetic
         shapes = [self.layer.specs[name].shape for name in names]
-        weights = torch.empty(sum(out for out, _ in shapes), shapes[0][1])
+        columns = shapes[0][1]
+        weight = None
+        if self._drift and sum(out for out, _ in shapes) < columns:
+            weight = self._stacked(names, arithmetic.dtype)
+        return Gram(columns, weight, drift=self._drift, device=arithmetic.device)
+
+    def _stacked(self, names: Sequence[str], dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """Folded weights of linears that share an input, ``[out, in]``."""
+        shapes = [self.layer.specs[name].shape for name in names]
+        weights = torch.empty(sum(out for out, _ in shapes), shapes[0][1], dtype=dtype)
         start = 0
         for name, (out, _) in zip(names, shapes, strict=True):
             weights[start : start + out] = self.folded(name)
             start += out
-        arithmetic = self.layer.arithmetic
-        return Gram(weights.to(arithmetic.device), arithmetic.dtype, drift=self._drift)
+        return weights.to(self.layer.arithmetic.device)
 
     def pair(self, gram: Gram, own: torch.Tensor, floating: torch.Tensor | None) -> InputPair:
         """A linear's inputs under the quantized prefix and in the float model, to be added.
@@ -130,6 +140,7 @@ class LayerWork:
                 are ``float_inputs``.
             last_use: weights that nothing but ``inputs`` runs with any more.
         """
+        give_back_free_memory()
         groups = self.quantized(names)
         grams = [self.gram(group) for group in groups.values()]
         team = self.layer.arithmetic.team
@@ -145,6 +156,7 @@ class LayerWork:
                     gram.add([of_part[number] for of_part in made], team.map)
         for name in last_use:
             self.weights.pop(name)
+        give_back_free_memory()
         for group_scheme, group in groups.items():
             self.solve_batch([group], [grams.pop(0)], group_scheme)
 
@@ -170,9 +182,9 @@ class LayerWork:
             gram.finish()
         crosses = [gram.cross for gram in grams if gram.cross is not None]
         problem = Problem(
-            weights=[gram.weight for gram in grams],
-            hessian=_stacked([gram.hessian for gram in grams]),
-            cross=_stacked(crosses) if crosses else None,
+            weights=[self._stacked(names) for names in entries],
+            hessian=_batched([gram.hessian for gram in grams]),
+            cross=_batched(crosses) if crosses else None,
             folded=torch.stack([self.folds.scales(names[0], width) for names in entries]),
             weak=tuple(weak) or ("",) * len(entries),
         )
@@ -224,7 +236,7 @@ def _batches(portions: Iterator[slice], size: int) -> Iterator[list[slice]]:
         yield batch
 
 
-def _stacked(matrices: Sequence[torch.Tensor]) -> torch.Tensor:
+def _batched(matrices: Sequence[torch.Tensor]) -> torch.Tensor:
     """With a batch dimension; a single matrix stays where it is."""
     return matrices[0][None] if len(matrices) == 1 else torch.stack(tuple(matrices))
 

@@ -24,13 +24,13 @@ def config_of(name: str) -> Qwen3Config:
     return replace(release.config, num_hidden_layers=1)
 
 
-def test_8b_takes_three_layers_beside_its_activations() -> None:
+def test_8b_takes_two_and_a_half_layers_beside_its_activations() -> None:
     config = config_of("qwen3-8b")
     assert layer_float_bytes(config) == 4 * 192_946_432
     peak = predict_peak(config, 1, WORK, PLENTY)
     assert peak.stage in ("statistics of down_proj", "solving down_proj")
     assert peak.statistics == 4 * (12288 * 12288 + 12288 * 4096)
-    assert (peak.total - peak.activations) / layer_float_bytes(config) < 3
+    assert (peak.total - peak.activations) / layer_float_bytes(config) < 2.5
 
 
 def test_more_tokens_and_schemes_take_more_up_to_the_budget() -> None:
