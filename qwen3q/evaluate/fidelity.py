@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 SMALLEST_LOG_PROBABILITY = -16.0
 """Tokens that the reference gives less than e^-16 are left out of the divergence."""
+_ELEMENTS_IN_CACHE = 1 << 17
+"""Logits that are compared at a time: what is made of them stays in a core's cache."""
 
 Floats = NDArray[np.float64]
 
@@ -111,16 +113,20 @@ def compare_rows(
     """
     assert out.kl is not None
     assert out.same_top is not None
-    ours, _ = log_softmax_rows(logits)
-    nll = -ours[np.arange(len(targets)), targets].astype(np.float64)
-    probability = np.exp(reference)
-    probability[reference <= SMALLEST_LOG_PROBABILITY] = 0
-    reference -= ours
-    reference *= probability
-    out.nll[rows] = nll
-    out.kl[rows] = reference.sum(axis=1, dtype=np.float64)
-    out.probability_change[rows] = np.exp(-nll) - np.exp(-reference_nll)
-    out.same_top[rows] = ours.argmax(axis=1) == reference_top
+    step = max(1, _ELEMENTS_IN_CACHE // logits.shape[1])
+    for first in range(0, len(targets), step):
+        part = slice(first, min(first + step, len(targets)))
+        ours, _ = log_softmax_rows(logits[part])
+        nll = -ours[np.arange(len(ours)), targets[part]].astype(np.float64)
+        weighted = np.exp(reference[part])
+        weighted *= reference[part] > SMALLEST_LOG_PROBABILITY
+        reference[part] -= ours
+        weighted *= reference[part]
+        to = slice(rows.start + part.start, rows.start + part.stop)
+        out.nll[to] = nll
+        out.kl[to] = weighted.sum(axis=1, dtype=np.float64)
+        out.probability_change[to] = np.exp(-nll) - np.exp(-reference_nll[part])
+        out.same_top[to] = ours.argmax(axis=1) == reference_top[part]
 
 
 def summarize_fidelity(scores: TokenScores, reference_nll: Floats) -> Fidelity:
