@@ -110,10 +110,18 @@ def _completion_read(reply: Any) -> Answer:
 
 def _llama_body(request: Request) -> dict[str, Any]:
     """llama-server's ``/completion``."""
-    sampling = request.sampling
     return {
         "prompt": list(request.tokens),
         "n_predict": request.max_tokens,
+        "cache_prompt": False,
+        "return_tokens": True,
+        **_llama_sampling(request.sampling),
+    }
+
+
+def _llama_sampling(sampling: Sampling) -> dict[str, float]:
+    """llama.cpp's names, which Ollama has too; neither server's own defaults are left to act."""
+    return {
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
         "top_k": sampling.top_k,
@@ -121,8 +129,6 @@ def _llama_body(request: Request) -> dict[str, Any]:
         "presence_penalty": sampling.presence_penalty,
         "repeat_penalty": 1.0,
         "seed": sampling.seed,
-        "cache_prompt": False,
-        "return_tokens": True,
     }
 
 
@@ -161,7 +167,6 @@ def _ollama_body(request: Request) -> dict[str, Any]:
     With ``raw`` no template of its own comes around the prompt, and without ``think`` the thinking
     stays in the text.
     """
-    sampling = request.sampling
     return {
         "model": request.model,
         "prompt": request.text,
@@ -171,13 +176,7 @@ def _ollama_body(request: Request) -> dict[str, Any]:
         "options": {
             "num_predict": request.max_tokens,
             "num_ctx": request.context,
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "top_k": sampling.top_k,
-            "min_p": sampling.min_p,
-            "presence_penalty": sampling.presence_penalty,
-            "repeat_penalty": 1.0,
-            "seed": sampling.seed,
+            **_llama_sampling(request.sampling),
         },
     }
 

@@ -6,6 +6,23 @@ import torch
 
 from qwen3q.quantize.gptq import Factor
 
+SMALL = {
+    "num_hidden_layers": 2,
+    "hidden_size": 96,
+    "intermediate_size": 160,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+}
+"""A model's config, where it differs from the demo's."""
+SMALL_EXPERTS = SMALL | {
+    "model_type": "qwen3_moe",
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 64,
+    "norm_topk_prob": True,
+}
+
 
 def inputs(tokens: int, channels: int, seed: int = 0) -> torch.Tensor:
     """``[tokens, channels]``: correlated, of uneven size, as hidden states are."""

@@ -21,35 +21,21 @@ from qwen3q.quantize.solve import SolvedLayer, SolveOptions, solve_layer
 from qwen3q.quantize.stage import LayerWork
 from qwen3q.quantize.stream import StreamedLayer, run_quantized, short_name, stream_layers
 from tests.conftest import random_model
+from tests.quantize.problems import SMALL, SMALL_EXPERTS
 
 ROWS = torch.randint(0, 8192, (16, 32), generator=torch.Generator().manual_seed(6)).tolist()
-SIZES = {
-    "num_hidden_layers": 2,
-    "hidden_size": 96,
-    "intermediate_size": 160,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 32,
-}
-EXPERTS = {
-    "model_type": "qwen3_moe",
-    "num_experts": 4,
-    "num_experts_per_tok": 2,
-    "moe_intermediate_size": 64,
-    "norm_topk_prob": True,
-}
 SCHEMES = ("gptq:int4", "gptq:int3", "awq:int4", "int4", "int8")
 
 
 @pytest.fixture(scope="module")
 def dense(tmp_path_factory: pytest.TempPathFactory, demo_folder: Path) -> Path:
-    return random_model(tmp_path_factory.mktemp("solve") / "dense", demo_folder, **SIZES)
+    return random_model(tmp_path_factory.mktemp("solve") / "dense", demo_folder, **SMALL)
 
 
 @pytest.fixture(scope="module")
 def experts(tmp_path_factory: pytest.TempPathFactory, demo_folder: Path) -> Path:
     folder = tmp_path_factory.mktemp("solve") / "experts"
-    return random_model(folder, demo_folder, **SIZES, **EXPERTS)
+    return random_model(folder, demo_folder, **SMALL_EXPERTS)
 
 
 def scheme_of(name: str, **changes: object) -> Scheme:

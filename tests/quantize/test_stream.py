@@ -16,23 +16,9 @@ from qwen3q.quantize import arithmetic
 from qwen3q.quantize.solve import SolvedLayer, SolveOptions, solve_layer
 from qwen3q.quantize.stream import StreamOptions, stream_layers
 from tests.conftest import random_model
+from tests.quantize.problems import SMALL, SMALL_EXPERTS
 
 ROWS = torch.randint(0, 8192, (12, 24), generator=torch.Generator().manual_seed(5)).tolist()
-SIZES = {
-    "num_hidden_layers": 2,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 32,
-}
-EXPERTS = {
-    "model_type": "qwen3_moe",
-    "num_experts": 4,
-    "num_experts_per_tok": 2,
-    "moe_intermediate_size": 32,
-    "norm_topk_prob": True,
-}
 OPTIONS = SolveOptions(min_expert_tokens=64, sweeps=1)
 
 
@@ -40,10 +26,8 @@ OPTIONS = SolveOptions(min_expert_tokens=64, sweeps=1)
 def folder(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, demo_folder: Path
 ) -> Path:
-    extra = EXPERTS if request.param == "experts" else {}
-    return random_model(
-        tmp_path_factory.mktemp("stream") / request.param, demo_folder, **SIZES, **extra
-    )
+    config = SMALL_EXPERTS if request.param == "experts" else SMALL
+    return random_model(tmp_path_factory.mktemp("stream") / request.param, demo_folder, **config)
 
 
 def test_moments_are_the_float_models_mean_squares(
