@@ -137,7 +137,8 @@ def _solve_batch(
     """gate/up and down of some experts, all with the same schemes."""
     names = [expert_names(expert) for expert in batch]
     gates_ups = [name for gate, up, _ in names for name in (gate, up)]
-    floats = plain_linear(work.layer.arithmetic.prepare({n: work.folded(n) for n in gates_ups}))
+    folded = {n: work.folded(n) for n in gates_ups} if floating else {}
+    floats = plain_linear(work.layer.arithmetic.prepare(folded))
     chosen = [tokens[expert] for expert in batch]
 
     def solve(entries: list[list[str]], inner: bool) -> None:
