@@ -13,6 +13,7 @@ from qwen3q.calibrate.hub_set import PREFIX, parse_hub_set, stream_hub_set
 from qwen3q.calibrate.render import balanced_order, render_calibration
 from qwen3q.calibrate.rows import (
     DEFAULT_LENGTH,
+    MOST_ROWS,
     TokenRows,
     check_size,
     describe,
@@ -21,7 +22,7 @@ from qwen3q.calibrate.rows import (
     spread,
 )
 from qwen3q.calibrate.samples import Sample
-from qwen3q.calibrate.self_sample import SELF, context_needed, self_calibration
+from qwen3q.calibrate.self_sample import SELF, SELF_ROWS, context_needed, self_calibration
 from qwen3q.calibrate.sets import DEFAULT_SET, LICENCE, load_set, set_names
 from qwen3q.errors import ModelError, UsageError
 from qwen3q.models.source import ModelSource
@@ -38,7 +39,8 @@ class CalibrationOptions:
     """How much of a source is taken, and how.
 
     Attributes:
-        samples: rows; None for all there are, up to ``MOST_ROWS`` (``SELF_ROWS`` for self).
+        samples: rows; None for all there are, up to ``most`` (``SELF_ROWS`` for self).
+        most: rows that are enough.
         length: tokens per row.
         seed: of the order of samples, and of what the model writes itself.
         thinking: one mode only; None for both.
@@ -47,6 +49,7 @@ class CalibrationOptions:
     """
 
     samples: int | None = None
+    most: int = MOST_ROWS
     length: int = DEFAULT_LENGTH
     seed: int = 0
     thinking: bool | None = None
@@ -100,6 +103,7 @@ def load_calibration(
         name=name,
         length=options.length,
         rows=options.samples,
+        most=options.most,
         thinking=options.thinking,
         seed=options.seed,
         licence=licence,
@@ -113,7 +117,9 @@ def text_rows(path: Path, tokenizer: Tokenizer, options: CalibrationOptions) -> 
         UsageError: empty, not UTF-8, or too few tokens.
     """
     tokens = encode(tokenizer, read_text(path))
-    rows = spread(tokens, length=options.length, samples=options.samples, what=str(path))
+    rows = spread(
+        tokens, length=options.length, samples=options.samples, what=str(path), most=options.most
+    )
     return TokenRows(rows, describe(path.name, rows))
 
 
@@ -159,7 +165,7 @@ def _own_text(
             tokenizer,
             template,
             length=options.length,
-            rows=options.samples,
+            rows=options.samples or min(SELF_ROWS, options.most),
             seed=options.seed,
             thinking=options.thinking,
             progress=progress,

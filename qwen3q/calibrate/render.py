@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from qwen3q.calibrate.rows import TokenRows, describe, encode, pack
+from qwen3q.calibrate.rows import MOST_ROWS, TokenRows, describe, encode, pack
 from qwen3q.calibrate.samples import THINK_END, THINK_START, Message, Sample
 from qwen3q.errors import ModelError
 
@@ -46,6 +46,7 @@ def render_calibration(
     name: str,
     length: int,
     rows: int | None = None,
+    most: int = MOST_ROWS,
     thinking: bool | None = None,
     **about: str | int | None,
 ) -> TokenRows:
@@ -54,7 +55,7 @@ def render_calibration(
     Args:
         samples: read only as far as needed.
         template: may be None if all samples are raw text.
-        rows: rows wanted; None for all, up to ``MOST_ROWS``.
+        rows: rows wanted; None for all, up to ``most``.
         thinking: True for answers that are thought out and raw text only, False for no thinking,
             None for both modes.
         about: more for the description.
@@ -68,7 +69,7 @@ def render_calibration(
         encode(tokenizer, render_sample(sample, template, mode, wish))
         for sample, wish in _with_wishes(samples, thinking)
     )
-    packed = pack(documents, length=length, samples=rows, what=name)
+    packed = pack(documents, length=length, samples=rows, what=name, most=most)
     return TokenRows(packed, describe(name, packed, **about))
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 DEFAULT_LENGTH = 512
 MOST_ROWS = 256
-"""Rows taken when nobody says how many."""
+"""At most so many rows are taken when nobody says how many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,19 +64,24 @@ def encode(tokenizer: Tokenizer, text: str) -> list[int]:
 
 
 def pack(
-    documents: Iterable[Sequence[int]], *, length: int, samples: int | None, what: str
+    documents: Iterable[Sequence[int]],
+    *,
+    length: int,
+    samples: int | None,
+    what: str,
+    most: int = MOST_ROWS,
 ) -> tuple[tuple[int, ...], ...]:
     """Documents one after another, cut into rows; reads no more documents than it needs.
 
     Args:
-        samples: rows wanted; None for up to ``MOST_ROWS``.
+        samples: rows wanted; None for up to ``most``.
         what: the source's name, for errors.
 
     Raises:
         UsageError: too few tokens.
     """
     check_size(length, samples)
-    wanted = (samples or MOST_ROWS) * length
+    wanted = (samples or most) * length
     stream: list[int] = []
     for document in documents:
         stream.extend(document)
@@ -88,9 +93,12 @@ def pack(
 
 
 def spread(
-    tokens: Sequence[int], *, length: int, samples: int | None, what: str
+    tokens: Sequence[int], *, length: int, samples: int | None, what: str, most: int = MOST_ROWS
 ) -> tuple[tuple[int, ...], ...]:
     """One long text cut into rows; of more rows than wanted, evenly spaced ones.
+
+    Args:
+        samples: rows wanted; None for up to ``most``.
 
     Raises:
         UsageError: too few tokens.
@@ -98,9 +106,14 @@ def spread(
     check_size(length, samples)
     rows = len(tokens) // length
     require_rows(rows, len(tokens), length=length, samples=samples, what=what)
-    wanted = min(samples or MOST_ROWS, rows)
-    starts = (index * rows // wanted * length for index in range(wanted))
+    starts = [at * length for at in evenly_spaced(rows, samples or most)]
     return tuple(tuple(tokens[start : start + length]) for start in starts)
+
+
+def evenly_spaced(count: int, wanted: int) -> list[int]:
+    """At most ``wanted`` of ``0 .. count - 1``."""
+    wanted = min(wanted, count)
+    return [at * count // wanted for at in range(wanted)]
 
 
 def describe(

@@ -70,7 +70,13 @@ def quantize(
         typer.Option(help="Set, file, hub:ORG/NAME or self.", rich_help_panel=Panel),
     ] = None,
     calibration_samples: Annotated[
-        int | None, typer.Option(min=1, help="Rows of text.", rich_help_panel=Panel)
+        int | None,
+        typer.Option(
+            min=1,
+            help="Rows of text. Default: as many as the model's width can make use of.",
+            show_default=False,
+            rich_help_panel=Panel,
+        ),
     ] = None,
     calibration_length: Annotated[
         int | None, typer.Option(min=16, help="Tokens per row.", rich_help_panel=Panel)

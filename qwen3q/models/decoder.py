@@ -72,7 +72,7 @@ def attention(
     q, k, v = (split_heads(linear(name, x), config.head_dim) for name in QKV)
     q = rotate(rms_norm(q, weights["self_attn.q_norm"], config.rms_norm_eps), rope)
     k = rotate(rms_norm(k, weights["self_attn.k_norm"], config.rms_norm_eps), rope)
-    q, k = q.to(v.dtype), k.to(v.dtype)
+    q, k, v = q.to(v.dtype), k.to(v.dtype), v.contiguous()
     mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
     return mixed.transpose(1, 2).flatten(2)
 
@@ -160,10 +160,13 @@ def split_heads(x: torch.Tensor, head_dim: int) -> torch.Tensor:
 
 
 def rotate(x: torch.Tensor, rope: Rope) -> torch.Tensor:
-    """RoPE over halves: element i is paired with ``i + head_dim / 2`` (arXiv 2104.09864)."""
+    """RoPE over halves: element i is paired with ``i + head_dim / 2`` (arXiv 2104.09864).
+
+    The result is contiguous whatever ``x`` is, as attention reads it fastest.
+    """
     first, second = x.chunk(2, dim=-1)
     sines = rope.sin.chunk(2, dim=-1)
-    out = x * rope.cos
+    out = torch.mul(x, rope.cos, out=x.new_empty(x.shape))
     turned = out.chunk(2, dim=-1)
     turned[0].addcmul_(second, sines[0], value=-1)
     turned[1].addcmul_(first, sines[1])

@@ -25,14 +25,17 @@ class CalibrationRecipe(_Section):
 
     Attributes:
         source: a set by name, a file, ``hub:...`` or ``self``.
-        samples: rows; all there are (up to 256) if absent.
+        samples: rows; if absent, as many as are enough, up to 256.
         length: tokens per row.
+        tokens_per_channel: what is enough: tokens for each input channel of the widest linear;
+            None for all there are.
         thinking: render chats in thinking mode or not; both modes if absent.
     """
 
     source: str = "balanced"
     samples: int | None = Field(default=None, ge=1)
     length: int = Field(default=512, ge=16)
+    tokens_per_channel: float | None = Field(default=32, gt=0)
     thinking: bool | None = None
 
 
@@ -45,7 +48,6 @@ class AlgorithmRecipe(_Section):
         damping: share of the Hessian's mean diagonal added to it.
         min_expert_tokens: an expert that fewer tokens reach is topped up.
         sweeps: passes of refinement after error feedback.
-        drift: make up for what earlier layers' errors do to a linear's inputs.
     """
 
     name: Literal["gptq", "awq", "rtn"] = "gptq"
@@ -53,7 +55,6 @@ class AlgorithmRecipe(_Section):
     damping: float = Field(default=0.01, gt=0, lt=1)
     min_expert_tokens: int = Field(default=128, ge=1)
     sweeps: int = Field(default=2, ge=0, le=100)
-    drift: bool = True
 
     def options(self) -> dict[str, str | bool | float | int]:
         """Keyword arguments of ``SolveOptions``."""

@@ -8,7 +8,7 @@ of ``rtn``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable
 
 import torch
 
@@ -24,28 +24,43 @@ _BIAS_COST = 4.0
 rounded activations averages out. So much more does an error of weights count, by measured
 divergence of W8A8 models."""
 
+Candidate = Callable[[], torch.Tensor]
+"""Makes scales ``[in]``."""
+Judged = tuple[float, torch.Tensor]
+"""What scales cost, and the scales."""
+Each = Callable[[Callable[[Candidate], Judged], Iterable[Candidate]], Iterable[Judged]]
 
-def search_scales(target: SmoothTarget, scheme: Scheme) -> torch.Tensor | None:
+
+def search_scales(target: SmoothTarget, scheme: Scheme, each: Each = map) -> torch.Tensor | None:
     """The best scales ``[in]`` for linears that share an input, or None if none help.
 
     With ``importance`` the inputs' mean squares this is AWQ; with what GPTQ's error feedback
     leaves of them (``Factor.costs``), it prepares for GPTQ.
+
+    Args:
+        each: runs a function over all candidates, side by side where it can.
     """
     judged = target.sampled(_JUDGED_OUTPUTS)
-    best: torch.Tensor | None = None
-    least = rounding_error(judged, torch.ones_like(target.importance[0]), scheme)
-    for scales in _candidates(target, scheme):
-        error = rounding_error(judged, scales, scheme)
-        if error < least:
-            best, least = scales, error
-    return best
+
+    def judge(candidate: Candidate) -> Judged:
+        scales = candidate()
+        return rounding_error(judged, scales, scheme), scales
+
+    (plain, _), *tried = each(judge, _candidates(target, scheme))
+    least, best = min(tried, key=lambda one: one[0])
+    return best if least < plain else None
 
 
-def _candidates(target: SmoothTarget, scheme: Scheme) -> Iterator[torch.Tensor]:
+def _candidates(target: SmoothTarget, scheme: Scheme) -> list[Candidate]:
+    """No scales, the paper's, and the fitted ones."""
     size = target.importance.mean(0).sqrt()
-    for power in _POWERS:
-        yield centred(size.clamp(min=1e-4 * float(size.max())).pow(power), target.tie)
-    yield fit_scales(target, scheme)
+    size.clamp_(min=1e-4 * float(size.max()))
+
+    def grown(power: float) -> Candidate:
+        return lambda: centred(size.pow(power), target.tie)
+
+    ones = torch.ones_like(size)
+    return [lambda: ones, *map(grown, _POWERS), lambda: fit_scales(target, scheme)]
 
 
 def rounding_error(target: SmoothTarget, scales: torch.Tensor, scheme: Scheme) -> float:

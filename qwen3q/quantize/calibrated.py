@@ -6,8 +6,9 @@ from pathlib import Path
 
 import torch
 
+from qwen3q.calibrate.enough import rows_enough
 from qwen3q.calibrate.load import CalibrationOptions, load_calibration
-from qwen3q.calibrate.rows import MOST_ROWS, TokenRows
+from qwen3q.calibrate.rows import TokenRows
 from qwen3q.checkpoint.reader import Checkpoint
 from qwen3q.formats.imatrix import ImportanceMatrix
 from qwen3q.models.config import Qwen3Config
@@ -50,7 +51,11 @@ def quantize_calibrated(
         if importance or any(scheme.is_uniform for scheme in job.schemes):
             text = job.calibration
             options = CalibrationOptions(
-                samples=text.samples, length=text.length, thinking=text.thinking, threads=threads
+                samples=text.samples,
+                most=rows_enough(source.config, text.tokens_per_channel, text.length),
+                length=text.length,
+                thinking=text.thinking,
+                threads=threads,
             )
             rows = load_calibration(text.source, source, options, progress=progress)
         results = quantize_folders(
@@ -77,9 +82,10 @@ def predicted_footprint(
     """What the run's process will take at most, as far as it is known before text is read: with
     fewer rows than asked for it takes less. None where layers lie in a GPU's memory."""
     solved = sum(scheme.is_uniform for scheme in job.schemes)
-    rows = (job.calibration.samples or MOST_ROWS, job.calibration.length)
+    text = job.calibration
+    rows = text.samples or rows_enough(config, text.tokens_per_channel, text.length)
     stream = StreamOptions(devices or default_devices(), job.activation_memory_bytes)
-    return predicted_peak(config, solved, rows, stream)
+    return predicted_peak(config, solved, (rows, text.length), stream)
 
 
 def default_devices() -> tuple[str, ...]:

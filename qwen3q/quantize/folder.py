@@ -301,6 +301,7 @@ def _solve_layers(
             list(solving),
             stream,
             float_stride=1 if store is not None else min(filter(None, strides), default=None),
+            importance=store is not None,
             start=start,
             restore=restore,
             progress=steps.progress,

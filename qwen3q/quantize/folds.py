@@ -191,7 +191,7 @@ class _Search:
     def _searched(self, target: SmoothTarget, linear: str) -> torch.Tensor | None:
         scheme = self.scheme.at(self.layer.specs[linear].name)
         assert scheme is not None
-        return search_scales(target, scheme)
+        return search_scales(target, scheme, self.layer.arithmetic.team.map)
 
     def _stacked(self, linears: tuple[str, ...]) -> torch.Tensor:
         """``[1, in, out]``: at most about ``FITTED_OUTPUTS`` outputs, taken evenly from all."""

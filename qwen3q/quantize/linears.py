@@ -34,8 +34,6 @@ class SolveOptions:
         damping: share of the Hessian's mean diagonal added to it; grows until it factors.
         min_expert_tokens: an expert that fewer calibration tokens reach is topped up.
         sweeps: passes of coordinate descent after GPTQ.
-        drift: GPTQ aims at the float model's outputs, and so makes up for what the layers before
-            did to its inputs; otherwise at those of the float weights on the inputs there are.
     """
 
     algorithm: str = "gptq"
@@ -43,7 +41,6 @@ class SolveOptions:
     damping: float = 0.01
     min_expert_tokens: int = 128
     sweeps: int = 2
-    drift: bool = True
 
     def __post_init__(self) -> None:
         if self.algorithm not in ALGORITHMS:
@@ -52,13 +49,14 @@ class SolveOptions:
             )
 
     def corrects_drift(self, scheme: Scheme) -> bool:
-        """Whether targets make up for drift.
+        """Whether GPTQ aims at the float model's outputs, and so makes up for what the layers
+        before did to its inputs.
 
-        Never where activations are rounded too: weights are fitted to the float inputs alone
+        Not where activations are rounded too: weights are fitted to the float inputs alone
         there. Rounding is noise, loudest where a few tokens are huge; fitted to noisy inputs,
         weights shrink for all tokens (errors in variables).
         """
-        return self.drift and self.algorithm == "gptq" and scheme.activation_bits is None
+        return self.algorithm == "gptq" and scheme.activation_bits is None
 
     def float_stride(self, scheme: Scheme) -> int | None:
         """Which portions of the float model's activations solving looks at: every n-th or none."""

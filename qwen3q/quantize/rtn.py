@@ -16,6 +16,8 @@ from qwen3q.plan.schemes import Scheme
 RANGE_STEP = 0.04
 COARSE_RANGES = tuple(1 - i * RANGE_STEP for i in range(-1, 13))
 FINE_RANGES = tuple(i * RANGE_STEP / 5 for i in range(-4, 5) if i)
+_AT_ONCE = 1 << 18
+"""Weights that are rounded at a time: what is made of them stays in a core's cache."""
 SMALLEST_SCALE = 2.0**-20
 SIGNED_SCALE_BITS = 4
 """Up to this width a symmetric scale takes the sign that gives the larger side the extra code."""
@@ -84,19 +86,21 @@ def round_to_nearest(
         importance: ``[batch, in]``, such as the inputs' mean squares: what an error costs.
         search: fit each group's range; otherwise it spans the extreme weights.
     """
-    size = scheme.group_of(weights.shape[1])
-    steps = torch.empty_like(weights)
+    batch, columns, out = weights.shape
+    size = scheme.group_of(columns)
+    grouped = weights.reshape(-1, size, out)
+    costs = importance.reshape(-1, size)
+    steps = torch.empty_like(grouped)
     grids = []
-    for start in range(0, weights.shape[1], size):
-        part = slice(start, start + size)
-        grid = (
-            search_range(weights[:, part], importance[:, part], scheme)
-            if search
-            else full_range(weights[:, part], scheme)
-        )
-        steps[:, part] = grid.steps(weights[:, part])
+    for start in range(0, len(grouped), step := max(1, _AT_ONCE // (size * out))):
+        part = slice(start, start + step)
+        values = grouped[part]
+        grid = search_range(values, costs[part], scheme) if search else full_range(values, scheme)
+        steps[part] = grid.steps(values)
         grids.append(grid)
-    return Rounded(steps, *stack_grids(grids))
+    scales = torch.cat([grid.scales for grid in grids]).view(batch, -1, out)
+    zeros = torch.cat([grid.zeros for grid in grids]).view(batch, -1, out)
+    return Rounded(steps.view_as(weights), scales, zeros)
 
 
 def stack_grids(grids: Sequence[Grid]) -> tuple[torch.Tensor, torch.Tensor]:

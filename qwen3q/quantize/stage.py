@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
+from math import prod
 
 import torch
 
@@ -17,6 +18,11 @@ from qwen3q.quantize.folds import Folds
 from qwen3q.quantize.grid import QuantizedLinear
 from qwen3q.quantize.linears import LinearReport, Problem, Solution, SolveOptions, solve
 from qwen3q.quantize.stream import StreamedLayer
+
+_LARGE_BYTES = 64 << 20
+"""A stage whose weights take this much gives freed memory back; a smaller one would only have to
+fetch it again."""
+_WAITING_BYTES = 16 << 20
 
 
 class LayerWork:
@@ -140,7 +146,10 @@ class LayerWork:
                 are ``float_inputs``.
             last_use: weights that nothing but ``inputs`` runs with any more.
         """
-        give_back_free_memory()
+        shapes = [self.layer.specs[name].shape for name in names]
+        large = 4 * sum(map(prod, shapes)) >= _LARGE_BYTES
+        if large:
+            give_back_free_memory()
         groups = self.quantized(names)
         grams = [self.gram(group) for group in groups.values()]
         team = self.layer.arithmetic.team
@@ -150,15 +159,22 @@ class LayerWork:
             return [self.pair(gram, own, floating) for gram in grams]
 
         with self.layer.arithmetic.products():
-            for parts in _batches(self.portions(), team.size):
+            for parts in _batches(self.portions(), self._together(shapes[0][1])):
                 made = team.map(pairs, parts)
                 for number, gram in enumerate(grams):
                     gram.add([of_part[number] for of_part in made], team.map)
         for name in last_use:
             self.weights.pop(name)
-        give_back_free_memory()
+        if large:
+            give_back_free_memory()
         for group_scheme, group in groups.items():
             self.solve_batch([group], [grams.pop(0)], group_scheme)
+
+    def _together(self, columns: int) -> int:
+        """Portions whose inputs wait for each other to be added; threads meet once for all."""
+        team, rows = self.layer.arithmetic.team, self.layer.arithmetic.rows
+        pair_bytes = 2 * 4 * columns * rows * self.layer.store.length
+        return team.size * max(1, _WAITING_BYTES // (team.size * pair_bytes))
 
     def solve_batch(
         self,

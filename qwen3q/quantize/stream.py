@@ -27,6 +27,7 @@ from qwen3q.models.decoder import (
     decoder_layer,
     gated,
     mlp,
+    plain_linear,
     rms_norm,
     rope_table,
 )
@@ -88,7 +89,7 @@ class StreamedLayer:
             each read when it is asked for.
         dtypes: the tensors' dtypes in the checkpoint, by short name.
         moments: mean squares and token counts of every linear's input under the float model, by
-            checkpoint name: the GGUF importance matrix.
+            checkpoint name: the GGUF importance matrix. Empty unless ``importance`` is asked for.
         sampled_moments: the same of every ``SAMPLE_STRIDE``-th portion, the sample that scales
             are searched on; equal whether the float model runs on all rows or on these.
         inputs: the float model's activations, where it runs; only with schemes.
@@ -172,6 +173,7 @@ def stream_layers(
     options: StreamOptions = StreamOptions(),
     *,
     float_stride: int | None = 1,
+    importance: bool = False,
     start: int = 0,
     restore: Restore | None = None,
     progress: ProgressFn = silent,
@@ -189,13 +191,14 @@ def stream_layers(
 
     To resume at layer k, pass ``start=k`` and a ``restore`` that reads layers ``0 .. k-1`` back
     from the journal: they are run forward again, and layer k is then bit for bit what it would
-    have been. With no schemes only ``moments`` are collected.
+    have been.
 
     Args:
         rows: calibration tokens, rows of one length.
         schemes: uniform schemes to be solved (``Scheme.is_uniform``); others need no stream.
         float_stride: the float model runs on every n-th portion of rows, 1 or ``SAMPLE_STRIDE``;
-            None: not at all. See ``SolveOptions.float_stride``; ``moments`` of all rows need 1.
+            None: not at all. See ``SolveOptions.float_stride``.
+        importance: collect ``moments``, of all rows that the float model runs on.
         progress: told layers done and in all.
 
     Raises:
@@ -243,7 +246,9 @@ def stream_layers(
                 yield layer
                 layer.require_kept()
                 continue
-            float_pass = _FloatPass(layer, hidden, float_stride, record=bool(schemes))
+            float_pass = _FloatPass(
+                layer, hidden, float_stride, record=bool(schemes), importance=importance
+            )
             with closing(float_pass):
                 float_pass.run()
                 yield layer
@@ -282,11 +287,18 @@ class _FloatPass:
     """Runs one layer of the float model, watching its linears' inputs."""
 
     def __init__(
-        self, layer: StreamedLayer, hidden: Activations, stride: int, *, record: bool
+        self,
+        layer: StreamedLayer,
+        hidden: Activations,
+        stride: int,
+        *,
+        record: bool,
+        importance: bool,
     ) -> None:
         self._layer = layer
         self._hidden = hidden
         self._stride = stride
+        self._importance = importance
         config, store = layer.config, layer.store
         self._next = store.new(config.hidden_size)
         self._room: list[Activations] = []
@@ -304,9 +316,14 @@ class _FloatPass:
         """Fills the layer's ``inputs``, ``moments`` and ``sampled_moments``."""
         layer, config, inputs = self._layer, self._layer.config, self._layer.inputs
         weights = layer.prepared_weights()
+        portions = list(layer.arithmetic.portions(layer.store, self._stride))
+        sampled = portions[:: SAMPLE_STRIDE // self._stride]
+        watches = {
+            part.start: MomentWatch(weights) for part in (portions if self._importance else sampled)
+        }
 
-        def run(part: slice) -> MomentWatch:
-            watch = MomentWatch(weights)
+        def run(part: slice) -> None:
+            watch = watches.get(part.start) or plain_linear(weights)
             hidden = self._hidden.read(part, layer.arithmetic.device)
             mixed = attention(hidden, weights, config, layer.rope, watch)
             middle = hidden + watch(O_PROJ, mixed)
@@ -320,12 +337,11 @@ class _FloatPass:
                 self._next.write(part, middle + watch(DOWN, inner))
             else:
                 self._next.write(part, middle + mlp(middle, weights, config, watch))
-            return watch
 
-        portions = layer.arithmetic.portions(layer.store, self._stride)
-        watches = layer.arithmetic.team.map(run, portions)
-        layer.moments = self._moments(watches)
-        layer.sampled_moments = self._moments(watches[:: SAMPLE_STRIDE // self._stride])
+        layer.arithmetic.team.map(run, portions)
+        if self._importance:
+            layer.moments = self._moments(list(watches.values()))
+        layer.sampled_moments = self._moments([watches[part.start] for part in sampled])
 
     def _moments(self, watches: Sequence[MomentWatch]) -> dict[str, InputMoments]:
         """Of every linear, what several portions' watches saw together."""

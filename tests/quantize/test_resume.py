@@ -134,7 +134,7 @@ def test_error_feedback_and_smoothing(worker: Worker, dense: Path, tmp_path: Pat
 def test_a_float_model_that_runs_on_few_rows_or_none(
     worker: Worker, dense: Path, tmp_path: Path, smoothing: bool
 ) -> None:
-    options = {"smoothing": smoothing, "drift": False, "sweeps": 0}
+    options = {"algorithm": "awq", "smoothing": smoothing}
     check_kills(
         worker, tmp_path, 2, model=dense, schemes=["gptq:int4"], group_size=32, options=options
     )

@@ -38,7 +38,7 @@ def test_moments_are_the_float_models_mean_squares(
     with Checkpoint(folder) as checkpoint:
         layers = [
             ({name: layer.weights[name] for name in layer.weights}, layer.moments)
-            for layer in stream_layers(checkpoint, config, ROWS)
+            for layer in stream_layers(checkpoint, config, ROWS, importance=True)
         ]
         hidden = torch.from_numpy(checkpoint.array("model.embed_tokens.weight").copy())[
             torch.tensor(ROWS)
