@@ -57,6 +57,11 @@ def markdown(rows: list[dict[str, Any]], found: list[Outcome]) -> str:
         "rank the same",
         "token first. W8A8 (`int8`) is measured with activations rounded to int8 per token too. "
         "Groups of 128.",
+        "qwen3q runs evenly spaced ones of these rows, as many as its recipe says are enough for "
+        "the model:",
+        "32 tokens per input channel of the widest linear, 10 with recipe `fast`; `all` runs every "
+        "row. The",
+        "peers run all they are given.",
         "LLM Compressor's `gptq:int4` and `awq:int4` are W4A16 folders, the only 4-bit layout it "
         "writes.",
         f"{machine()}, {first['threads']} threads per run, no GPU; runs began between "

@@ -21,7 +21,6 @@ from qwen3q.models.tensors import parameter_count
 from qwen3q.models.tokenizer import read_tokenizer
 from qwen3q.plan.gguf_types import FILE_TYPES
 from qwen3q.progress import ProgressFn, silent
-from qwen3q.quantize.local_gguf import local_gguf
 from qwen3q.quantize.names import REPORT_NAME
 
 if TYPE_CHECKING:
@@ -81,6 +80,8 @@ def find_artefact(name: str, *, offline: bool = False, progress: ProgressFn = si
         )
     path = Path(name).expanduser()
     if not path.is_dir() and (path.suffix == ".gguf" or ":" in name):
+        from qwen3q.quantize.local_gguf import local_gguf
+
         return _gguf(local_gguf(name, offline=offline, progress=progress))
     source = resolve(name, offline=offline, progress=progress)
     assert source.folder is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -22,7 +23,6 @@ class TextCodec(Protocol):
         bos: what each chunk's first token is replaced by, or None.
         eos: what ends a text; it stands before one where there is no ``bos``.
         chat_template: Jinja source, or None.
-        stop_tokens: ids that end an answer.
         trained_context: tokens that the model was trained to read at once.
         vocab_size: rows of the vocabulary, padding included: the width of its logits.
     """
@@ -30,9 +30,12 @@ class TextCodec(Protocol):
     bos: int | None
     eos: int
     chat_template: str | None
-    stop_tokens: frozenset[int]
     trained_context: int
     vocab_size: int
+
+    @property
+    def stop_tokens(self) -> frozenset[int]:
+        """Ids that end an answer."""
 
     def encode(self, text: str, *, parse_special: bool) -> NDArray[np.int32]:
         """Token ids; with ``parse_special`` ``<|im_start|>`` and the like are one token."""
@@ -88,8 +91,11 @@ class GgufCodec:
         self.trained_context = int(self._model.metadata(f"{architecture}.context_length") or 0)
         self.vocab_size = self._model.vocab_size
         self.chat_template = self._model.chat_template()
-        tokens = range(self.vocab_size)
-        self.stop_tokens = frozenset(t for t in tokens if self._model.is_end(t))
+
+    @cached_property
+    def stop_tokens(self) -> frozenset[int]:
+        """Every token that ends a reply."""
+        return frozenset(t for t in range(self.vocab_size) if self._model.is_end(t))
 
     def encode(self, text: str, *, parse_special: bool) -> NDArray[np.int32]:
         return self._model.tokenize(text, add_special=True, parse_special=parse_special)

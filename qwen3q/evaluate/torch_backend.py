@@ -33,6 +33,8 @@ _BATCH_TOKENS = 2048
 _LOGIT_BYTES = 128 << 20
 """About how much one block of logits takes."""
 
+_HEAD_ROWS = 8192
+
 
 class TorchBackend(Closing):
     """A model whose weights come from any artefact."""
@@ -79,7 +81,7 @@ class TorchBackend(Closing):
             for start in range(0, len(scored), step):
                 x = rms_norm(scored[start : start + step], norm, self._source.config.rms_norm_eps)
                 x = rounding(x) if rounding else x
-                yield LogitRows(start, F.linear(x, head).cpu().numpy())
+                yield LogitRows(start, _products(x, head).cpu().numpy())
 
     def _hidden(self, hidden: torch.Tensor, progress: ProgressFn) -> torch.Tensor:
         """The last layer's output, float32 ``[chunks, context, hidden_size]``.
@@ -147,6 +149,15 @@ class TorchBackend(Closing):
 
     def close(self) -> None:
         self._cached = None
+
+
+def _products(x: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
+    """``x head^T``, a part of the vocabulary at a time: a whole one leaves no room in a cache."""
+    logits = x.new_empty(len(x), len(head))
+    for start in range(0, len(head), _HEAD_ROWS):
+        part = head[start : start + _HEAD_ROWS]
+        torch.mm(x, part.T, out=logits[:, start : start + len(part)])
+    return logits
 
 
 def best_device() -> str:

@@ -185,6 +185,21 @@ class _Cursor:
         self.position += length
         return raw.decode("utf-8", errors="replace")
 
+    def strings(self, count: int) -> list[str]:
+        """``string`` so many times; a vocabulary has hundreds of thousands."""
+        self.room(count, 8, "strings")
+        found: list[str] = []
+        data, start, size = self.data, self.position, len(self.data)
+        read_length = struct.Struct("<Q").unpack_from
+        for _ in range(count):
+            end = start + 8 + (read_length(data, start)[0] if start + 8 <= size else 0)
+            if end > size:
+                raise CheckpointError(f"{self.path} is truncated: it claims {count} strings.")
+            found.append(data[start + 8 : end].decode("utf-8", "replace"))
+            start = end
+        self.position = start
+        return found
+
     def value_type(self) -> ValueType:
         kind = self.number("I")
         try:
@@ -201,8 +216,7 @@ class _Cursor:
         if items is ValueType.ARRAY:
             raise CheckpointError(f"{self.path}: nested metadata arrays are not read.")
         if items is ValueType.STRING:
-            self.room(count, 8, "strings")
-            return [self.string() for _ in range(count)]
+            return self.strings(count)
         code = _FORMATS[items]
         self.room(count, struct.calcsize("<" + code), "numbers")
         values = struct.unpack_from(f"<{count}{code}", self.data, self.position)
