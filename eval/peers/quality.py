@@ -113,8 +113,9 @@ def _targets(found: list[Outcome]) -> list[str]:
         "most the limit",
         "is asked. 0.10 means a tenth of the peer's loss.",
         "",
-        "| model | format | of the best of | best | its KL | qwen3q | ratio | at most | met |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| model | format | of the best of | best | its KL | recipe | qwen3q | ratio | at most "
+        "| met |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for o in found:
         peers = ", ".join(
@@ -123,7 +124,8 @@ def _targets(found: list[Outcome]) -> list[str]:
         ratio = "-" if o.ratio is None else f"{o.ratio:.3f} ± {o.ratio_stderr:.3f}"
         lines.append(
             f"| {o.target.model} | {o.target.format} | {peers} | {NAMES.get(o.best_peer, '-')} "
-            f"| {_figure(o.best)} | {_figure(o.ours)} | {ratio} | {o.target.limit} | {o.verdict} |"
+            f"| {_figure(o.best)} | {o.variant} | {_figure(o.ours)} | {ratio} | {o.target.limit} "
+            f"| {o.verdict} |"
         )
     return lines
 

@@ -38,11 +38,16 @@ TARGETS = (
 )
 
 
+VARIANTS = ("default", "fast")
+"""Of qwen3q; each is held to every target."""
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """One target beside what was measured."""
 
     target: Target
+    variant: str
     ours: float | None
     """KL divergence, nats per position; None without a row."""
     best: float | None
@@ -65,17 +70,18 @@ class Outcome:
 
 
 def outcomes(rows: list[dict[str, Any]]) -> list[Outcome]:
-    """Every target beside the rows; of a quantizer's variants, its best counts."""
-    return [_outcome(target, rows) for target in TARGETS]
+    """Every target beside the rows, for each variant; of a peer's variants, its best counts."""
+    return [_outcome(target, variant, rows) for target in TARGETS for variant in VARIANTS]
 
 
-def _outcome(target: Target, rows: list[dict[str, Any]]) -> Outcome:
+def _outcome(target: Target, variant: str, rows: list[dict[str, Any]]) -> Outcome:
     measured = [
         row
         for row in rows
         if row["model"] == target.model and row["format"] == target.format and "problem" not in row
     ]
-    ours = _best([row for row in measured if row["quantizer"] == OURS])
+    of_ours = [row for row in measured if row["quantizer"] == OURS]
+    ours = _best([row for row in of_ours if row["option"] == variant])
     best = _best([row for row in measured if row["quantizer"] in target.peers])
     absent = tuple(p for p in target.peers if all(row["quantizer"] != p for row in measured))
     ratio = error = None
@@ -84,6 +90,7 @@ def _outcome(target: Target, rows: list[dict[str, Any]]) -> Outcome:
         error = ratio * math.hypot(*(row["kl_stderr"] / row["kl_mean"] for row in (ours, best)))
     return Outcome(
         target=target,
+        variant=variant,
         ours=ours["kl_mean"] if ours else None,
         best=best["kl_mean"] if best else None,
         best_peer=best["quantizer"] if best else "",
