@@ -3,7 +3,8 @@
     python -m eval.bench.quantize_speed MODEL --text TEXT --format gptq:int4 --format awq:int4
 
 Everybody gets the same token rows and the same number of threads, and runs in a process of its
-own. qwen3q runs twice: by default, and with recipe ``fast``. ``--kept FILE`` takes peers'
+own. qwen3q runs twice: by default, and with recipe ``fast``; both take as many of the rows as the
+recipe says are enough, and the operations counted are the default's. ``--kept FILE`` takes peers'
 figures from ``results.json`` of ``python -m eval.peers compare`` (made with the same rows and
 threads), so that the slow ones need not run again. A peer whose environment is not made and that
 has no kept figure is left out.
@@ -26,9 +27,11 @@ from eval.peers import envs
 from eval.peers.compare import QUANTIZERS
 from eval.peers.job import REPORT_MARK
 from eval.peers.rows import token_rows
+from qwen3q.calibrate.enough import rows_enough
 from qwen3q.files import available_threads
 from qwen3q.models.config import Qwen3Config, read_config
 from qwen3q.models.tensors import Role, layer_tensors
+from qwen3q.plan.job import QuantizeRequest, job_of
 
 PEERS = ("gptqmodel", "llmcompressor", "autoawq")
 LIMIT_SECONDS = 3 * 3600.0
@@ -119,6 +122,12 @@ def kept_rows(path: Path | None, model: str, scheme: str, threads: int) -> dict[
     }
 
 
+def _rows_run(config: Qwen3Config, recipe: str | None, shape: tuple[int, ...]) -> int:
+    """Rows of ``shape`` that qwen3q runs."""
+    text = job_of(QuantizeRequest(formats=("gptq:int4",), recipe=recipe)).calibration
+    return min(shape[0], rows_enough(config, text.tokens_per_channel, shape[1]))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", type=Path)
@@ -140,7 +149,10 @@ def main() -> None:
         tokens = Path(scratch) / "tokens.npy"
         rows = token_rows(model, arguments.text, arguments.length, arguments.rows)
         np.save(tokens, rows)
-        needed = flops(read_config(model), *rows.shape)
+        config = read_config(model)
+        enough = {name: _rows_run(config, name, rows.shape) for name in (None, "fast")}
+        needed = flops(config, enough[None], arguments.length)
+        print(f"qwen3q runs {enough[None]} of the rows, with recipe fast {enough['fast']}")
         for scheme in arguments.formats or list(TARGETS):
             rate = matrix_rate()
             ours = run_one("qwen3q", model, scheme, tokens, threads)

@@ -69,6 +69,10 @@ def main() -> int:
     if args.command == "readback":
         from eval.peers.readback import markdown, merged, read_back, save
 
+        for folder in args.folders:
+            if not (folder / "config.json").is_file():
+                print(f"{folder} is no model folder: it has no config.json.", file=sys.stderr)
+                return 2
         only = tuple(_names(args.peers))
         report = merged(read_back(args.folders, args.text, args.rows, only=only), args.out)
         save(report, args.out)

@@ -80,6 +80,8 @@ def find_artefact(name: str, *, offline: bool = False, progress: ProgressFn = si
         )
     path = Path(name).expanduser()
     if not path.is_dir() and (path.suffix == ".gguf" or ":" in name):
+        if path.is_file():
+            return _gguf(path)
         from qwen3q.quantize.local_gguf import local_gguf
 
         return _gguf(local_gguf(name, offline=offline, progress=progress))

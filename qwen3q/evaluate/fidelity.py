@@ -95,6 +95,20 @@ def log_softmax_rows(logits: NDArray[np.float32]) -> tuple[NDArray[np.float32], 
     return shifted, total
 
 
+class Workspace:
+    """Room for what a comparison makes on its way. One thread uses it again and again: memory that
+    is fresh for every row costs more time than the arithmetic in it.
+    """
+
+    def __init__(self, vocabulary: int, rows: int) -> None:
+        """Room for comparisons of up to ``rows`` rows."""
+        self.step = max(1, _ELEMENTS_IN_CACHE // vocabulary)
+        self.reference = np.empty((rows, vocabulary), np.float32)
+        self.ours = np.empty((self.step, vocabulary), np.float32)
+        self.weighted = np.empty((self.step, vocabulary), np.float32)
+        self.likely = np.empty((self.step, vocabulary), np.bool_)
+
+
 def compare_rows(
     logits: NDArray[np.float32],
     reference: NDArray[np.float32],
@@ -103,6 +117,7 @@ def compare_rows(
     targets: NDArray[np.int32],
     out: TokenScores,
     rows: slice,
+    space: Workspace,
 ) -> None:
     """Scores ``rows`` of ``out``.
 
@@ -113,13 +128,16 @@ def compare_rows(
     """
     assert out.kl is not None
     assert out.same_top is not None
-    step = max(1, _ELEMENTS_IN_CACHE // logits.shape[1])
-    for first in range(0, len(targets), step):
-        part = slice(first, min(first + step, len(targets)))
-        ours, _ = log_softmax_rows(logits[part])
-        nll = -ours[np.arange(len(ours)), targets[part]].astype(np.float64)
-        weighted = np.exp(reference[part])
-        weighted *= reference[part] > SMALLEST_LOG_PROBABILITY
+    for first in range(0, len(targets), space.step):
+        part = slice(first, min(first + space.step, len(targets)))
+        count = part.stop - first
+        ours, weighted, likely = (x[:count] for x in (space.ours, space.weighted, space.likely))
+        np.subtract(logits[part], logits[part].max(axis=1, keepdims=True), out=ours)
+        total = np.log(np.exp(ours, out=weighted).sum(axis=1, dtype=np.float64))
+        ours -= total.astype(np.float32)[:, None]
+        nll = -ours[np.arange(count), targets[part]].astype(np.float64)
+        np.exp(reference[part], out=weighted)
+        weighted *= np.greater(reference[part], SMALLEST_LOG_PROBABILITY, out=likely)
         reference[part] -= ours
         weighted *= reference[part]
         to = slice(rows.start + part.start, rows.start + part.stop)

@@ -22,6 +22,7 @@ from qwen3q.evaluate.chunks import Scored, summarize
 from qwen3q.evaluate.fidelity import (
     Fidelity,
     TokenScores,
+    Workspace,
     compare_rows,
     fidelity_from,
     summarize_fidelity,
@@ -235,7 +236,8 @@ def _compare(
                 f"{artefact.name} has {model.vocab_size} vocabulary rows, the reference "
                 f"{stored.key.vocab_size}."
             )
-        scores = score(model, stored, pool, _label(progress, artefact.name))
+        label = _label(progress, artefact.name)
+        scores = score(model, stored, pool, options.thread_count, label)
         facts = model.facts
     fidelity = summarize_fidelity(scores, stored.nll)
     return _Compared(fidelity, dict(facts), perf_counter() - started)
@@ -266,25 +268,44 @@ def _ask(artefact: Artefact, stored: ReferenceLogits, progress: ProgressFn) -> M
 
 
 def score(
-    model: Backend, stored: ReferenceLogits, pool: ThreadPoolExecutor, progress: ProgressFn = silent
+    model: Backend,
+    stored: ReferenceLogits,
+    pool: ThreadPoolExecutor,
+    threads: int,
+    progress: ProgressFn = silent,
 ) -> TokenScores:
-    """Every scored position of ``model`` against the stored reference."""
+    """Every scored position of ``model`` against the stored reference.
+
+    Args:
+        threads: of the pool.
+    """
+    key = stored.key
+    spaces = [Workspace(key.vocab_size, key.block_rows) for _ in range(threads)]
     out = TokenScores.empty(stored.key.rows)
     nll, top, targets = stored.nll, stored.top, stored.targets
     for start, values in model.logits(stored.chunks, stored.key.first, progress):
+        spans = list(stored.spans(start, start + len(values)))
 
-        def work(rows: slice, start: int = start, logits: NDArray[np.float32] = values) -> None:
-            compare_rows(
-                logits[rows.start - start : rows.stop - start],
-                stored.log_probabilities(rows),
-                nll[rows],
-                top[rows],
-                targets[rows],
-                out,
-                rows,
-            )
+        def work(
+            number: int,
+            spans: list[slice] = spans,
+            start: int = start,
+            logits: NDArray[np.float32] = values,
+        ) -> None:
+            space = spaces[number]
+            for rows in spans[number::threads]:
+                compare_rows(
+                    logits[rows.start - start : rows.stop - start],
+                    stored.log_probabilities(rows, space.reference),
+                    nll[rows],
+                    top[rows],
+                    targets[rows],
+                    out,
+                    rows,
+                    space,
+                )
 
-        list(pool.map(work, stored.spans(start, start + len(values))))
+        list(pool.map(work, range(threads)))
     return out
 
 

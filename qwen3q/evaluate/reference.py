@@ -150,8 +150,13 @@ class ReferenceLogits(Closing):
             yield slice(start, end)
             start = end
 
-    def log_probabilities(self, rows: slice) -> NDArray[np.float32]:
+    def log_probabilities(
+        self, rows: slice, out: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
         """Rows of one block, float32 ``[rows, vocabulary]``.
+
+        Args:
+            out: where to write them, with room for as many rows or more.
 
         Raises:
             CheckpointError: the block is damaged.
@@ -168,8 +173,8 @@ class ReferenceLogits(Closing):
             raise _broken(self.path, f"block {block} is damaged")
         planes = np.frombuffer(raw, np.uint8).reshape(2, count, self.key.vocab_size)
         planes = planes[:, skip : skip + rows.stop - rows.start]
-        codes: NDArray[np.float32] = planes[0].astype(np.float32)
-        codes *= 256
+        codes = np.empty(planes.shape[1:], np.float32) if out is None else out[: planes.shape[1]]
+        np.multiply(planes[0], 256, out=codes, dtype=np.float32)
         codes += planes[1]
         codes *= self._rows["scale"][rows, None]
         codes += self._rows["low"][rows, None]

@@ -7,7 +7,7 @@ what the float model puts out, so later stages make up for earlier ones.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -76,19 +76,14 @@ def _solve_attention(work: LayerWork) -> None:
     mixed = work.room(config.q_size)
     scales = work.input_scales(O_PROJ)
 
-    def normed(source: Activations, part: slice) -> torch.Tensor:
-        return rms_norm(work.read(source, part), work.weights[ATTENTION_NORM], config.rms_norm_eps)
-
-    def both_normed(part: slice) -> _Inputs:
-        return normed(hidden, part), normed(floats.hidden, part) if floats else None
-
     def attended(part: slice) -> _Inputs:
         x = work.read(hidden, part)
         own = attention(x, work.weights, config, work.layer.rope, work.linear)
         mixed.write(part, own)
         return own, work.read(floats.mixed, part) / scales if floats else None
 
-    work.solve_stage(QKV, both_normed)
+    normed = _both_normed(work, ATTENTION_NORM, hidden, floats.hidden if floats else None)
+    work.solve_stage(QKV, normed)
     work.solve_stage((O_PROJ,), attended, last_use=QKV)
 
     def finish(part: slice) -> None:
@@ -106,19 +101,14 @@ def _solve_mlp(work: LayerWork) -> None:
     inner = work.room(config.intermediate_size)
     scales = work.input_scales(DOWN)
 
-    def normed(source: Activations, part: slice) -> torch.Tensor:
-        return rms_norm(work.read(source, part), work.weights[MLP_NORM], config.rms_norm_eps)
-
-    def both_normed(part: slice) -> _Inputs:
-        return normed(work.middle, part), normed(floats.middle, part) if floats else None
-
     def gate_times_up(part: slice) -> _Inputs:
-        x = normed(work.middle, part).to(work.layer.arithmetic.dtype)
+        x = _normed(work, MLP_NORM, work.middle, part).to(work.layer.arithmetic.dtype)
         own = gated(x, *GATE_UP, work.linear)
         inner.write(part, own)
         return own, work.read(inner_float, part) / scales if inner_float else None
 
-    work.solve_stage(GATE_UP, both_normed, last_use=(O_PROJ,))
+    normed = _both_normed(work, MLP_NORM, work.middle, floats.middle if floats else None)
+    work.solve_stage(GATE_UP, normed, last_use=(O_PROJ,))
     work.solve_stage((DOWN,), gate_times_up, last_use=GATE_UP)
 
     def finish(part: slice) -> None:
@@ -127,3 +117,19 @@ def _solve_mlp(work: LayerWork) -> None:
 
     work.each(finish)
     inner.free()
+
+
+def _normed(work: LayerWork, norm: str, source: Activations, part: slice) -> torch.Tensor:
+    return rms_norm(work.read(source, part), work.weights[norm], work.layer.config.rms_norm_eps)
+
+
+def _both_normed(
+    work: LayerWork, norm: str, own: Activations, floating: Activations | None
+) -> Callable[[slice], _Inputs]:
+    """A portion behind a norm, under the quantized prefix and in the float model."""
+
+    def run(part: slice) -> _Inputs:
+        floats = _normed(work, norm, floating, part) if floating else None
+        return _normed(work, norm, own, part), floats
+
+    return run

@@ -7,6 +7,7 @@ import pytest
 
 from qwen3q.evaluate.fidelity import (
     TokenScores,
+    Workspace,
     compare_rows,
     log_softmax_rows,
     mean,
@@ -30,7 +31,9 @@ def scores_of(reference, model, targets) -> TokenScores:
     nll = -base[np.arange(ROWS), targets].astype(np.float64)
     out = TokenScores.empty(ROWS)
     top = base.argmax(axis=1).astype(np.int32)
-    compare_rows(model, base.copy(), nll, top, targets, out, slice(0, ROWS))
+    compare_rows(
+        model, base.copy(), nll, top, targets, out, slice(0, ROWS), Workspace(VOCABULARY, 0)
+    )
     return out
 
 
