@@ -46,9 +46,12 @@ def search_scales(target: SmoothTarget, scheme: Scheme, each: Each = map) -> tor
         scales = candidate()
         return rounding_error(judged, scales, scheme), scales
 
-    (plain, _), *tried = each(judge, _candidates(target, scheme))
-    least, best = min(tried, key=lambda one: one[0])
-    return best if least < plain else None
+    (least, _), *tried = each(judge, _candidates(target, scheme))
+    best: torch.Tensor | None = None
+    for error, scales in tried:
+        if error < least:
+            best, least = scales, error
+    return best
 
 
 def _candidates(target: SmoothTarget, scheme: Scheme) -> list[Candidate]:
