@@ -16,7 +16,9 @@ from qwen3q.llama.threads import calm_openmp
 from qwen3q.models.config import parse_config
 from qwen3q.models.tensors import Role, model_tensors
 
-calm_openmp()  # before torch is loaded
+# Before torch is loaded: on models this small, threads wait for each other longer than they work.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+calm_openmp()
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
 
