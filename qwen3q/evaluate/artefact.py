@@ -79,9 +79,9 @@ def find_artefact(name: str, *, offline: bool = False, progress: ProgressFn = si
             "Endpoints go into `qwen3q eval URL... --reference MODEL` and `eval endpoint URL`.",
         )
     path = Path(name).expanduser()
-    if not path.is_dir() and (path.suffix == ".gguf" or ":" in name):
-        if path.is_file():
-            return _gguf(path)
+    if path.suffix == ".gguf" and not path.is_dir():
+        return _gguf(path)
+    if ":" in name and not path.is_dir():
         from qwen3q.quantize.local_gguf import local_gguf
 
         return _gguf(local_gguf(name, offline=offline, progress=progress))
