@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from qwen3q.models.decoder import Linear
 from qwen3q.process_memory import peak_since_start, resident_bytes
 from qwen3q.quantize.footprint import Workload
-from qwen3q.quantize.team import Team
+from qwen3q.quantize.team import Team, hand_over_seconds
 
 if TYPE_CHECKING:
     from qwen3q.models.config import Qwen3Config
@@ -27,6 +27,11 @@ _TOKENS_ON_CORE = 512
 _TOKENS_ON_ACCELERATOR = 16384
 _TOKENS_FOR_EXPERTS = 2048
 """A portion is spread over the experts, and each expert's product needs its share of tokens."""
+
+_NARROW = 1024
+"""Below this width operations are so short that torch's own threads mostly wait for each other."""
+_SLOW_HAND_OVER = 2e-4
+"""Seconds; with threads that wait for each other longer, a narrow model is faster on one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,26 +121,32 @@ def round_activations(x: torch.Tensor, bits: int) -> torch.Tensor:
     return rounded.to(x.dtype)
 
 
-def arithmetic_for(device: str, length: int, *, experts: bool = False) -> Arithmetic:
+def arithmetic_for(config: Qwen3Config, device: str, length: int) -> Arithmetic:
     """bfloat16 where the hardware multiplies it fast, else float32.
 
     Args:
         length: tokens of a calibration row.
-        experts: the model has some.
     """
     kind = device.partition(":")[0]
-    cores = torch.get_num_threads() if kind == "cpu" else 1
-    tokens = _TOKENS_FOR_EXPERTS if experts else _TOKENS_ON_CORE
+    tokens = _TOKENS_FOR_EXPERTS if config.is_moe else _TOKENS_ON_CORE
     if kind != "cpu":
         tokens = _TOKENS_ON_ACCELERATOR
     fast = torch.cuda.is_bf16_supported() if kind == "cuda" else kind == "cpu" and _amx()
     dtype = torch.bfloat16 if fast else torch.float32
-    return Arithmetic(device, dtype, max(1, tokens // length), Team(cores))
+    return Arithmetic(device, dtype, max(1, tokens // length), _team_for(config, kind))
+
+
+def _team_for(config: Qwen3Config, kind: str) -> Team:
+    cores = torch.get_num_threads() if kind == "cpu" else 1
+    narrow = config.hidden_size < _NARROW
+    if narrow and cores > 1 and hand_over_seconds() > _SLOW_HAND_OVER:
+        cores = 1
+    return Team(cores, alone=narrow)
 
 
 def workload_of(config: Qwen3Config, device: str, rows: int, length: int) -> Workload:
     """What a calibration of so many rows runs, for the prediction of its memory."""
-    arithmetic = arithmetic_for(device, length, experts=config.is_moe)
+    arithmetic = arithmetic_for(config, device, length)
     return Workload(
         tokens=rows * length,
         at_once=arithmetic.rows * length,

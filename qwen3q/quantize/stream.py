@@ -207,7 +207,7 @@ def stream_layers(
         DiskError: activations do not fit on disk.
     """
     tokens = _token_tensor(rows, config.vocab_size)
-    arithmetic = arithmetic_for(options.devices[0], tokens.shape[1], experts=config.is_moe)
+    arithmetic = arithmetic_for(config, options.devices[0], tokens.shape[1])
     rope = rope_table(config, tokens.shape[1], arithmetic.device)
     count, length = tokens.shape
     with (

@@ -7,9 +7,12 @@ thread: what it computes is the same however many there are.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from threading import Barrier
+from functools import cache
+from statistics import median
+from threading import Barrier, Event, Thread
 from typing import TypeVar
 
 import torch
@@ -22,17 +25,21 @@ class Team:
     """A fixed number of threads. Use as a context manager.
 
     Attributes:
-        size: 1 does everything in the calling thread, with torch's own threads.
+        size: 1 does everything in the calling thread.
+        alone: the calling thread, too, computes on one core, without torch's own threads.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, *, alone: bool = False) -> None:
         self.size = size
+        self.alone = alone
+        self._before = 0
         self._pool: ThreadPoolExecutor | None = None
 
     def __enter__(self) -> Team:
+        self._before = torch.get_num_threads()
+        own = 1 if self.alone else self._before
         if self.size > 1:
             self._pool = ThreadPoolExecutor(self.size, "layer")
-            own = torch.get_num_threads()
             all_here = Barrier(self.size)
 
             def prepare(_: int) -> None:
@@ -41,16 +48,46 @@ class Team:
                 all_here.wait()
 
             list(self._pool.map(prepare, range(self.size)))
-            torch.set_num_threads(own)  # the default was set along with each thread's number
+        torch.set_num_threads(own)  # the default was set along with each thread's number
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
             self._pool = None
+        torch.set_num_threads(self._before)
 
     def map(self, run: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
         """Results in the order of ``items``; all are done when this returns."""
         if self._pool is None:
             return [run(item) for item in items]
         return list(self._pool.map(run, items))
+
+
+@cache
+def hand_over_seconds() -> float:
+    """How long a thread that slept for some milliseconds takes to answer another.
+
+    Below 0.1 ms on an idle machine; several times that on a busy one, and where the cores are
+    virtual and their host must first wake them.
+    """
+    ping, pong, rounds = Event(), Event(), 9
+
+    def answer() -> None:
+        for _ in range(rounds):
+            ping.wait()
+            ping.clear()
+            pong.set()
+
+    other = Thread(target=answer, daemon=True)
+    other.start()
+    seconds: list[float] = []
+    for _ in range(rounds):
+        time.sleep(0.005)
+        started = time.perf_counter()
+        ping.set()
+        pong.wait()
+        pong.clear()
+        seconds.append((time.perf_counter() - started) / 2)
+    other.join()
+    return median(seconds)

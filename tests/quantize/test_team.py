@@ -27,5 +27,14 @@ def test_results_come_in_order_from_threads_of_one_core_each() -> None:
 
 
 def test_one_thread_is_the_callers_own() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with Team(2, alone=True) as team:
+            assert torch.get_num_threads() == 1
+            assert team.map(lambda _: torch.get_num_threads(), range(2)) == [1, 1]
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
     with Team(1) as team:
         assert team.map(lambda _: threading.current_thread(), [0]) == [threading.current_thread()]
