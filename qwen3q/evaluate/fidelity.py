@@ -84,15 +84,22 @@ def fidelity_from(plain: Mapping[str, Any]) -> Fidelity:
     return Fidelity(**fields)
 
 
-def log_softmax_rows(logits: NDArray[np.float32]) -> tuple[NDArray[np.float32], Floats]:
-    """Log-probabilities float32 ``[rows, vocabulary]``, and ln of the sum of shifted exponentials.
+def log_softmax_rows(
+    logits: NDArray[np.float32],
+    out: NDArray[np.float32] | None = None,
+    scratch: NDArray[np.float32] | None = None,
+) -> NDArray[np.float32]:
+    """Log-probabilities float32 ``[rows, vocabulary]``; ``logits`` stay as they are.
 
-    Exponentials in float32, their sum in float64; ``logits`` stay as they are.
+    Exponentials in float32, their sum in float64.
+
+    Args:
+        out, scratch: where to write them, and room for the exponentials; as large as ``logits``.
     """
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    total = np.log(np.exp(shifted).sum(axis=1, dtype=np.float64))
-    shifted -= total.astype(np.float32)[:, None]
-    return shifted, total
+    out = np.subtract(logits, logits.max(axis=1, keepdims=True), out=out)
+    total = np.log(np.exp(out, out=scratch).sum(axis=1, dtype=np.float64))
+    out -= total.astype(np.float32)[:, None]
+    return out
 
 
 class Workspace:
@@ -131,10 +138,8 @@ def compare_rows(
     for first in range(0, len(targets), space.step):
         part = slice(first, min(first + space.step, len(targets)))
         count = part.stop - first
-        ours, weighted, likely = (x[:count] for x in (space.ours, space.weighted, space.likely))
-        np.subtract(logits[part], logits[part].max(axis=1, keepdims=True), out=ours)
-        total = np.log(np.exp(ours, out=weighted).sum(axis=1, dtype=np.float64))
-        ours -= total.astype(np.float32)[:, None]
+        ours, weighted, likely = space.ours[:count], space.weighted[:count], space.likely[:count]
+        log_softmax_rows(logits[part], ours, weighted)
         nll = -ours[np.arange(count), targets[part]].astype(np.float64)
         np.exp(reference[part], out=weighted)
         weighted *= np.greater(reference[part], SMALLEST_LOG_PROBABILITY, out=likely)

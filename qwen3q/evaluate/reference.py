@@ -271,7 +271,7 @@ def _blocks(logits: Iterator[LogitRows], block_rows: int) -> Iterator[list[Logit
 def _encode(block: LogitRows, rows: NDArray[Any], targets: NDArray[np.int32]) -> bytes:
     """Fills the block's entries of ``rows`` and returns its deflated byte planes."""
     here = slice(block.start, block.start + len(block.values))
-    log_probabilities, _ = log_softmax_rows(block.values)
+    log_probabilities = log_softmax_rows(block.values)
     top = log_probabilities.argmax(axis=1)
     count = np.arange(len(top))
     rows["top"][here] = top

@@ -27,7 +27,7 @@ def logits() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def scores_of(reference, model, targets) -> TokenScores:
-    base, _ = log_softmax_rows(reference)
+    base = log_softmax_rows(reference)
     nll = -base[np.arange(ROWS), targets].astype(np.float64)
     out = TokenScores.empty(ROWS)
     top = base.argmax(axis=1).astype(np.int32)
