@@ -3,8 +3,8 @@
 Each scored position holds 16 bits per vocabulary entry between the largest log-probability and
 16 nats below it, as llama-perplexity stores them. The less likely a token is, the fewer of the
 low bits are kept: the error this adds to a divergence stays below 1e-6 nats. High and low bytes
-are deflated apart, in blocks that are read in any order; a block that hardly shrinks is only
-wrapped, and read much faster.
+are deflated apart, in blocks that are read in any order; a block that hardly shrinks lies there
+as plain uint16, which are read ten times as fast.
 
 Layout: magic, u32 length of a JSON header, the header, int32 tokens, per-row arrays, u64 offsets
 of the blocks, the blocks. All little-endian.
@@ -33,13 +33,15 @@ from qwen3q.evaluate.fidelity import Floats, log_softmax_rows
 from qwen3q.files import partial_path
 
 MAGIC = b"Q3QLOGIT"
-VERSION = 1
+VERSION = 2
 RANGE = 16.0
 """Nats below the most likely token that are told apart."""
 
 _BLOCK_ELEMENTS = 1 << 18
 _WORTH_DEFLATING = 0.75
-"""Of a block's bytes, if deflated it has fewer."""
+"""Of a block's bytes, if deflated it has fewer; so a block of all its bytes is plain."""
+_LOWEST_TOP = 65280
+"""The largest code of a row is 65535, of which up to 8 low bits are dropped."""
 
 _FINE_NATS = 9.0
 """Log-probabilities above minus this keep all 16 bits."""
@@ -123,6 +125,9 @@ class ReferenceLogits(Closing):
         ends = self._offsets.astype(np.int64)
         if ends[0] != 0 or (np.diff(ends) < 0).any() or start + ends[-1] != len(self._map):
             raise _broken(path, "its block offsets make no sense")
+        named = np.concatenate((tokens, self._rows["top"]))
+        if named.min() < 0 or named.max() >= self.key.vocab_size:
+            raise _broken(path, "it names tokens outside its vocabulary")
 
     @property
     def nll(self) -> Floats:
@@ -162,23 +167,37 @@ class ReferenceLogits(Closing):
             CheckpointError: the block is damaged.
         """
         block, skip = divmod(rows.start, self.key.block_rows)
-        count = min(self.key.block_rows, self.key.rows - block * self.key.block_rows)
-        begin, end = (self._start + int(o) for o in self._offsets[block : block + 2])
-        wanted = count * self.key.vocab_size
-        try:
-            raw = zlib.decompressobj().decompress(self._map[begin:end], 2 * wanted + 1)
-        except zlib.error:
-            raw = b""
-        if len(raw) != 2 * wanted:
+        count = rows.stop - rows.start
+        codes = np.empty((count, self.key.vocab_size), np.float32) if out is None else out[:count]
+        sound = self._read_codes(block, slice(skip, skip + count), codes)
+        scale = self._rows["scale"][rows]
+        least = np.where(scale > 0, _LOWEST_TOP, 0)
+        if not sound or (codes[np.arange(count), self._rows["top"][rows]] < least).any():
             raise _broken(self.path, f"block {block} is damaged")
-        planes = np.frombuffer(raw, np.uint8).reshape(2, count, self.key.vocab_size)
-        planes = planes[:, skip : skip + rows.stop - rows.start]
-        codes = np.empty(planes.shape[1:], np.float32) if out is None else out[: planes.shape[1]]
-        np.multiply(planes[0], 256, out=codes, dtype=np.float32)
-        codes += planes[1]
-        codes *= self._rows["scale"][rows, None]
+        codes *= scale[:, None]
         codes += self._rows["low"][rows, None]
         return codes
+
+    def _read_codes(self, block: int, rows: slice, out: NDArray[np.float32]) -> bool:
+        """Writes what is stored for some of a block's rows; False if they can't be read."""
+        vocabulary = self.key.vocab_size
+        count = min(self.key.block_rows, self.key.rows - block * self.key.block_rows)
+        begin, end = (self._start + int(o) for o in self._offsets[block : block + 2])
+        nbytes = 2 * count * vocabulary
+        if end - begin == nbytes:
+            plain = np.frombuffer(self._map, "<u2", nbytes // 2, begin)
+            out[:] = plain.reshape(count, vocabulary)[rows]
+            return True
+        try:
+            raw = zlib.decompressobj().decompress(self._map[begin:end], nbytes + 1)
+        except zlib.error:
+            return False
+        if len(raw) != nbytes:
+            return False
+        high, low = np.frombuffer(raw, np.uint8).reshape(2, count, vocabulary)[:, rows]
+        np.multiply(high, 256, out=out, dtype=np.float32)
+        out += low
+        return True
 
     def require(self, key: ReferenceKey) -> None:
         """Refuses to serve another measurement.
@@ -284,10 +303,9 @@ def _encode(block: LogitRows, rows: NDArray[Any], targets: NDArray[np.int32]) ->
     bits = ((-log_probabilities - _FINE_NATS) / (2 * np.log(2))).clip(0, 8).astype(np.int32)
     steps = np.where(scale > 0, scale, 1)[:, None] * (1 << bits).astype(np.float32)
     codes = np.rint((log_probabilities - low[:, None]).clip(0) / steps).astype(np.int32) << bits
-    codes = codes.clip(max=65535)
-    planes = np.stack((codes >> 8, codes & 255)).astype(np.uint8).tobytes()
-    deflated = zlib.compress(planes, 1)
-    return deflated if len(deflated) < _WORTH_DEFLATING * len(planes) else zlib.compress(planes, 0)
+    codes = codes.clip(max=65535).astype("<u2")
+    deflated = zlib.compress(np.stack((codes >> 8, codes & 255)).astype(np.uint8).tobytes(), 1)
+    return deflated if len(deflated) < _WORTH_DEFLATING * codes.nbytes else codes.tobytes()
 
 
 def _read_key(path: Path, data: mmap.mmap) -> tuple[ReferenceKey, int]:

@@ -115,8 +115,9 @@ def damaged(path, change) -> None:
         lambda d: d.replace(b'"chunks": 3', b'"chunks": 9', 1),
         lambda d: d.replace(b'"chunks": 3', b'"chunks":-3', 1),
         lambda d: d.replace(b'"vocab_size": 9000', b'"vocab_size": 9999', 1),
-        lambda d: d.replace(b'"version": 1', b'"version": 2', 1),
+        lambda d: d.replace(b'"version": 2', b'"version": 1', 1),
         lambda d: d.replace(b'"model"', b'"mode1"', 1),
+        lambda d: d[: d.index(b"}") + 4] + b"\x7f" + d[d.index(b"}") + 5 :],
     ],
 )
 def test_a_broken_file_is_refused_before_anything_is_allocated(stored, change):
@@ -126,14 +127,16 @@ def test_a_broken_file_is_refused_before_anything_is_allocated(stored, change):
         r.log_probabilities(slice(0, 1))
 
 
-def test_a_damaged_block_is_refused(stored):
-    path = stored[0]
-
-    def flip(data):
-        data[-200] ^= 0xFF
-        return data
-
-    damaged(path, flip)
+@pytest.mark.parametrize("spread", [3.0, 12.0])
+def test_a_damaged_block_is_refused(tmp_path, spread):
+    """Plain and deflated."""
+    logits = np.random.default_rng(3).normal(0, spread, (KEY.rows, KEY.vocab_size))
+    path = tmp_path / "reference.logits"
+    chunks = np.zeros((KEY.chunks, KEY.context), np.int32)
+    with ThreadPoolExecutor(1) as pool:
+        pieces = iter([LogitRows(0, logits.astype(np.float32))])
+        write_reference(path, KEY, chunks, pieces, pool)
+    damaged(path, lambda data: data[:-20000] + bytes(20000))
     with ReferenceLogits(path) as reference:
         last = list(reference.spans(0, KEY.rows))[-1]
         with pytest.raises(CheckpointError, match="damaged"):
