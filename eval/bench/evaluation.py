@@ -2,7 +2,8 @@
 
     python -m eval.bench.evaluation FOLDER --gguf FILE --reference FILE --text FILE --bin BIN
 
-Every figure is a whole process's, from its start. llama-perplexity makes its base logits once,
+Every figure is a whole process's, from its start, on as many cores as threads: llama-perplexity
+compares logits on every core it may use, whatever it is told. It makes its base logits once,
 outside the timing, as the stored reference of qwen3q is made once. transformers runs the folder
 row by row in float32 and takes the log-likelihood of the scored tokens; qwen3q runs the same rows.
 """
@@ -10,6 +11,7 @@ row by row in float32 and takes the log-likelihood of the scored tokens; qwen3q 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -91,6 +93,8 @@ def main() -> None:
         print(loop(arguments.folder, text, chunks, threads))
         return
     calm_openmp()
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
     print(f"{machine()}; {threads} threads; medians of {arguments.repeats}; {chunks} x {CONTEXT}")
     common = ["-f", str(text), "-c", str(CONTEXT), "--chunks", str(chunks), "-t", str(threads)]
     common += ["--no-repack"] if _repack_fails() else []
