@@ -23,6 +23,7 @@ from qwen3q.evaluate.sampling import GREEDY, Sampling
 from qwen3q.evaluate.torch_generate import CachedModel
 from qwen3q.evaluate.weights import WeightSource, open_weights
 from qwen3q.formats.gguf_metadata import with_yarn
+from qwen3q.llama.threads import torch_threads
 from qwen3q.models.decoder import Linear, Weights, decoder_layer, rms_norm, rope_table
 from qwen3q.models.tensors import layer_tensors
 from qwen3q.progress import ProgressFn, silent
@@ -46,12 +47,15 @@ class TorchBackend(Closing):
             self.config = with_yarn(self.config, options.yarn)
         self.device = torch.device(options.device or best_device())
         self._cached: CachedModel | None = None
-        torch.set_num_threads(options.thread_count)
+        threads = options.threads
+        if threads is None:
+            threads = torch_threads(options.thread_count, self.config.hidden_size)
+        torch.set_num_threads(threads)
         self.facts: Mapping[str, Any] = {
             "engine": "torch",
             "version": torch.__version__,
             "device": str(self.device),
-            "threads": options.thread_count,
+            "threads": threads,
             "arithmetic": "float32, inputs rounded as the format is served",
         }
         if options.yarn is not None:

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import os
+import time
+from functools import cache
 from pathlib import Path
+from threading import Event, Thread
 
 _SPIN_ROUNDS = 10_000
 """About 0.3 ms: longer than threads of one matrix product differ when each has its core."""
+
+NARROW = 1024
+"""Below this width a model's operations are so short that torch's threads mostly wait."""
+_SLOW_HAND_OVER = 2e-4
 
 
 def calm_openmp() -> None:
@@ -43,6 +50,47 @@ def default_threads() -> int:
         cores = {_siblings(cpu) for cpu in cpus}
         return max(1, min(len(cores), _quota()))
     return max(1, os.cpu_count() or 1)
+
+
+def torch_threads(cores: int, width: int) -> int:
+    """How many threads a model of this width computes on in torch: ``cores``, or a single one.
+
+    A narrow model gains little from more, and where threads wait long for each other it gets ten
+    times slower: on a busy machine, or on virtual cores that fall asleep.
+    """
+    if cores > 1 and width < NARROW and hand_over_seconds() > _SLOW_HAND_OVER:
+        return 1
+    return cores
+
+
+@cache
+def hand_over_seconds() -> float:
+    """How long a thread that slept for some milliseconds takes to answer another: the third
+    quartile of a few tries.
+
+    About 0.1 ms on an idle machine. Where a host must first wake its virtual cores, most tries are
+    as fast as that and some take milliseconds.
+    """
+    ping, pong, rounds = Event(), Event(), 9
+
+    def answer() -> None:
+        for _ in range(rounds):
+            ping.wait()
+            ping.clear()
+            pong.set()
+
+    other = Thread(target=answer, daemon=True)
+    other.start()
+    seconds: list[float] = []
+    for _ in range(rounds):
+        time.sleep(0.005)
+        started = time.perf_counter()
+        ping.set()
+        pong.wait()
+        pong.clear()
+        seconds.append((time.perf_counter() - started) / 2)
+    other.join()
+    return sorted(seconds)[rounds * 3 // 4]
 
 
 def _siblings(cpu: int) -> str:

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
+from qwen3q.llama.threads import NARROW, torch_threads
 from qwen3q.models.decoder import Linear
 from qwen3q.process_memory import peak_since_start, resident_bytes
 from qwen3q.quantize.footprint import Workload
-from qwen3q.quantize.team import Team, hand_over_seconds
+from qwen3q.quantize.team import Team
 
 if TYPE_CHECKING:
     from qwen3q.models.config import Qwen3Config
@@ -27,11 +28,6 @@ _TOKENS_ON_CORE = 512
 _TOKENS_ON_ACCELERATOR = 16384
 _TOKENS_FOR_EXPERTS = 2048
 """A portion is spread over the experts, and each expert's product needs its share of tokens."""
-
-_NARROW = 1024
-"""Below this width operations are so short that torch's own threads mostly wait for each other."""
-_SLOW_HAND_OVER = 2e-4
-"""Seconds; with threads that wait for each other longer, a narrow model is faster on one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,10 +134,8 @@ def arithmetic_for(config: Qwen3Config, device: str, length: int) -> Arithmetic:
 
 def _team_for(config: Qwen3Config, kind: str) -> Team:
     cores = torch.get_num_threads() if kind == "cpu" else 1
-    narrow = config.hidden_size < _NARROW
-    if narrow and cores > 1 and hand_over_seconds() > _SLOW_HAND_OVER:
-        cores = 1
-    return Team(cores, alone=narrow)
+    width = config.hidden_size
+    return Team(torch_threads(cores, width), alone=width < NARROW)
 
 
 def workload_of(config: Qwen3Config, device: str, rows: int, length: int) -> Workload:

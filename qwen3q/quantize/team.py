@@ -7,12 +7,9 @@ thread: what it computes is the same however many there are.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
-from statistics import median
-from threading import Barrier, Event, Thread
+from threading import Barrier
 from typing import TypeVar
 
 import torch
@@ -62,32 +59,3 @@ class Team:
         if self._pool is None:
             return [run(item) for item in items]
         return list(self._pool.map(run, items))
-
-
-@cache
-def hand_over_seconds() -> float:
-    """How long a thread that slept for some milliseconds takes to answer another.
-
-    Below 0.1 ms on an idle machine; several times that on a busy one, and where the cores are
-    virtual and their host must first wake them.
-    """
-    ping, pong, rounds = Event(), Event(), 9
-
-    def answer() -> None:
-        for _ in range(rounds):
-            ping.wait()
-            ping.clear()
-            pong.set()
-
-    other = Thread(target=answer, daemon=True)
-    other.start()
-    seconds: list[float] = []
-    for _ in range(rounds):
-        time.sleep(0.005)
-        started = time.perf_counter()
-        ping.set()
-        pong.wait()
-        pong.clear()
-        seconds.append((time.perf_counter() - started) / 2)
-    other.join()
-    return median(seconds)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 
 import pytest
 
@@ -34,3 +35,20 @@ def test_the_users_own_settings_stay(name, monkeypatch):
 
 def test_busy_threads_are_counted():
     assert threads._busy_threads() >= 0
+
+
+@pytest.mark.parametrize(
+    ("cores", "width", "seconds", "used"),
+    [(4, 256, 1e-5, 4), (4, 256, 1e-3, 1), (4, 1024, 1e-3, 4), (1, 256, 1e-3, 1)],
+)
+def test_narrow_models_run_on_one_thread_where_threads_wait(
+    cores, width, seconds, used, monkeypatch
+):
+    monkeypatch.setattr(threads, "hand_over_seconds", lambda: seconds)
+    assert threads.torch_threads(cores, width) == used
+
+
+def test_measuring_a_hand_over_leaves_no_thread():
+    before = threading.active_count()
+    assert threads.hand_over_seconds() > 0
+    assert threading.active_count() == before
