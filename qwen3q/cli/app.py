@@ -6,6 +6,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from inspect import cleandoc
 
 import typer
 
@@ -52,7 +53,18 @@ def build_app(arguments: Sequence[str]) -> typer.Typer:
             importlib.import_module(f"qwen3q.cli.{verb}").register(app)
         else:
             app.command(verb, help=summary)(_other_verb)
+    _let_help_flow(app)
     return app
+
+
+def _let_help_flow(app: typer.Typer) -> None:
+    """Joins the lines of each help's paragraphs, so that the terminal's width breaks them alone."""
+    for command in app.registered_commands:
+        doc = command.help or cleandoc(getattr(command.callback, "__doc__", None) or "")
+        command.help = "\n\n".join(" ".join(part.split()) for part in doc.split("\n\n"))
+    for group in app.registered_groups:
+        if group.typer_instance is not None:
+            _let_help_flow(group.typer_instance)
 
 
 def main() -> None:

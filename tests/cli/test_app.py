@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from itertools import pairwise
 
 import pytest
 
@@ -22,6 +23,17 @@ def test_every_verb_has_help(cli, verb):
     run = cli(verb, "--help")
     assert run.returncode == 0, run.stderr
     assert "Usage: qwen3q" in run.stdout.replace("python -m ", "")
+
+
+@pytest.mark.parametrize("words", [["download"], ["eval", "endpoint"]])
+def test_paragraphs_of_help_fill_a_narrow_terminal(cli, words):
+    """A line ends where the next word would not fit, or where a paragraph does."""
+    run = cli(*words, "--help", COLUMNS="80")
+    text = run.stdout.split("\n╭")[0].strip().splitlines()
+    lines = [line.strip() for line in text[1:]]
+    for line, following in pairwise(lines):
+        if line and following:
+            assert len(f"{line} {following.split()[0]}") > 78
 
 
 @pytest.mark.parametrize(
