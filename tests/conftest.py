@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from qwen3q.llama.threads import calm_openmp
 from qwen3q.models.config import parse_config
 from qwen3q.models.tensors import Role, model_tensors
+from qwen3q.threads import calm_openmp
 
 # Before torch is loaded: on models this small, threads wait for each other longer than they work.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

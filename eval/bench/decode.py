@@ -18,7 +18,7 @@ from pathlib import Path
 from time import perf_counter
 
 from eval.bench.timing import machine
-from qwen3q.llama.threads import calm_openmp, default_threads
+from qwen3q.threads import calm_openmp, default_threads
 
 TOKENS = 128
 

@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 
 from eval.bench.timing import Run, in_turn, machine, run
-from qwen3q.llama.threads import calm_openmp, default_threads
+from qwen3q.threads import calm_openmp, default_threads
 
 CONTEXT = 512
 

@@ -31,7 +31,7 @@ import numpy as np
 
 from eval.bench.timing import machine
 from qwen3q.llama.ggml import library_folder
-from qwen3q.llama.threads import calm_openmp, default_threads
+from qwen3q.threads import calm_openmp, default_threads
 
 PHASES = {"prefill": 512, "decode": 64}
 LIMIT = 0.02

@@ -12,7 +12,7 @@ import typer
 
 from qwen3q import __version__
 from qwen3q.errors import Qwen3qError
-from qwen3q.llama.threads import calm_openmp
+from qwen3q.threads import calm_openmp
 
 VERBS = {
     "models": "The Qwen3 releases: sizes, shapes and names.",

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from qwen3q.errors import MissingPackageError, UsageError
 from qwen3q.evaluate.artefact import Artefact
 from qwen3q.evaluate.sampling import GREEDY, Sampling
-from qwen3q.llama.threads import default_threads
 from qwen3q.progress import ProgressFn, silent
+from qwen3q.threads import default_threads
 
 
 class BackendKind(StrEnum):

@@ -19,8 +19,8 @@ from qwen3q.errors import UsageError
 from qwen3q.evaluate.chunks import Scored, encode_beginning, split_chunks, summarize
 from qwen3q.llama.context import ContextOptions, LlamaContext
 from qwen3q.llama.model import LlamaModel
-from qwen3q.llama.threads import default_threads
 from qwen3q.progress import ProgressFn, silent
+from qwen3q.threads import default_threads
 
 BATCH_TOKENS = 512
 """Tokens decoded at a time; their logits take 4 bytes per token and vocabulary entry."""

@@ -288,7 +288,7 @@ def _blocks(logits: Iterator[LogitRows], block_rows: int) -> Iterator[list[Logit
 
 
 def _encode(block: LogitRows, rows: NDArray[Any], targets: NDArray[np.int32]) -> bytes:
-    """Fills the block's entries of ``rows`` and returns its deflated byte planes."""
+    """Fills the block's entries of ``rows`` and returns it as it is stored."""
     here = slice(block.start, block.start + len(block.values))
     log_probabilities = log_softmax_rows(block.values)
     top = log_probabilities.argmax(axis=1)

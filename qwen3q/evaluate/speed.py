@@ -33,9 +33,9 @@ from qwen3q.llama.capi import VERSION, lib
 from qwen3q.llama.context import ContextOptions, LlamaContext
 from qwen3q.llama.devices import gpu_devices
 from qwen3q.llama.model import LlamaModel
-from qwen3q.llama.threads import default_threads
 from qwen3q.process_memory import peak_bytes, reset_peak
 from qwen3q.progress import ProgressFn, silent
+from qwen3q.threads import default_threads
 
 BATCH = 2048
 UBATCH = 512

@@ -11,10 +11,10 @@ from qwen3q.evaluate.nvml import GpuMeter
 from qwen3q.evaluate.predicted import Estimator, known_gpus, read_bandwidth
 from qwen3q.evaluate.speed_options import SpeedOptions
 from qwen3q.evaluate.speed_tests import Planned, SpeedTest, speed_row
-from qwen3q.llama.threads import default_threads
 from qwen3q.memory.source import find_model
 from qwen3q.process_memory import resident_bytes
 from qwen3q.progress import ProgressFn, silent
+from qwen3q.threads import default_threads
 
 if TYPE_CHECKING:
     from qwen3q.evaluate.speed import Measured

@@ -23,10 +23,10 @@ from qwen3q.evaluate.sampling import GREEDY, Sampling
 from qwen3q.evaluate.torch_generate import CachedModel
 from qwen3q.evaluate.weights import WeightSource, open_weights
 from qwen3q.formats.gguf_metadata import with_yarn
-from qwen3q.llama.threads import torch_threads
 from qwen3q.models.decoder import Linear, Weights, decoder_layer, rms_norm, rope_table
 from qwen3q.models.tensors import layer_tensors
 from qwen3q.progress import ProgressFn, silent
+from qwen3q.threads import torch_threads
 
 _BATCH_TOKENS = 2048
 """Tokens run through a layer at a time; attention scores and MLP rows are made for so many."""

@@ -9,7 +9,7 @@ import ctypes
 
 from qwen3q.errors import LlamaError, MissingPackageError
 from qwen3q.llama.log import Log
-from qwen3q.llama.threads import calm_openmp
+from qwen3q.threads import calm_openmp
 
 __all__ = ["collect_log", "has_amx", "lib", "log"]
 

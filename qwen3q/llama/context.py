@@ -14,8 +14,8 @@ from qwen3q.errors import LlamaError, UsageError
 from qwen3q.formats.gguf_metadata import HYBRID_CONTEXT, HYBRID_YARN_BASE
 from qwen3q.llama.capi import lib, log
 from qwen3q.llama.model import LlamaModel
-from qwen3q.llama.threads import default_threads
 from qwen3q.plan.gguf_types import GGML_TYPES
+from qwen3q.threads import default_threads
 
 KV_TYPES = ("F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0", "IQ4_NL")
 _ABORTED = 2

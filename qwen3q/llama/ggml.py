@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen3q.errors import LlamaError, MissingPackageError
-from qwen3q.llama.threads import calm_openmp
 from qwen3q.plan.gguf_types import GgmlType
+from qwen3q.threads import calm_openmp
 
 _T = TypeVar("_T", bound=np.generic)
 

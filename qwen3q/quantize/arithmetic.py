@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
-from qwen3q.llama.threads import NARROW, torch_threads
 from qwen3q.models.decoder import Linear
 from qwen3q.process_memory import peak_since_start, resident_bytes
 from qwen3q.quantize.footprint import Workload
 from qwen3q.quantize.team import Team
+from qwen3q.threads import NARROW, torch_threads
 
 if TYPE_CHECKING:
     from qwen3q.models.config import Qwen3Config

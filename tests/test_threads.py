@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from qwen3q.llama import threads
+from qwen3q import threads
 
 
 def test_no_more_threads_than_processors():
