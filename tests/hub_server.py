@@ -241,11 +241,13 @@ class _Handler(BaseHTTPRequestHandler):
             return
         body = body if drop is None else body[:drop]
         for start in range(0, len(body), BLOCK):
+            block = body[start : start + BLOCK]
+            self.request_log.served += len(block)  # before a client has it all and goes on
             try:
-                self.wfile.write(body[start : start + BLOCK])
+                self.wfile.write(block)
             except OSError:
+                self.request_log.served -= len(block)
                 return
-            self.request_log.served += len(body[start : start + BLOCK])
         if drop is not None:
             self.wfile.flush()
             self.connection.shutdown(socket.SHUT_RDWR)

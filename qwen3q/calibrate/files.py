@@ -27,7 +27,7 @@ def read_text(path: Path) -> str:
     Raises:
         UsageError: empty, too large, or not UTF-8.
     """
-    _check_file(path, MOST_TEXT_BYTES, "Cut a part of it, such as: head -c 8M")
+    check_file(path)
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -46,7 +46,7 @@ def read_records(path: Path) -> list[Sample]:
         UsageError: empty, too large, broken, or without a field that holds samples.
         MissingPackageError: parquet needs pyarrow.
     """
-    _check_file(path, MOST_RECORD_BYTES, "Give a part of it.")
+    check_file(path)
     records = _parquet(path) if path.suffix.lower() == PARQUET_SUFFIX else _json_lines(path)
     samples = [parse_record(record, where) for record, where in records]
     if not samples:
@@ -54,7 +54,12 @@ def read_records(path: Path) -> list[Sample]:
     return samples
 
 
-def _check_file(path: Path, most: int, hint: str) -> None:
+def check_file(path: Path) -> None:
+    """Looks at a file without reading it.
+
+    Raises:
+        UsageError: not there, a folder, empty, or too large.
+    """
     if path.is_dir():
         raise UsageError(f"{path} is a folder.", "Give one text, jsonl or parquet file.")
     if not path.is_file():
@@ -62,6 +67,9 @@ def _check_file(path: Path, most: int, hint: str) -> None:
     size = path.stat().st_size
     if size == 0:
         raise UsageError(f"{path} is empty.")
+    most, hint = MOST_TEXT_BYTES, "Cut a part of it, such as: head -c 8M"
+    if is_records(path):
+        most, hint = MOST_RECORD_BYTES, "Give a part of it."
     if size > most:
         raise UsageError(f"{path} has {size >> 20} MiB; at most {most >> 20} are read.", hint)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qwen3q.calibrate.files import is_records, read_records, read_text
+from qwen3q.calibrate.files import check_file, is_records, read_records, read_text
 from qwen3q.calibrate.hub_set import PREFIX, parse_hub_set, stream_hub_set
 from qwen3q.calibrate.render import balanced_order, render_calibration
 from qwen3q.calibrate.rows import (
@@ -23,7 +23,7 @@ from qwen3q.calibrate.rows import (
 )
 from qwen3q.calibrate.samples import Sample
 from qwen3q.calibrate.self_sample import SELF, SELF_ROWS, context_needed, self_calibration
-from qwen3q.calibrate.sets import DEFAULT_SET, LICENCE, load_set, set_names
+from qwen3q.calibrate.sets import DEFAULT_SET, LICENCE, check_set, load_set, set_names
 from qwen3q.errors import ModelError, UsageError
 from qwen3q.models.source import ModelSource
 from qwen3q.models.template import ChatTemplate
@@ -55,6 +55,24 @@ class CalibrationOptions:
     thinking: bool | None = None
     scratch: Path | None = None
     threads: int | None = None
+
+
+def check_calibration(name: str | None) -> None:
+    """Looks whether a source is there, before a model is downloaded to be calibrated with it.
+
+    Args:
+        name: as ``load_calibration`` takes it.
+
+    Raises:
+        UsageError: no such set or file, or no name of a Hub set.
+    """
+    name = name or DEFAULT_SET
+    if name.startswith(PREFIX):
+        parse_hub_set(name)
+    elif name != SELF and (name in set_names() or not _is_file(name)):
+        check_set(name)
+    elif name != SELF:
+        check_file(Path(name))
 
 
 def load_calibration(

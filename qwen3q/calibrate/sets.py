@@ -26,12 +26,8 @@ def set_names() -> list[str]:
     return sorted({path.parent.name for path in sets_folder().glob("*/*.jsonl")})
 
 
-def load_set(name: str) -> list[Sample]:
-    """A set's samples, in the order of its files.
-
-    Raises:
-        UsageError: no set of that name.
-    """
+def check_set(name: str) -> None:
+    """Raises UsageError if there is no set of that name."""
     names = set_names()
     if name not in names:
         near = difflib.get_close_matches(name, [*names, "self"], n=1)
@@ -40,6 +36,15 @@ def load_set(name: str) -> list[Sample]:
             f"There is no calibration set {name!r}.",
             f"{meant}Known are {', '.join(names)}; or give a file, hub:ORG/NAME, or self.",
         )
+
+
+def load_set(name: str) -> list[Sample]:
+    """A set's samples, in the order of its files.
+
+    Raises:
+        UsageError: no set of that name.
+    """
+    check_set(name)
     return [
         parse_record(json.loads(line), f"{path.name} line {number}")
         for path in sorted((sets_folder() / name).glob("*.jsonl"))

@@ -49,6 +49,7 @@ def speed(
     json_output: JsonFlag = False,
 ) -> None:
     """Tokens per second, latencies and memory, beside what the estimator says of them."""
+    from qwen3q.devices import check_device
     from qwen3q.evaluate.artefact import find_artefact
     from qwen3q.evaluate.contribute import contribute_rows
     from qwen3q.evaluate.report import machine_facts, write_text
@@ -63,6 +64,8 @@ def speed(
         threads,
         tuple(batch or (1,)),
     )
+    if device is not None:
+        check_device(device)
     report: dict[str, Any] = {"machine": machine_facts(), "speed": [], "memory": []}
     bench: list[dict[str, Any]] = []
     notes: list[str] = []

@@ -109,6 +109,7 @@ def quantize(
     from qwen3q.plan.job import QuantizeRequest, job_of
     from qwen3q.quantize.run import (
         GgufOptions,
+        check_inputs,
         plan_targets,
         predict_memory,
         quantize_targets,
@@ -127,6 +128,8 @@ def quantize(
     )
     job = job_of(request)
     options = GgufOptions(yarn, imatrix, threads, force)
+    devices = tuple(device or ())
+    check_inputs(job, options, devices)
     if dry_run:
         source = describe(model, revision=revision, offline=offline)
         calibrated = shares_importance(job, options)
@@ -142,7 +145,6 @@ def quantize(
     with progress_bar(quiet=json_output) as progress:
         source = resolve(model, revision=revision, offline=offline, progress=progress)
         known = legality_of(source.config, job.targets)
-        devices = tuple(device or ())
         predicted = predict_memory(source, job, options, devices)
         if not json_output:
             show_legality(known)

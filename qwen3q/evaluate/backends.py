@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from qwen3q.devices import check_device
 from qwen3q.errors import MissingPackageError, UsageError
 from qwen3q.evaluate.artefact import Artefact
 from qwen3q.evaluate.sampling import GREEDY, Sampling
@@ -54,6 +55,10 @@ class BackendOptions:
     gpu_layers: int = -1
     device: str | None = None
     yarn: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.device is not None:
+            check_device(self.device)
 
     @property
     def thread_count(self) -> int:

@@ -114,6 +114,10 @@ def active_parameter_count(config: Qwen3Config) -> int:
     )
 
 
+_QUANTIZED = (".qweight", ".weight_packed", ".weight_scale", ".weight_scale_inv", ".absmax", ".SCB")
+"""How tensors end that only quantized checkpoints hold, in the layouts that are common."""
+
+
 def check_tensors(
     config: Qwen3Config, shapes: Mapping[str, tuple[int, ...]], where: str
 ) -> list[TensorSpec]:
@@ -126,8 +130,15 @@ def check_tensors(
         where: the checkpoint, for the message.
 
     Raises:
-        ModelError: names the first tensor that is missing, has another shape or is unknown.
+        ModelError: the checkpoint is quantized, or a tensor is missing, has another shape or is
+            unknown.
     """
+    packed = next((name for name in shapes if name.endswith(_QUANTIZED)), None)
+    if packed is not None:
+        raise ModelError(
+            f"{where} is quantized already: it holds {packed}.",
+            "Give the float model that it was made from.",
+        )
     specs = model_tensors(config)
     for spec in specs:
         if spec.name not in shapes:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qwen3q.checkpoint.reader import Checkpoint
-from qwen3q.errors import DiskError, MissingPackageError
+from qwen3q.devices import check_device
+from qwen3q.errors import DiskError, MissingPackageError, UsageError
 from qwen3q.files import available_threads
 from qwen3q.formats.gguf_metadata import Provenance, with_yarn
 from qwen3q.formats.imatrix import ImportanceMatrix, read_imatrix
@@ -74,6 +75,23 @@ def plan_targets(
         else:
             plans.append(plan_target(source.title, config, target, has_imatrix=has_imatrix))
     return plans
+
+
+def check_inputs(job: QuantizeJob, options: GgufOptions, devices: Sequence[str] = ()) -> None:
+    """Looks whether what a job needs beside the model is there, before a model is downloaded.
+
+    Raises:
+        UsageError: the importance matrix, the calibration text or a device is not.
+        MissingPackageError: a device needs torch, which is not installed.
+    """
+    for device in devices:
+        check_device(device)
+    if options.imatrix is not None and not options.imatrix.is_file():
+        raise UsageError(f"There is no importance matrix {options.imatrix}.")
+    if job.calibration_asked or any(scheme.is_uniform for scheme in job.schemes):
+        from qwen3q.calibrate.load import check_calibration
+
+        check_calibration(job.calibration.source)
 
 
 def shares_importance(job: QuantizeJob, options: GgufOptions) -> bool:
@@ -161,6 +179,7 @@ def quantize_targets(
         Qwen3qError: whatever is wrong with model, text, options or disk, by name.
     """
     options = options or GgufOptions()
+    check_inputs(job, options, devices)
     file_types = [target for target in job.targets if isinstance(target, FileType)]
     share = shares_importance(job, options)
     if not job.schemes and not share:

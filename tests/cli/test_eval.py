@@ -105,3 +105,11 @@ def test_folders_are_measured_without_llama_cpp():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["results"][0]["kl_mean"] < 1e-5
+
+
+@pytest.mark.parametrize("words", [["eval"], ["eval", "speed"]])
+def test_what_is_no_device_is_a_usage_error(cli, words):
+    reference = ["--reference", "demo"] if words == ["eval"] else []
+    run = cli(*words, "demo", *reference, "--device", "gpu")
+    assert run.returncode == 2
+    assert "'gpu' is no device" in run.stderr

@@ -152,3 +152,18 @@ def test_commands_that_fit_prints_can_be_run(cli, tmp_path):
         plan = cli(*command, "--dry-run")
         assert "needs --imatrix" not in plan.stdout
     assert any("--to gguf:Q4_K_M" in c and "--calibration" not in c for c in commands)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--to", "gptq:int4", "--calibration", "none.txt"], "There is no file none.txt"),
+        (["--to", "gptq:int4", "--calibration", "balance"], "Did you mean balanced?"),
+        (["--to", "gguf:Q4_K_M", "--imatrix", "none.gguf"], "no importance matrix none.gguf"),
+        (["--to", "gptq:int4", "--device", "gpu"], "'gpu' is no device"),
+    ],
+)
+def test_what_is_missing_is_said_before_a_model_is_downloaded(cli, tmp_path, words, said):
+    run = cli("quantize", "qwen3-8b", *words, HF_HOME=str(tmp_path), HF_HUB_OFFLINE="1")
+    assert run.returncode == 2
+    assert said in run.stderr

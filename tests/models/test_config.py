@@ -141,4 +141,8 @@ def test_tensors_that_do_not_fit_are_named(demo_folder):
         check_tensors(config, shapes | {"model.norm.weight": (7,)}, "m")
     with pytest.raises(ModelError, match=r"visual\.blocks"):
         check_tensors(config, shapes | {"visual.blocks.0.weight": (7,)}, "m")
+    for end in ("qweight", "weight_packed", "weight_scale", "weight_scale_inv", "weight.absmax"):
+        name = f"model.layers.0.mlp.up_proj.{end}"
+        with pytest.raises(ModelError, match=f"m is quantized already: it holds {name}"):
+            check_tensors(config, shapes | {name: (7,)}, "m")
     check_tensors(config, shapes | {"lm_head.weight": (8192, 256)}, "m")
