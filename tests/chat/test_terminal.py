@@ -137,15 +137,15 @@ class Pty:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminals")
 def test_ctrl_c_stops_the_answer_and_not_the_program(demo_gguf):
-    terminal = Pty(str(demo_gguf), "--no-think", "--temperature", "1.5", "--threads", "1")
+    # a model this small, greedy and paid for repeating itself, writes until the context is full
+    endless = ("--temperature", "0", "--presence-penalty", "-2")
+    terminal = Pty(str(demo_gguf), "--no-think", *endless, "--threads", "1")
     assert "not thinking, 2048 tokens of context" in terminal.until(">>> ")
-    # hot sampling without end: only Ctrl-C or the context's end stops it within the test
     terminal.type("Tell me a story about the sea, the captain and the whale.\r")
     terminal.until("captain and the whale.\r\n")
     terminal.until(" ")
     terminal.type("\x03")
-    stopped = terminal.until(">>> ")
-    assert "Stopped." in stopped or "generated" in stopped
+    assert "Stopped." in terminal.until(">>> ")
     terminal.type("/reset\r")
     assert "starts over" in terminal.until(">>> ")
     terminal.type("Count from 5 to 9.\r")
