@@ -49,6 +49,7 @@ def test_narrow_models_run_on_one_thread_where_threads_wait(
 
 
 def test_measuring_a_hand_over_leaves_no_thread():
+    threads.hand_over_seconds.cache_clear()
     before = threading.active_count()
     assert threads.hand_over_seconds() > 0
     assert threading.active_count() == before

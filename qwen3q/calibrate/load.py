@@ -69,10 +69,10 @@ def check_calibration(name: str | None) -> None:
     name = name or DEFAULT_SET
     if name.startswith(PREFIX):
         parse_hub_set(name)
-    elif name != SELF and (name in set_names() or not _is_file(name)):
-        check_set(name)
-    elif name != SELF:
+    elif _is_file(name):
         check_file(Path(name))
+    elif name != SELF:
+        check_set(name)
 
 
 def load_calibration(
@@ -106,7 +106,7 @@ def load_calibration(
     licence = None
     if name.startswith(PREFIX):
         samples: Iterable[Sample] = stream_hub_set(parse_hub_set(name), options.seed)
-    elif name in set_names() or not _is_file(name):
+    elif not _is_file(name):
         samples = balanced_order(load_set(name), options.seed)
         licence = LICENCE
     elif not is_records(Path(name)):
@@ -142,7 +142,10 @@ def text_rows(path: Path, tokenizer: Tokenizer, options: CalibrationOptions) -> 
 
 
 def _is_file(name: str) -> bool:
-    """Whether a name is meant as a file's: one that exists, or that looks like a path."""
+    """Whether a name is meant as a file's: one that exists, or that looks like a path; but a
+    set's name and ``self`` are what they say."""
+    if name == SELF or name in set_names():
+        return False
     path = Path(name)
     return path.exists() or bool(path.suffix) or len(path.parts) > 1
 

@@ -48,6 +48,10 @@ class BackendOptions:
         gpu_layers: llama.cpp's layers on the GPU; negative for all.
         device: torch's device; None for the fastest there is.
         yarn: extend the context by this factor (YaRN); None for the model's own RoPE.
+
+    Raises:
+        UsageError: a device that is none or not here.
+        MissingPackageError: a device needs torch, which is not installed.
     """
 
     kind: BackendKind = BackendKind.AUTO

@@ -80,7 +80,7 @@ class TorchBackend(Closing):
             rounding = self._source.input_rounding(name)
             norm = self._weight("model.norm.weight")
             step = max(1, _LOGIT_BYTES // (4 * self.vocab_size))
-            # one block for all: products take half as long again in memory that is fresh each time
+            # one block for all: products take a third longer in memory that is fresh each time
             block = head.new_empty(min(step, len(scored)), self.vocab_size)
             for start in range(0, len(scored), step):
                 x = rms_norm(scored[start : start + step], norm, self._source.config.rms_norm_eps)

@@ -10,6 +10,9 @@ from math import prod
 from qwen3q.errors import ModelError
 from qwen3q.models.config import Qwen3Config
 
+_QUANTIZED = (".qweight", ".weight_packed", ".weight_scale", ".weight_scale_inv", ".absmax", ".SCB")
+"""How tensors end that only quantized checkpoints hold, in the layouts that are common."""
+
 
 class Role(StrEnum):
     """What a tensor does. Values are the module names inside the checkpoint."""
@@ -112,10 +115,6 @@ def active_parameter_count(config: Qwen3Config) -> int:
         for spec in model_tensors(config)
         if spec.expert is None or spec.expert < config.num_experts_per_tok
     )
-
-
-_QUANTIZED = (".qweight", ".weight_packed", ".weight_scale", ".weight_scale_inv", ".absmax", ".SCB")
-"""How tensors end that only quantized checkpoints hold, in the layouts that are common."""
 
 
 def check_tensors(

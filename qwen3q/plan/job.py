@@ -54,6 +54,11 @@ class QuantizeJob:
     def schemes(self) -> list[Scheme]:
         return [target for target in self.targets if isinstance(target, Scheme)]
 
+    @property
+    def calibrates(self) -> bool:
+        """Whether text is run: a scheme is solved with it, or the user asked for it."""
+        return self.calibration_asked or any(scheme.is_uniform for scheme in self.schemes)
+
 
 def job_of(request: QuantizeRequest) -> QuantizeJob:
     """Merges a request with its recipe: what the user gave wins.

@@ -88,7 +88,7 @@ def check_inputs(job: QuantizeJob, options: GgufOptions, devices: Sequence[str] 
         check_device(device)
     if options.imatrix is not None and not options.imatrix.is_file():
         raise UsageError(f"There is no importance matrix {options.imatrix}.")
-    if job.calibration_asked or any(scheme.is_uniform for scheme in job.schemes):
+    if job.calibrates:
         from qwen3q.calibrate.load import check_calibration
 
         check_calibration(job.calibration.source)
@@ -96,9 +96,8 @@ def check_inputs(job: QuantizeJob, options: GgufOptions, devices: Sequence[str] 
 
 def shares_importance(job: QuantizeJob, options: GgufOptions) -> bool:
     """Whether the job's GGUF files get the importance matrix of its own calibration."""
-    calibrates = job.calibration_asked or any(scheme.is_uniform for scheme in job.schemes)
     gguf = any(isinstance(target, FileType) for target in job.targets)
-    return gguf and calibrates and options.imatrix is None
+    return gguf and job.calibrates and options.imatrix is None
 
 
 def gguf_targets(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import subprocess
 import time
@@ -26,15 +25,6 @@ def demo_ggufs(tmp_path_factory) -> dict[str, Path]:
         resolve("demo"), [FILE_TYPES[name] for name in TYPES], folder, GgufOptions(threads=2)
     )
     return {name: artefact.path for name, artefact in zip(TYPES, made, strict=True)}
-
-
-@pytest.fixture(scope="session")
-def llama_tools() -> Path:
-    """Folder of llama.cpp's own programs."""
-    folder = os.environ.get("QWEN3Q_LLAMA_CPP_BIN")
-    if not folder:
-        pytest.skip("QWEN3Q_LLAMA_CPP_BIN names no folder with llama.cpp's tools")
-    return Path(folder)
 
 
 @pytest.fixture(scope="session")

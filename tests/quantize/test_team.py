@@ -26,7 +26,7 @@ def test_results_come_in_order_from_threads_of_one_core_each() -> None:
     assert torch.get_num_threads() == before
 
 
-def test_one_thread_is_the_callers_own() -> None:
+def test_the_caller_too_computes_on_one_core_if_alone() -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
@@ -36,5 +36,8 @@ def test_one_thread_is_the_callers_own() -> None:
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+def test_one_thread_is_the_callers_own() -> None:
     with Team(1) as team:
         assert team.map(lambda _: threading.current_thread(), [0]) == [threading.current_thread()]
