@@ -40,7 +40,8 @@ class Inspection:
         path: the folder or file, or None for a release that is not on this machine.
         facts: label and text for people, in reading order.
         config: the shape as fields; empty for a GGUF, whose metadata are facts.
-        tensors: what is stored; of a release, what its checkpoint has.
+        tensors: what is stored; of a model that is not on this machine, what its config gives, or
+            nothing where it is quantized.
     """
 
     path: Path | None
@@ -75,6 +76,9 @@ def inspect_model(name: str) -> Inspection:
     if source.folder is not None:
         return _inspect_folder(source.folder, source.title)
     facts = {"model": source.title, "from": source.repo or ""} | _shape(source.config)
+    if source.config.quant_method is not None:
+        facts["format"] = f"{source.config.quant_method}; its tensors are known once downloaded"
+        return Inspection(None, facts, asdict(source.config), ())
     stored = tuple(
         StoredTensor(spec.name, "BF16", spec.shape, 2 * spec.numel)
         for spec in model_tensors(source.config)

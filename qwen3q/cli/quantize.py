@@ -109,6 +109,7 @@ def quantize(
     from qwen3q.plan.job import QuantizeRequest, job_of
     from qwen3q.quantize.run import (
         GgufOptions,
+        check_float,
         check_inputs,
         plan_targets,
         predict_memory,
@@ -130,8 +131,9 @@ def quantize(
     options = GgufOptions(yarn, imatrix, threads, force)
     devices = tuple(device or ())
     check_inputs(job, options, devices)
+    source = describe(model, revision=revision, offline=offline)
+    check_float(source)
     if dry_run:
-        source = describe(model, revision=revision, offline=offline)
         calibrated = shares_importance(job, options)
         plans = plan_targets(source, job.targets, options, calibrated=calibrated)
         known = legality_of(source.config, job.targets)

@@ -26,6 +26,7 @@ class Qwen3Config:
     """The shape of one Qwen3, dense when ``num_experts`` is 0.
 
     ``head_dim * num_attention_heads`` need not equal ``hidden_size``; in most Qwen3 it does not.
+    ``quant_method`` says how its weights are packed (``gptq``, ``fp8``); None where they are float.
     """
 
     model_type: str
@@ -50,6 +51,7 @@ class Qwen3Config:
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
     dtype: str = "bfloat16"
+    quant_method: str | None = None
 
     @property
     def is_moe(self) -> bool:
@@ -140,9 +142,19 @@ def parse_config(raw: Mapping[str, Any], where: str = "config.json") -> Qwen3Con
         bos_token_id=raw.get("bos_token_id"),
         eos_token_ids=token_ids(raw.get("eos_token_id")),
         dtype=str(raw.get("dtype") or raw.get("torch_dtype") or "bfloat16"),
+        quant_method=_quant_method(raw),
     )
     _check(config, raw, where)
     return config
+
+
+def _quant_method(raw: Mapping[str, Any]) -> str | None:
+    """Every quantizer states itself in ``quantization_config``; a few leave out the method."""
+    quantization = raw.get("quantization_config")
+    if not quantization:
+        return None
+    named = quantization.get("quant_method") if isinstance(quantization, dict) else None
+    return str(named or "quantization_config")
 
 
 def token_ids(value: int | list[int] | None) -> tuple[int, ...]:

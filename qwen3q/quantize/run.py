@@ -8,7 +8,7 @@ from pathlib import Path
 
 from qwen3q.checkpoint.reader import Checkpoint
 from qwen3q.devices import check_device
-from qwen3q.errors import DiskError, MissingPackageError, UsageError
+from qwen3q.errors import DiskError, MissingPackageError, ModelError, UsageError
 from qwen3q.files import available_threads
 from qwen3q.formats.gguf_metadata import Provenance, with_yarn
 from qwen3q.formats.imatrix import ImportanceMatrix, read_imatrix
@@ -75,6 +75,19 @@ def plan_targets(
         else:
             plans.append(plan_target(source.title, config, target, has_imatrix=has_imatrix))
     return plans
+
+
+def check_float(source: ModelSource) -> None:
+    """Refuses a model whose config says that it is quantized, before its weights are fetched.
+
+    Raises:
+        ModelError: it is.
+    """
+    if source.config.quant_method is not None:
+        raise ModelError(
+            f"{source.title} is quantized already ({source.config.quant_method}).",
+            "Give the float model that it was made from.",
+        )
 
 
 def check_inputs(job: QuantizeJob, options: GgufOptions, devices: Sequence[str] = ()) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 
 import pytest
+from hub_server import HubServer, Repo, folder_files
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -24,3 +26,14 @@ def cli() -> Cli:
         )
 
     return run
+
+
+@pytest.fixture
+def packed_on_hub(demo_folder, tmp_path):
+    """Someone's GPTQ model on a Hub, and the environment that leads there."""
+    files = folder_files(demo_folder)
+    config = json.loads(files["config.json"])
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4, "group_size": 128}
+    with HubServer() as hub:
+        hub.repos["someone/Tune-GPTQ"] = Repo(files | {"config.json": json.dumps(config).encode()})
+        yield hub, {"HF_ENDPOINT": hub.endpoint, "HF_HUB_CACHE": str(tmp_path / "cache")}

@@ -34,3 +34,11 @@ def test_what_is_no_model(cli, tmp_path):
         assert run.returncode == 1
         assert "Traceback" not in run.stderr
         assert str(path) in run.stderr
+
+
+def test_a_quantized_model_on_the_hub_is_not_inspected_as_a_float_one(cli, packed_on_hub):
+    _, env = packed_on_hub
+    run = cli("inspect", "someone/Tune-GPTQ", **env)
+    assert run.returncode == 0, run.stderr
+    assert "gptq" in run.stdout
+    assert "BF16" not in run.stdout

@@ -167,3 +167,13 @@ def test_what_is_missing_is_said_before_a_model_is_downloaded(cli, tmp_path, wor
     run = cli("quantize", "qwen3-8b", *words, HF_HOME=str(tmp_path), HF_HUB_OFFLINE="1")
     assert run.returncode == 2
     assert said in run.stderr
+
+
+@pytest.mark.parametrize("dry_run", [(), ("--dry-run",)])
+def test_a_quantized_model_is_refused_before_its_weights_are_fetched(cli, packed_on_hub, dry_run):
+    hub, env = packed_on_hub
+    run = cli("quantize", "someone/Tune-GPTQ", "--to", "gguf:Q4_K_M", *dry_run, **env)
+    assert run.returncode == 1
+    assert "Tune-GPTQ is quantized already (gptq)." in run.stderr
+    assert hub.served_bytes("config.json") > 0
+    assert hub.served_bytes("model.safetensors") == 0

@@ -146,3 +146,12 @@ def test_tensors_that_do_not_fit_are_named(demo_folder):
         with pytest.raises(ModelError, match=f"m is quantized already: it holds {name}"):
             check_tensors(config, shapes | {name: (7,)}, "m")
     check_tensors(config, shapes | {"lm_head.weight": (8192, 256)}, "m")
+
+
+@pytest.mark.parametrize(
+    ("stated", "method"),
+    [({"quant_method": "awq"}, "awq"), ({"bits": 4}, "quantization_config"), (None, None)],
+)
+def test_the_quant_method_is_the_configs(demo_folder, stated, method):
+    raw = json.loads((demo_folder / "config.json").read_text())
+    assert parse_config(raw | {"quantization_config": stated}).quant_method == method
