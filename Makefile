@@ -11,7 +11,7 @@ demo: $(VENV)/.installed-llama
 	$(BIN)/qwen3q demo
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

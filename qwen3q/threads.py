@@ -12,7 +12,7 @@ _SPIN_ROUNDS = 10_000
 """About 0.3 ms: longer than threads of one matrix product differ when each has its core."""
 
 NARROW = 1024
-"""Below this width a model's operations are so short that torch's threads mostly wait."""
+"""Below this hidden size a model's operations are so short that threads mostly wait."""
 _SLOW_HAND_OVER = 2e-4
 
 
@@ -52,11 +52,16 @@ def default_threads() -> int:
     return max(1, os.cpu_count() or 1)
 
 
-def torch_threads(cores: int, width: int) -> int:
-    """How many threads a model of this width computes on in torch: ``cores``, or a single one.
+def model_threads(asked: int | None, width: int) -> int:
+    """How many threads a model with this hidden size computes on, unless the user gave a number."""
+    return asked or worthwhile_threads(default_threads(), width)
 
-    A narrow model gains little from more, and where threads wait long for each other it gets ten
-    times slower: on a busy machine, or on virtual cores that fall asleep.
+
+def worthwhile_threads(cores: int, width: int) -> int:
+    """``cores``, or a single one where a model with this hidden size would not gain from more.
+
+    A narrow model gains little, and where threads wait long for each other it gets ten to a
+    hundred times slower: on a busy machine, or on virtual cores that fall asleep.
     """
     if cores > 1 and width < NARROW and hand_over_seconds() > _SLOW_HAND_OVER:
         return 1

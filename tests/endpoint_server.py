@@ -11,10 +11,12 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from itertools import pairwise
 from math import log
 from typing import Any
+
+from hub_server import QuietServer
 
 DIALECTS = ("vllm", "echo", "sglang", "llamacpp", "ollama", "text")
 Stream = Callable[[Callable[[bytes], None]], None]
@@ -92,7 +94,7 @@ def serve(served: Served) -> Iterator[Served]:
             except Refuse as error:
                 return reply(self, 400, {"error": {"message": str(error)}})
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = QuietServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     served.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)

@@ -113,7 +113,7 @@ class HubServer:
     def __enter__(self) -> Hub:
         hub = Hub()
         handler = type("Handler", (_Handler,), {"hub": hub})
-        self._server = _QuietServer(("127.0.0.1", 0), handler)
+        self._server = QuietServer(("127.0.0.1", 0), handler)
         hub.endpoint = f"http://127.0.0.1:{self._server.server_port}"
         hub.cdn = f"http://localhost:{self._server.server_port}"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
@@ -126,11 +126,12 @@ class HubServer:
         self._server.server_close()
 
 
-class _QuietServer(ThreadingHTTPServer):
+class QuietServer(ThreadingHTTPServer):
+    """Prints no traceback where a client hangs up, which is what some tests make it do."""
+
     daemon_threads = True
 
-    def handle_error(self, *_: object) -> None:
-        """A client that hung up, which is what some tests make it do."""
+    def handle_error(self, *_: object) -> None: ...
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -45,7 +45,7 @@ def test_narrow_models_run_on_one_thread_where_threads_wait(
     cores, width, seconds, used, monkeypatch
 ):
     monkeypatch.setattr(threads, "hand_over_seconds", lambda: seconds)
-    assert threads.torch_threads(cores, width) == used
+    assert threads.worthwhile_threads(cores, width) == used
 
 
 def test_measuring_a_hand_over_leaves_no_thread():

@@ -23,6 +23,7 @@ from qwen3q.llama.generate import Generator
 from qwen3q.llama.model import LlamaModel, LoadOptions
 from qwen3q.llama.sampling import Sampling as Chain
 from qwen3q.progress import ProgressFn, silent
+from qwen3q.threads import model_threads
 
 
 class LlamaBackend(Closing):
@@ -32,14 +33,15 @@ class LlamaBackend(Closing):
         self.model = LlamaModel(artefact.path, LoadOptions(gpu_layers=options.gpu_layers))
         if options.yarn is not None:
             _require_no_yarn(artefact)
-        self._options = partial(ContextOptions, threads=options.thread_count, yarn=options.yarn)
+        threads = model_threads(options.threads, self.model.hidden_size)
+        self._options = partial(ContextOptions, threads=threads, yarn=options.yarn)
         self._context = context
         self._generator: Generator | None = None
         self.facts: Mapping[str, Any] = {
             "engine": "llama.cpp",
             "version": f"llama-cpp-python {VERSION}",
             "system": lib.llama_print_system_info().decode().strip(),
-            "threads": options.thread_count,
+            "threads": threads,
             "gpu_layers": options.gpu_layers if gpu_devices() else 0,
         }
         if options.yarn is not None:

@@ -79,7 +79,7 @@ def measure_perplexity(
     encode = partial(model.tokenize, add_special=True, parse_special=parse_special)
     tokens = encode_beginning(text, needed, encode)
     chunks = split_chunks(tokens, context, max_chunks, model.bos if model.add_bos else None)
-    threads = threads or default_threads()
+    workers = threads or default_threads()
     side_by_side = max(1, min(BATCH_TOKENS // context, len(chunks)))
     options = ContextOptions(
         context=context,
@@ -91,9 +91,9 @@ def measure_perplexity(
         value_type=value_type,
     )
     started = perf_counter()
-    with LlamaContext(model, options) as llama, ThreadPoolExecutor(threads) as pool:
+    with LlamaContext(model, options) as llama, ThreadPoolExecutor(workers) as pool:
         first = context // 2 if scored is Scored.HALF else 0
-        nlls = score_chunks(llama, chunks, first, pool, threads, progress)
+        nlls = score_chunks(llama, chunks, first, pool, workers, progress)
     perplexity, stderr = summarize(nlls)
     return PerplexityResult(
         file=model.path,

@@ -35,7 +35,7 @@ from qwen3q.llama.devices import gpu_devices
 from qwen3q.llama.model import LlamaModel
 from qwen3q.process_memory import peak_bytes, reset_peak
 from qwen3q.progress import ProgressFn, silent
-from qwen3q.threads import default_threads
+from qwen3q.threads import model_threads
 
 BATCH = 2048
 UBATCH = 512
@@ -179,7 +179,7 @@ def llama_bench_row(model: LlamaModel, test: SpeedTest, options: SpeedOptions) -
         "model_n_params": model.parameters,
         "n_batch": BATCH,
         "n_ubatch": UBATCH,
-        "n_threads": options.threads or default_threads(),
+        "n_threads": model_threads(options.threads, model.hidden_size),
         "type_k": "f16",
         "type_v": "f16",
         "n_prompt": planned.tokens if prefill else 0,

@@ -14,7 +14,7 @@ from qwen3q.evaluate.speed_tests import Planned, SpeedTest, speed_row
 from qwen3q.memory.source import find_model
 from qwen3q.process_memory import resident_bytes
 from qwen3q.progress import ProgressFn, silent
-from qwen3q.threads import default_threads
+from qwen3q.threads import model_threads
 
 if TYPE_CHECKING:
     from qwen3q.evaluate.speed import Measured
@@ -99,10 +99,10 @@ def _run_llama(
     from qwen3q.llama.devices import gpu_devices
     from qwen3q.llama.model import LlamaModel, LoadOptions
 
-    threads = options.threads or default_threads()
     names = gpu_devices() if gpu_layers else []
-    bandwidth = read_bandwidth(threads)
     with LlamaModel(artefact.path, LoadOptions(gpu_layers=gpu_layers)) as model:
+        threads = model_threads(options.threads, model.hidden_size)
+        bandwidth = read_bandwidth(threads)
         measured = list(measure_speed(model, options, progress, meter))
         gpus = gpu_machine(meter)  # now, while the clocks are those of the run
         bench = [

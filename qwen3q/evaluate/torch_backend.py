@@ -26,7 +26,7 @@ from qwen3q.formats.gguf_metadata import with_yarn
 from qwen3q.models.decoder import Linear, Weights, decoder_layer, rms_norm, rope_table
 from qwen3q.models.tensors import layer_tensors
 from qwen3q.progress import ProgressFn, silent
-from qwen3q.threads import torch_threads
+from qwen3q.threads import model_threads
 
 _BATCH_TOKENS = 2048
 """Tokens run through a layer at a time; attention scores and MLP rows are made for so many."""
@@ -47,9 +47,7 @@ class TorchBackend(Closing):
             self.config = with_yarn(self.config, options.yarn)
         self.device = torch.device(options.device or best_device())
         self._cached: CachedModel | None = None
-        threads = options.threads
-        if threads is None:
-            threads = torch_threads(options.thread_count, self.config.hidden_size)
+        threads = model_threads(options.threads, self.config.hidden_size)
         torch.set_num_threads(threads)
         self.facts: Mapping[str, Any] = {
             "engine": "torch",

@@ -15,7 +15,7 @@ from qwen3q.formats.gguf_metadata import HYBRID_CONTEXT, HYBRID_YARN_BASE
 from qwen3q.llama.capi import lib, log
 from qwen3q.llama.model import LlamaModel
 from qwen3q.plan.gguf_types import GGML_TYPES
-from qwen3q.threads import default_threads
+from qwen3q.threads import model_threads
 
 KV_TYPES = ("F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0", "IQ4_NL")
 _ABORTED = 2
@@ -38,7 +38,8 @@ class ContextOptions:
         batch: tokens per ``decode``.
         ubatch: tokens computed at a time.
         outputs: rows of logits per ``decode``; 0 for one per token. 1 saves memory in generation.
-        threads: for single tokens and for batches; None for the physical cores.
+        threads: for single tokens and for batches; None for the physical cores, or one where more
+            would not help (``qwen3q.threads``).
         key_type, value_type: how the KV cache is stored, one of ``KV_TYPES``.
         flash_attention: None lets llama.cpp choose. A quantized value cache needs it.
         yarn: YaRN context extension by this factor; None for what the file says.
@@ -247,7 +248,8 @@ def _params(options: ContextOptions, model: LlamaModel) -> lib.llama_context_par
     params.n_batch = options.batch
     params.n_ubatch = options.ubatch
     params.n_outputs_max = options.outputs
-    params.n_threads = params.n_threads_batch = options.threads or default_threads()
+    threads = model_threads(options.threads, model.hidden_size)
+    params.n_threads = params.n_threads_batch = threads
     params.type_k = _kv_type(options.key_type)
     params.type_v = _kv_type(options.value_type)
     if options.flash_attention is not None:

@@ -61,6 +61,7 @@ class LlamaModel(Closing):
         assert vocab is not None
         self.vocab = vocab
         self.vocab_size = int(lib.llama_vocab_n_tokens(vocab))
+        self.hidden_size = int(lib.llama_model_n_embd(handle))
         self.train_context = int(lib.llama_model_n_ctx_train(handle))
         self.nbytes = int(lib.llama_model_size(handle))
         self.parameters = int(lib.llama_model_n_params(handle))

@@ -144,6 +144,9 @@ def pseudo_gpus(count: int) -> Iterator[tuple[str, ...]]:
 def dry_run(path: Path, load: Load, endpoints: Sequence[str] = ()) -> dict[str, Buffers]:
     """Loads ``path`` without allocating and reads what would be allocated.
 
+    llama.cpp keeps the endpoints' devices for as long as the process lives, and aborts when another
+    model is loaded after their servers are gone: run this in a process of its own.
+
     Args:
         endpoints: from ``pseudo_gpus``; the first ``len(load.tensor_split)`` are used.
 

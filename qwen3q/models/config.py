@@ -233,3 +233,6 @@ def _check(config: Qwen3Config, raw: Mapping[str, Any], where: str) -> None:
     bad = [i for i in config.mlp_only_layers if not isinstance(i, int) or i < 0]
     if bad:
         raise ModelError(f"{where}: mlp_only_layers holds {bad[0]!r}, not a layer index.")
+    for token in (config.bos_token_id, *config.eos_token_ids):
+        if token is not None and not isinstance(token, int):
+            raise ModelError(f"{where}: {token!r} is no token id (bos_token_id or eos_token_id).")

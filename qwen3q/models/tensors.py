@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from math import prod
 
 from qwen3q.errors import ModelError
@@ -57,8 +58,12 @@ class TensorSpec:
         return self.role in LINEAR_ROLES
 
 
-def model_tensors(config: Qwen3Config) -> list[TensorSpec]:
-    """All tensors of a checkpoint with this config, in forward order."""
+@lru_cache(maxsize=4)
+def model_tensors(config: Qwen3Config) -> tuple[TensorSpec, ...]:
+    """All tensors of a checkpoint with this config, in forward order.
+
+    Remembered: a plan asks many times, and 94 layers of 128 experts are 36,000 tensors.
+    """
     out = [
         TensorSpec("model.embed_tokens.weight", (config.vocab_size, config.hidden_size), Role.EMBED)
     ]
@@ -69,7 +74,7 @@ def model_tensors(config: Qwen3Config) -> list[TensorSpec]:
         out.append(
             TensorSpec("lm_head.weight", (config.vocab_size, config.hidden_size), Role.LM_HEAD)
         )
-    return out
+    return tuple(out)
 
 
 def layer_tensors(config: Qwen3Config, layer: int) -> Iterator[TensorSpec]:
@@ -119,8 +124,8 @@ def active_parameter_count(config: Qwen3Config) -> int:
 
 def check_tensors(
     config: Qwen3Config, shapes: Mapping[str, tuple[int, ...]], where: str
-) -> list[TensorSpec]:
-    """Holds a checkpoint's tensors against its config, and returns the config's list.
+) -> tuple[TensorSpec, ...]:
+    """Holds a checkpoint's tensors against its config, and returns the config's.
 
     A tied checkpoint may carry a copy of the embedding as ``lm_head.weight``; it is ignored.
 

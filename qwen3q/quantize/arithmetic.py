@@ -14,7 +14,7 @@ from qwen3q.models.decoder import Linear
 from qwen3q.process_memory import peak_since_start, resident_bytes
 from qwen3q.quantize.footprint import Workload
 from qwen3q.quantize.team import Team
-from qwen3q.threads import NARROW, torch_threads
+from qwen3q.threads import NARROW, worthwhile_threads
 
 if TYPE_CHECKING:
     from qwen3q.models.config import Qwen3Config
@@ -135,7 +135,7 @@ def arithmetic_for(config: Qwen3Config, device: str, length: int) -> Arithmetic:
 def _team_for(config: Qwen3Config, kind: str) -> Team:
     cores = torch.get_num_threads() if kind == "cpu" else 1
     width = config.hidden_size
-    return Team(torch_threads(cores, width), alone=width < NARROW)
+    return Team(worthwhile_threads(cores, width), alone=width < NARROW)
 
 
 def workload_of(config: Qwen3Config, device: str, rows: int, length: int) -> Workload:

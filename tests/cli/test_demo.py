@@ -6,7 +6,7 @@ import json
 
 
 def test_demo_adds_in_every_format(cli, tmp_path):
-    run = cli("demo", "--json", "--threads", 2, "--out", tmp_path)
+    run = cli("demo", "--json", "--threads", 1, "--out", tmp_path)
     assert run.returncode == 0, run.stderr
     rows = json.loads(run.stdout)["demo"]
     assert [row["format"] for row in rows] == [

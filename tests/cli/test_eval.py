@@ -15,7 +15,7 @@ from qwen3q.models.source import resolve
 from qwen3q.plan.gguf_types import FILE_TYPES
 from qwen3q.quantize.run import GgufOptions, quantize_gguf
 
-COMMON = ("--context", "128", "--max-chunks", "2", "--threads", "2")
+COMMON = ("--context", "128", "--max-chunks", "2", "--threads", "1")
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def test_the_gate_has_its_own_exit_code(cli, files):
 
 
 def test_the_quick_suite_measures_everything(cli, files, tmp_path):
-    arguments = ("--reference", files["BF16"], "--suite", "quick", "--threads", "2", "--json")
+    arguments = ("--reference", files["BF16"], "--suite", "quick", "--threads", "1", "--json")
     done = cli("eval", files["Q8_0"], *arguments)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)

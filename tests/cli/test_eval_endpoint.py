@@ -10,7 +10,7 @@ from endpoint_server import DONE, Served, event, serve, usage_event
 from qwen3q.evaluate.artefact import find_artefact
 from qwen3q.evaluate.tokens import open_codec
 
-SHORT = ("--reference", "demo", "--context", "64", "--max-chunks", "2", "--threads", "2")
+SHORT = ("--reference", "demo", "--context", "64", "--max-chunks", "2", "--threads", "1")
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from qwen3q.models.source import resolve
 from qwen3q.plan.gguf_types import FILE_TYPES
 from qwen3q.quantize.run import GgufOptions, quantize_gguf
 
-SHORT = ("--prompt", "16", "--generate", "2", "--repeats", "1", "--threads", "2")
+SHORT = ("--prompt", "16", "--generate", "2", "--repeats", "1", "--threads", "1")
 
 
 @pytest.fixture(scope="module")

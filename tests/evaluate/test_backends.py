@@ -26,7 +26,7 @@ CONTEXT, FIRST = 40, 20
 
 
 def options(kind: str = "auto") -> BackendOptions:
-    return BackendOptions(BackendKind(kind), threads=2, device="cpu")
+    return BackendOptions(BackendKind(kind), threads=1, device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +179,7 @@ def test_the_cached_model_reads_sequences_in_pieces_as_at_once():
 
     artefact = find_artefact("demo")
     tokens = torch.randint(0, 8000, (2, 40), generator=torch.Generator().manual_seed(3))
-    with TorchBackend(artefact, BackendOptions(threads=2, device="cpu")) as backend:
+    with TorchBackend(artefact, BackendOptions(threads=1, device="cpu")) as backend:
         model, rope = backend.cached_model(), rope_table(backend.config, 40, backend.device)
         whole = model.step(tokens, 0, rope, [])
         cache: list = []

@@ -38,7 +38,7 @@ from qwen3q.evaluate.report_markdown import report_markdown
 from qwen3q.evaluate.tokens import open_codec
 
 TEXT = TextOptions(context=64, max_chunks=6)
-OPTIONS = BackendOptions(threads=2, device="cpu")
+OPTIONS = BackendOptions(threads=1, device="cpu")
 
 
 @pytest.fixture(scope="module")

@@ -150,7 +150,7 @@ def test_suites_can_be_asked(name):
 def test_the_gate_lets_q8_pass_and_stops_q2(demo_ggufs):
     options = GateOptions(Level.BASIC, each=6, max_tokens=200, greedy=True)
     files = [find_artefact(str(demo_ggufs[kind])) for kind in ("BF16", "Q8_0", "Q2_K")]
-    rows = run_gate(files[0], files[1:], options, BackendOptions(threads=2))
+    rows = run_gate(files[0], files[1:], options, BackendOptions(threads=1))
     verdicts = {(row["format"], row["mode"]): row["verdict"] for row in rows}
     assert verdicts["gguf:BF16", "thinking"] == "reference"
     assert verdicts["gguf:Q8_0", "thinking"] == "pass"

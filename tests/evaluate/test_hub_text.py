@@ -146,7 +146,7 @@ def test_documents_that_are_all_too_short():
 def test_eval_over_a_hub_set(hub, demo_ggufs, tmp_path):
     words = [sys.executable, "-m", "qwen3q", "eval", str(demo_ggufs["Q8_0"])]
     words += ["--reference", str(demo_ggufs["BF16"]), "--text", "hub:wikitext-2"]
-    words += ["--context", "128", "--threads", "2", "--json"]
+    words += ["--context", "128", "--threads", "1", "--json"]
     env = {**os.environ, "HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path)}
     done = subprocess.run(words, capture_output=True, text=True, env=env, check=True)
     report = json.loads(done.stdout)

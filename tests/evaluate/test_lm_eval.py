@@ -23,7 +23,7 @@ from qwen3q.evaluate.loglikelihood import Continuation, loglikelihoods
 from qwen3q.evaluate.tables import markdown
 from qwen3q.evaluate.tokens import open_codec
 
-OPTIONS = BackendOptions(threads=2, device="cpu")
+OPTIONS = BackendOptions(threads=1, device="cpu")
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ CONTEXT, FACTOR = 96, 4.0
 
 
 def logits_of(name: str, chunks: np.ndarray, yarn: float | None) -> np.ndarray:
-    options = BackendOptions(threads=2, device="cpu", yarn=yarn)
+    options = BackendOptions(threads=1, device="cpu", yarn=yarn)
     with open_backend(find_artefact(name), options, CONTEXT) as backend:
         return np.concatenate([values.copy() for _, values in backend.logits(chunks, 0)])
 
@@ -58,7 +58,7 @@ def test_answers_with_yarn_are_transformers(demo_folder, demo_ggufs):
     """The decoding path has its own rotary table."""
     prompt = np.random.default_rng(6).integers(0, 8000, 60)
     for name in ("demo", str(demo_ggufs["F32"])):
-        options = BackendOptions(threads=2, device="cpu", yarn=FACTOR)
+        options = BackendOptions(threads=1, device="cpu", yarn=FACTOR)
         with open_backend(find_artefact(name), options, CONTEXT) as backend:
             made = backend.generate(prompt.tolist(), 8, frozenset())
             chunks = np.array([[*prompt, *made]], np.int32)
@@ -71,7 +71,7 @@ def test_rows_tell_the_rope(demo_ggufs):
         Level.BASIC, each=1, needle_words=60, needle_yarn=FACTOR, max_tokens=4, samples=2
     )
     files = [find_artefact(str(demo_ggufs[kind])) for kind in ("BF16", "Q8_0")]
-    rows = run_gate(files[0], files[1:], options, BackendOptions(threads=2))
+    rows = run_gate(files[0], files[1:], options, BackendOptions(threads=1))
     told = [(row["format"], row["set"], row["rope"], row["mode"]) for row in rows]
     assert len(set(told)) == len(told) == 12
     for kind in ("gguf:BF16", "gguf:Q8_0"):
@@ -89,7 +89,7 @@ def test_rows_tell_the_rope(demo_ggufs):
 
 
 def test_yarn_where_it_can_not_be():
-    options = BackendOptions(threads=2, device="cpu")
+    options = BackendOptions(threads=1, device="cpu")
     demo = find_artefact("demo")
     with pytest.raises(UsageError, match="none are asked for"):
         run_gate(demo, [], GateOptions(needle_yarn=2), options)

@@ -32,9 +32,9 @@ from qwen3q.evaluate.tasks import Level
 def options(out, **more):
     return EvaluationOptions(
         TextOptions(context=128, max_chunks=3),
-        BackendOptions(threads=2, device="cpu"),
+        BackendOptions(threads=1, device="cpu"),
         gate=GateOptions(Level.BASIC, each=1, max_tokens=12),
-        speed=SpeedOptions(prompts=(8,), generate=2, depths=(0,), repeats=2, threads=2),
+        speed=SpeedOptions(prompts=(8,), generate=2, depths=(0,), repeats=2, threads=1),
         out=Path(out),
         **more,
     )

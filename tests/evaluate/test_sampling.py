@@ -76,7 +76,7 @@ def test_what_prompts_share_is_read_once(monkeypatch):
     rng = np.random.default_rng(4)
     first, second = (rng.integers(0, 8000, 40).tolist() for _ in range(2))
     prompts = [first, first, first[:30] + second[:12], first[:30], second, first[:10] + second]
-    options = BackendOptions(threads=2, device="cpu")
+    options = BackendOptions(threads=1, device="cpu")
     read: list[int] = []
     step = torch_generate.CachedModel.step
 
@@ -102,7 +102,7 @@ def test_torch_and_llama_sample_the_same_answer(demo_ggufs):
     made: dict[int, list[list[int]]] = {}
     for name in ("demo", str(demo_ggufs["F32"])):
         with open_backend(
-            find_artefact(name), BackendOptions(threads=2, device="cpu"), 64
+            find_artefact(name), BackendOptions(threads=1, device="cpu"), 64
         ) as model:
             for seed in range(6):
                 sampling = Sampling(temperature=0.6, top_p=0.95, top_k=20, seed=seed)

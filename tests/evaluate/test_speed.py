@@ -16,8 +16,8 @@ from qwen3q.evaluate.speed_tests import Phase, Planned, SpeedTest, speed_row
 from qwen3q.llama import context
 from qwen3q.llama.model import LlamaModel
 
-OPTIONS = SpeedOptions(prompts=(16,), generate=4, depths=(0, 24), repeats=2, threads=2)
-BATCHED = SpeedOptions(prompts=(900,), generate=2, depths=(5,), repeats=1, threads=2, batches=(3,))
+OPTIONS = SpeedOptions(prompts=(16,), generate=4, depths=(0, 24), repeats=2, threads=1)
+BATCHED = SpeedOptions(prompts=(900,), generate=2, depths=(5,), repeats=1, threads=1, batches=(3,))
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 from tokenizers import Tokenizer
 
+from qwen3q import threads
 from qwen3q.errors import LlamaError, UsageError
+from qwen3q.llama.capi import lib
 from qwen3q.llama.context import ContextOptions, LlamaContext
 from qwen3q.llama.log import CONTINUE, ERROR, Log
 from qwen3q.llama.model import LlamaModel, LoadOptions
@@ -120,3 +122,16 @@ def test_the_log_keeps_reasons_apart():
     log.write(CONTINUE, ".")
     log.write(ERROR, "load: failed\n")
     assert log.reason(since) == "tensor 'a' is bad"
+
+
+@pytest.mark.parametrize(
+    ("asked", "hand_over", "used"), [(None, 1e-3, 1), (None, 1e-5, 4), (3, 1e-3, 3)]
+)
+def test_contexts_of_narrow_models_wait_for_no_slow_thread(
+    demo_model, asked, hand_over, used, monkeypatch
+):
+    monkeypatch.setattr(threads, "default_threads", lambda: 4)
+    monkeypatch.setattr(threads, "hand_over_seconds", lambda: hand_over)
+    with LlamaContext(demo_model, ContextOptions(context=64, threads=asked)) as context:
+        assert lib.llama_n_threads(context.handle) == used
+        assert lib.llama_n_threads_batch(context.handle) == used

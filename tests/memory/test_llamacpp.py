@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -20,15 +22,8 @@ from qwen3q.plan.gguf import plan_gguf
 from qwen3q.plan.gguf_types import file_type
 
 BASE = Settings(4096)
-
-
-@pytest.fixture(scope="module")
-def endpoints() -> Iterator[Sequence[str]]:
-    try:
-        with pseudo_gpus(2) as found:
-            yield found
-    except MissingPackageError:
-        pytest.skip("llama-cpp-python was built without -DGGML_RPC=ON")
+BuffersByDevice = dict[str, tuple[int, int, int]]
+"""Model, context and compute bytes."""
 
 
 def release(name: str) -> Release:
@@ -37,28 +32,35 @@ def release(name: str) -> Release:
     return found
 
 
-def measured(
-    path: Path, settings: Settings, split: tuple[float, ...], endpoints: Sequence[str]
-) -> dict[str, tuple[int, int, int]]:
-    load = Load(
-        context=settings.context * settings.parallel,
-        tensor_split=split,
-        gpu_layers=-1 if settings.gpu_layers is None else settings.gpu_layers,
-        batch=max(2048, settings.ubatch),
-        ubatch=settings.ubatch,
-        parallel=settings.parallel,
-        type_k=settings.type_k,
-        type_v=settings.type_v,
-        flash_attention=settings.flash_attention,
-        experts_on_cpu=settings.cpu_experts > 0,
-    )
-    found = dry_run(path, load, endpoints)
-    return {name: (b.model, b.context, b.compute) for name, b in found.items()}
+@pytest.fixture(scope="module")
+def measured() -> Iterator[Callable[..., BuffersByDevice]]:
+    """llama.cpp's own figures for a file, settings and a split, from a process of its own: the
+    devices that stand in for GPUs stay with llama.cpp as long as its process lives."""
+    try:
+        with pseudo_gpus(2) as endpoints, ProcessPoolExecutor(1, get_context("spawn")) as process:
+
+            def run(path: Path, settings: Settings, split: tuple[float, ...]) -> BuffersByDevice:
+                load = Load(
+                    context=settings.context * settings.parallel,
+                    tensor_split=split,
+                    gpu_layers=-1 if settings.gpu_layers is None else settings.gpu_layers,
+                    batch=max(2048, settings.ubatch),
+                    ubatch=settings.ubatch,
+                    parallel=settings.parallel,
+                    type_k=settings.type_k,
+                    type_v=settings.type_v,
+                    flash_attention=settings.flash_attention,
+                    experts_on_cpu=settings.cpu_experts > 0,
+                )
+                found = process.submit(dry_run, path, load, endpoints).result()
+                return {name: (b.model, b.context, b.compute) for name, b in found.items()}
+
+            yield run
+    except MissingPackageError:
+        pytest.skip("llama-cpp-python was built without -DGGML_RPC=ON")
 
 
-def predicted(
-    config: Qwen3Config, quant: str, settings: Settings, gpus: int
-) -> dict[str, tuple[int, int, int]]:
+def predicted(config: Qwen3Config, quant: str, settings: Settings, gpus: int) -> BuffersByDevice:
     weights = weights_of_plan(plan_gguf("", config, file_type(quant)), config)
     found = {}
     for device in llama_memory(config, weights, settings, (None,) * gpus):
@@ -85,58 +87,62 @@ SHAPES = {
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("name", ["qwen3-0.6b", "qwen3-8b", "qwen3-30b-a3b"])
 def test_every_buffer_equals_the_dry_run(
-    name: str, shape: str, tmp_path: Path, endpoints: Sequence[str]
+    name: str, shape: str, tmp_path: Path, measured: Callable[..., BuffersByDevice]
 ) -> None:
     config = release(name).config
     path = tmp_path / "model.gguf"
     write_header(path, config, plan_gguf(name, config, file_type("Q4_K_M")))
     for gpus in (0, 1, 2):
-        truth = measured(path, SHAPES[shape], (1.0,) * gpus, endpoints)
+        truth = measured(path, SHAPES[shape], (1.0,) * gpus)
         assert predicted(config, "Q4_K_M", SHAPES[shape], gpus) == truth
 
 
 @pytest.mark.peer
 @pytest.mark.parametrize("name", ["qwen3-4b", "qwen3-14b", "qwen3-32b", "qwen3-235b-a22b"])
 def test_every_size_of_model_equals_the_dry_run(
-    name: str, tmp_path: Path, endpoints: Sequence[str]
+    name: str, tmp_path: Path, measured: Callable[..., BuffersByDevice]
 ) -> None:
     config = release(name).config
     path = tmp_path / "model.gguf"
     write_header(path, config, plan_gguf(name, config, file_type("Q6_K")))
     settings = BASE.at(32768)
     for gpus in (1, 2):
-        truth = measured(path, settings, (1.0,) * gpus, endpoints)
+        truth = measured(path, settings, (1.0,) * gpus)
         assert predicted(config, "Q6_K", settings, gpus) == truth
 
 
 @pytest.mark.peer
 @pytest.mark.parametrize("gpu_layers", [0, 1, 10, 28, 29])
 def test_layers_on_the_cpu_equal_the_dry_run(
-    gpu_layers: int, tmp_path: Path, endpoints: Sequence[str]
+    gpu_layers: int, tmp_path: Path, measured: Callable[..., BuffersByDevice]
 ) -> None:
     config = release("qwen3-1.7b").config
     path = tmp_path / "model.gguf"
     write_header(path, config, plan_gguf("", config, file_type("Q8_0")))
     settings = replace(BASE, gpu_layers=gpu_layers)
     for gpus in (1, 2):
-        truth = measured(path, settings, (1.0,) * gpus, endpoints)
+        truth = measured(path, settings, (1.0,) * gpus)
         assert predicted(config, "Q8_0", settings, gpus) == truth
 
 
 @pytest.mark.peer
-def test_experts_on_the_cpu_equal_the_dry_run(tmp_path: Path, endpoints: Sequence[str]) -> None:
+def test_experts_on_the_cpu_equal_the_dry_run(
+    tmp_path: Path, measured: Callable[..., BuffersByDevice]
+) -> None:
     config = release("qwen3-30b-a3b").config
     path = tmp_path / "model.gguf"
     write_header(path, config, plan_gguf("", config, file_type("Q4_K_M")))
     settings = replace(BASE, cpu_experts=config.num_hidden_layers)
     for gpus in (1, 2):
-        truth = measured(path, settings, (1.0,) * gpus, endpoints)
+        truth = measured(path, settings, (1.0,) * gpus)
         assert predicted(config, "Q4_K_M", settings, gpus) == truth
     assert truth["CPU"][0] > 10 * truth["GPU0"][0]
 
 
 @pytest.mark.peer
-def test_a_model_of_odd_shape_equals_the_dry_run(tmp_path: Path, endpoints: Sequence[str]) -> None:
+def test_a_model_of_odd_shape_equals_the_dry_run(
+    tmp_path: Path, measured: Callable[..., BuffersByDevice]
+) -> None:
     """Layer counts around the simulated few, a head of 64, untied where the release is tied."""
     base = replace(release("qwen3-0.6b").config, tie_word_embeddings=False, head_dim=64)
     for layers in (1, 2, 3, 5, 9):
@@ -144,7 +150,7 @@ def test_a_model_of_odd_shape_equals_the_dry_run(tmp_path: Path, endpoints: Sequ
         path = tmp_path / f"{layers}.gguf"
         write_header(path, config, plan_gguf("", config, file_type("Q4_0")))
         for gpus in (0, 1):
-            truth = measured(path, BASE, (1.0,) * gpus, endpoints)
+            truth = measured(path, BASE, (1.0,) * gpus)
             assert predicted(config, "Q4_0", BASE, gpus) == truth
 
 

@@ -155,3 +155,10 @@ def test_tensors_that_do_not_fit_are_named(demo_folder):
 def test_the_quant_method_is_the_configs(demo_folder, stated, method):
     raw = json.loads((demo_folder / "config.json").read_text())
     assert parse_config(raw | {"quantization_config": stated}).quant_method == method
+
+
+@pytest.mark.parametrize("changes", [{"bos_token_id": {}}, {"eos_token_id": [1, "2"]}])
+def test_token_ids_are_numbers(demo_folder, changes):
+    raw = json.loads((demo_folder / "config.json").read_text())
+    with pytest.raises(ModelError, match="is no token id"):
+        parse_config(raw | changes)
