@@ -109,8 +109,8 @@ def quantize(
     from qwen3q.plan.job import QuantizeRequest, job_of
     from qwen3q.quantize.run import (
         GgufOptions,
-        check_float,
         check_inputs,
+        check_model,
         plan_targets,
         predict_memory,
         quantize_targets,
@@ -132,7 +132,7 @@ def quantize(
     devices = tuple(device or ())
     check_inputs(job, options, devices)
     source = describe(model, revision=revision, offline=offline)
-    check_float(source)
+    check_model(source, job)
     if dry_run:
         calibrated = shares_importance(job, options)
         plans = plan_targets(source, job.targets, options, calibrated=calibrated)

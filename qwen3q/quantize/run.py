@@ -77,16 +77,24 @@ def plan_targets(
     return plans
 
 
-def check_float(source: ModelSource) -> None:
-    """Refuses a model whose config says that it is quantized, before its weights are fetched.
+def check_model(source: ModelSource, job: QuantizeJob) -> None:
+    """Whether a model suits a job, from its config alone: before its weights are fetched.
 
     Raises:
-        ModelError: it is.
+        ModelError: it is quantized already.
+        UsageError: the calibration's rows are longer than its context.
     """
     if source.config.quant_method is not None:
         raise ModelError(
             f"{source.title} is quantized already ({source.config.quant_method}).",
             "Give the float model that it was made from.",
+        )
+    length, context = job.calibration.length, source.config.max_position_embeddings
+    if job.calibrates and length > context:
+        raise UsageError(
+            f"--calibration-length {length} is longer than the context of {source.title}, "
+            f"{context} tokens.",
+            "Rows of 512 to 2048 tokens are enough.",
         )
 
 

@@ -93,6 +93,11 @@ def test_broken_model_gets_a_sentence_and_leaves_nothing(cli, demo_folder, tmp_p
         (["demo"], 2, "--to"),
         (["demo", "--to", "gguf:IQ2_XS"], 2, "importance matrix"),
         (["demo", "--to", "gguf:Q8_0", "--yarn", "9"], 2, "--yarn 9"),
+        (
+            ["demo", "--to", "int4", "--calibration-length", "2049"],
+            2,
+            "context of Qwen3 demo, 2048",
+        ),
         (["demo", "--to", "gguf:Q8_0", "--imatrix", "no.gguf"], 2, "no.gguf"),
         (["demo", "--to", "gguf:Q8_0", "--out", "/proc/nowhere"], 1, "/proc/nowhere"),
     ],
