@@ -11,6 +11,8 @@ from typing import Any
 from qwen3q.errors import ModelError
 
 MODEL_TYPES = ("qwen3", "qwen3_moe")
+_LIMITS = {"num_hidden_layers": 512, "num_experts": 1024}
+"""Several times what any release has; a plan lists every tensor, so it must not be endless."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,8 @@ def read_config(folder: Path) -> Qwen3Config:
 def read_config_json(folder: Path) -> dict[str, Any]:
     """The raw ``config.json`` of a model folder."""
     path = folder / "config.json"
+    if not folder.exists():
+        raise ModelError(f"There is no folder {folder}.")
     if not path.is_file():
         raise ModelError(
             f"{folder} has no config.json, so it is no model folder.",
@@ -212,6 +216,9 @@ def _yarn(rope: Mapping[str, Any], fields: _Fields) -> Yarn | None:
 
 
 def _check(config: Qwen3Config, raw: Mapping[str, Any], where: str) -> None:
+    for name, most in _LIMITS.items():
+        if getattr(config, name) > most:
+            raise ModelError(f"{where}: {name} is {getattr(config, name)}, more than {most}.")
     if config.num_attention_heads % config.num_key_value_heads:
         raise ModelError(
             f"{where}: num_attention_heads {config.num_attention_heads} is no multiple of "

@@ -258,10 +258,19 @@ def check_scheme(scheme: Scheme, config: Qwen3Config) -> None:
     """Refuses a scheme that a linear of this model can't be stored in.
 
     Raises:
-        UsageError: names the first such linear and a group size that fits, if one does.
+        UsageError: names the first such linear and a group size that fits, if one does; or an
+            override that is about no linear of the model.
     """
-    for spec in model_tensors(config):
-        chosen = scheme.at(spec.name) if spec.is_linear else None
+    linears = [spec for spec in model_tensors(config) if spec.is_linear]
+    for override in scheme.overrides:
+        if not any(override.matches(spec.name.removesuffix(".weight")) for spec in linears):
+            raise UsageError(
+                f"The override for {override.pattern!r} matches no linear of this model.",
+                f"They are called {linears[0].name.removesuffix('.weight')} and so on; "
+                "* stands for any text.",
+            )
+    for spec in linears:
+        chosen = scheme.at(spec.name)
         if chosen is None:
             continue
         reason = misfit(chosen, spec.shape)

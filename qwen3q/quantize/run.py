@@ -18,6 +18,7 @@ from qwen3q.models.tensors import check_tensors
 from qwen3q.plan.gguf_types import FileType
 from qwen3q.plan.job import QuantizeJob
 from qwen3q.plan.plan import Plan
+from qwen3q.plan.schemes import check_scheme
 from qwen3q.plan.targets import Target, plan_target
 from qwen3q.progress import ProgressFn, silent
 from qwen3q.quantize.artefacts import Artefact
@@ -82,7 +83,7 @@ def check_model(source: ModelSource, job: QuantizeJob) -> None:
 
     Raises:
         ModelError: it is quantized already.
-        UsageError: the calibration's rows are longer than its context.
+        UsageError: the calibration's rows are longer than its context, or a format can't hold it.
     """
     if source.config.quant_method is not None:
         raise ModelError(
@@ -96,6 +97,8 @@ def check_model(source: ModelSource, job: QuantizeJob) -> None:
             f"{context} tokens.",
             "Rows of 512 to 2048 tokens are enough.",
         )
+    for scheme in job.schemes:
+        check_scheme(scheme, source.config)
 
 
 def check_inputs(job: QuantizeJob, options: GgufOptions, devices: Sequence[str] = ()) -> None:

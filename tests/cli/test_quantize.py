@@ -159,6 +159,14 @@ def test_commands_that_fit_prints_can_be_run(cli, tmp_path):
     assert any("--to gguf:Q4_K_M" in c and "--calibration" not in c for c in commands)
 
 
+def test_a_recipe_for_another_model_is_refused_before_a_download(cli, tmp_path):
+    recipe = tmp_path / "own.yaml"
+    recipe.write_text("formats: [int4]\noverrides: [{match: '*.experts.*', bits: 8}]\n")
+    run = cli("quantize", "qwen3-8b", "--recipe", recipe, HF_HOME=str(tmp_path), HF_HUB_OFFLINE="1")
+    assert run.returncode == 2
+    assert "'*.experts.*' matches no linear" in run.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

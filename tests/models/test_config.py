@@ -157,6 +157,14 @@ def test_the_quant_method_is_the_configs(demo_folder, stated, method):
     assert parse_config(raw | {"quantization_config": stated}).quant_method == method
 
 
+@pytest.mark.parametrize("name", ["num_hidden_layers", "num_experts"])
+def test_a_plan_can_not_be_made_endless(demo_folder, name):
+    moe = {"model_type": "qwen3_moe", "num_experts": 8, "num_experts_per_tok": 2}
+    raw = json.loads((demo_folder / "config.json").read_text()) | moe
+    with pytest.raises(ModelError, match=f"{name} is 1000000000, more than"):
+        parse_config(raw | {"moe_intermediate_size": 64, name: 10**9})
+
+
 @pytest.mark.parametrize("changes", [{"bos_token_id": {}}, {"eos_token_id": [1, "2"]}])
 def test_token_ids_are_numbers(demo_folder, changes):
     raw = json.loads((demo_folder / "config.json").read_text())

@@ -82,6 +82,17 @@ def test_overrides_in_their_order() -> None:
     assert down.overrides == ()
 
 
+def test_an_override_that_matches_nothing_is_refused() -> None:
+    """A typing error would else cost a whole run to be noticed."""
+    scheme = parse_scheme("gptq:int4", overrides=(Override("*.down_prj", keep_float=True),))
+    with pytest.raises(UsageError, match=r"'\*\.down_prj' matches no linear of this model"):
+        check_scheme(scheme, find_release("qwen3-8b").config)
+    check_scheme(
+        replace(scheme, overrides=(Override("*.experts.127.*", bits=8),)),
+        find_release("qwen3-30b-a3b").config,
+    )
+
+
 def test_awq_has_one_group_size() -> None:
     with pytest.raises(UsageError, match="AWQ has one group size"):
         parse_scheme("awq", overrides=(Override("*.down_proj", group_size=32),))
