@@ -33,8 +33,10 @@ TARGETS = (
         for model in ("qwen3-outlier", "qwen3-demo", "qwen3-moe")
         for format_key in ("gptq:int4", "awq:int4")
     ),
-    Target("qwen3-outlier", "int8", ("llmcompressor",), 1.0),
-    Target("qwen3-demo", "int8", ("llmcompressor",), 1.0),
+    *(
+        Target(model, "int8", ("llmcompressor",), 1.0)
+        for model in ("qwen3-outlier", "qwen3-demo", "qwen3-moe")
+    ),
 )
 
 
