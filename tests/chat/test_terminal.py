@@ -118,7 +118,7 @@ class Pty:
             os.execve(sys.executable, command, env)
         self._unread = ""
 
-    def until(self, text: str, seconds: float = 60) -> str:
+    def until(self, text: str, seconds: float = 180) -> str:
         """What is shown up to and including ``text``."""
         deadline = time.monotonic() + seconds
         while text not in self._unread:
