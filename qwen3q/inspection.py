@@ -108,7 +108,7 @@ def describe_format(quantization: Mapping[str, Any]) -> str:
     method = str(quantization.get("quant_method", "unknown"))
     if method == "compressed-tensors":
         groups = quantization.get("config_groups") or {}
-        group: Mapping[str, Any] = next(iter(groups.values()), {})
+        group: Mapping[str, Any] = next(iter(groups.values()), {}) or {}
         weights = group.get("weights") or {}
         words = [f"compressed-tensors {quantization.get('format', '')}".strip()]
         words += [f"{weights['num_bits']} bits"] if "num_bits" in weights else []

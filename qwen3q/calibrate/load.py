@@ -18,7 +18,6 @@ from qwen3q.calibrate.rows import (
     check_size,
     describe,
     encode,
-    load_tokenizer,
     spread,
 )
 from qwen3q.calibrate.samples import Sample
@@ -27,7 +26,7 @@ from qwen3q.calibrate.sets import DEFAULT_SET, LICENCE, check_set, load_set, set
 from qwen3q.errors import ModelError, UsageError
 from qwen3q.models.source import ModelSource
 from qwen3q.models.template import ChatTemplate
-from qwen3q.models.tokenizer import read_chat_template
+from qwen3q.models.tokenizer import load_tokenizer, read_chat_template
 from qwen3q.progress import ProgressFn, silent
 
 if TYPE_CHECKING:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qwen3q.errors import ModelError, UsageError
+from qwen3q.errors import UsageError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -33,28 +32,6 @@ class TokenRows:
     @property
     def tokens(self) -> int:
         return sum(map(len, self.rows))
-
-
-def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of a model folder, with neither truncation nor padding.
-
-    Raises:
-        ModelError: ``tokenizer.json`` is missing or broken.
-    """
-    from tokenizers import Tokenizer
-
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        raise ModelError(
-            f"{path} is missing.", "The download may be incomplete; fetch the model again."
-        )
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises bare Exception
-        raise ModelError(f"{path} is no tokenizer: {error}.") from None
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
 
 
 def encode(tokenizer: Tokenizer, text: str) -> list[int]:

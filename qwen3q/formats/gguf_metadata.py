@@ -27,6 +27,9 @@ HYBRID_YARN_BASE = 32768
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 """llama.cpp's token types (``enum llama_token_type``)."""
 
+_MOST_SAMPLING = 1e6
+"""Above, a temperature or top_k means nothing, and might not fit its field."""
+
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
@@ -138,10 +141,12 @@ def _general(
     if provenance.revision:
         values["qwen3q.source.revision"] = _string(provenance.revision)
     for key, name in (("temperature", "temp"), ("top_p", "top_p"), ("min_p", "min_p")):
-        if isinstance(generation.get(key), (int, float)):
-            values[f"general.sampling.{name}"] = Value(ValueType.F32, float(generation[key]))
-    if isinstance(generation.get("top_k"), int):
-        values["general.sampling.top_k"] = Value(ValueType.I32, generation["top_k"])
+        value = generation.get(key)
+        if isinstance(value, (int, float)) and 0 <= value <= _MOST_SAMPLING:
+            values[f"general.sampling.{name}"] = Value(ValueType.F32, float(value))
+    top_k = generation.get("top_k")
+    if isinstance(top_k, int) and 0 <= top_k <= _MOST_SAMPLING:
+        values["general.sampling.top_k"] = Value(ValueType.I32, top_k)
     values["general.quantization_version"] = _u32(QUANTIZATION_VERSION)
     values["general.file_type"] = _u32(file_type)
     return values

@@ -89,7 +89,7 @@ class QuantizedFolder(Closing):
 
 def _activation_bits(quantization: dict[str, Any]) -> int | None:
     for group in (quantization.get("config_groups") or {}).values():
-        inputs = group.get("input_activations")
+        inputs = (group or {}).get("input_activations")
         if inputs:
-            return int(inputs["num_bits"])
+            return int(inputs.get("num_bits") or 8)
     return None

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from qwen3q.errors import ModelError
+from qwen3q.models.quantization_config import quant_method
 
 MODEL_TYPES = ("qwen3", "qwen3_moe")
-_LIMITS = {"num_hidden_layers": 512, "num_experts": 1024}
-"""Several times what any release has; a plan lists every tensor, so it must not be endless."""
+_LIMITS = {"num_hidden_layers": 512, "num_experts": 1024, "vocab_size": 1 << 24}
+"""Several times what any release has: plans list tensors and tokens, and must not be endless."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,24 +142,15 @@ def parse_config(raw: Mapping[str, Any], where: str = "config.json") -> Qwen3Con
         moe_intermediate_size=fields.positive("moe_intermediate_size") if moe else 0,
         norm_topk_prob=bool(raw.get("norm_topk_prob", False)) if moe else True,
         decoder_sparse_step=fields.positive("decoder_sparse_step", default=1),
-        mlp_only_layers=tuple(raw.get("mlp_only_layers") or ()),
+        mlp_only_layers=fields.indices("mlp_only_layers"),
         yarn=_yarn(rope, fields),
         bos_token_id=raw.get("bos_token_id"),
         eos_token_ids=token_ids(raw.get("eos_token_id")),
         dtype=str(raw.get("dtype") or raw.get("torch_dtype") or "bfloat16"),
-        quant_method=_quant_method(raw),
+        quant_method=quant_method(raw, where),
     )
     _check(config, raw, where)
     return config
-
-
-def _quant_method(raw: Mapping[str, Any]) -> str | None:
-    """Every quantizer states itself in ``quantization_config``; a few leave out the method."""
-    quantization = raw.get("quantization_config")
-    if not quantization:
-        return None
-    named = quantization.get("quant_method") if isinstance(quantization, dict) else None
-    return str(named or "quantization_config")
 
 
 def token_ids(value: int | list[int] | None) -> tuple[int, ...]:
@@ -185,6 +177,16 @@ class _Fields:
         if default is None:
             raise ModelError(f"{self.where} has no {names[0]}.")
         return default
+
+    def indices(self, name: str) -> tuple[int, ...]:
+        """A list of layers, empty if absent."""
+        value = self.raw.get(name) or []
+        if not isinstance(value, list):
+            raise ModelError(f"{self.where}: {name} is {value!r}, not a list of layers.")
+        for index in value:
+            if not isinstance(index, int) or index < 0:
+                raise ModelError(f"{self.where}: {name} holds {index!r}, not a layer index.")
+        return tuple(value)
 
     def number(self, name: str, value: Any) -> float:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
@@ -237,9 +239,6 @@ def _check(config: Qwen3Config, raw: Mapping[str, Any], where: str) -> None:
         raise ModelError(f"{where}: use_sliding_window is true; no Qwen3 release uses it.")
     if raw.get("hidden_act", "silu") != "silu":
         raise ModelError(f"{where}: hidden_act is {raw['hidden_act']!r}; Qwen3 uses silu.")
-    bad = [i for i in config.mlp_only_layers if not isinstance(i, int) or i < 0]
-    if bad:
-        raise ModelError(f"{where}: mlp_only_layers holds {bad[0]!r}, not a layer index.")
     for token in (config.bos_token_id, *config.eos_token_ids):
         if token is not None and not isinstance(token, int):
             raise ModelError(f"{where}: {token!r} is no token id (bos_token_id or eos_token_id).")

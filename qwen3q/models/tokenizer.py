@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qwen3q.errors import ModelError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 QWEN2_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -58,12 +61,33 @@ class TokenizerFiles:
         return self.token_id(token) if isinstance(token, str) else None
 
 
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of a model folder, with neither truncation nor padding.
+
+    Raises:
+        ModelError: ``tokenizer.json`` is missing or broken.
+    """
+    from tokenizers import Tokenizer
+
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise _missing(path)
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises bare Exception
+        raise ModelError(f"{path} is no tokenizer: {error}.") from None
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
 def read_tokenizer(folder: Path) -> TokenizerFiles:
     """Reads ``tokenizer.json``, ``tokenizer_config.json`` and the chat template of a folder.
 
     Raises:
         ModelError: a file is missing or broken, or the tokenizer is not Qwen's byte-level BPE.
     """
+    load_tokenizer(folder)  # its reader checks the shape of everything that is used below
     path = folder / "tokenizer.json"
     raw = _read_json(path)
     try:
@@ -104,18 +128,22 @@ def read_chat_template(folder: Path, tokenizer_config: dict[str, Any]) -> str | 
         return jinja.read_text(encoding="utf-8")
     template = tokenizer_config.get("chat_template")
     if isinstance(template, list):
-        named = {entry.get("name"): entry.get("template") for entry in template}
-        template = named.get("default")
+        entries = [entry for entry in template if isinstance(entry, dict)]
+        template = next((e.get("template") for e in entries if e.get("name") == "default"), None)
     return template if isinstance(template, str) else None
+
+
+def _missing(path: Path) -> ModelError:
+    return ModelError(
+        f"{path} is missing.", "The download may be incomplete; fetch the model again."
+    )
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ModelError(
-            f"{path} is missing.", "The download may be incomplete; fetch the model again."
-        ) from None
+        raise _missing(path) from None
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ModelError(f"{path} is not valid JSON: {error}.") from None
     if not isinstance(raw, dict):

@@ -11,10 +11,11 @@ import pytest
 from qwen3q.calibrate.files import read_records
 from qwen3q.calibrate.hub_set import HubSet, parse_hub_set, stream_hub_set
 from qwen3q.calibrate.load import CalibrationOptions, load_calibration
-from qwen3q.calibrate.rows import encode, load_tokenizer
+from qwen3q.calibrate.rows import encode
 from qwen3q.calibrate.samples import parse_record
 from qwen3q.errors import MissingPackageError, SourceError, UsageError
 from qwen3q.models.source import resolve
+from qwen3q.models.tokenizer import load_tokenizer
 
 TEXT = "".join(f"<|im_start|>user\nLine {n} of the text.<|im_end|>\n" for n in range(200))
 

@@ -13,11 +13,12 @@ from qwen3q.calibrate.render import (
     render_sample,
     thinking_mode,
 )
-from qwen3q.calibrate.rows import encode, load_tokenizer
+from qwen3q.calibrate.rows import encode
 from qwen3q.calibrate.samples import Sample
 from qwen3q.calibrate.sets import load_set
 from qwen3q.errors import ModelError, UsageError
 from qwen3q.models.template import ChatTemplate
+from qwen3q.models.tokenizer import load_tokenizer
 
 TURNS = """\
 {%- for message in messages %}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from qwen3q.calibrate.load import CalibrationOptions, load_calibration
-from qwen3q.calibrate.rows import encode, load_tokenizer
+from qwen3q.calibrate.rows import encode
 from qwen3q.calibrate.self_sample import (
     SampleRequest,
     context_needed,
@@ -18,7 +18,7 @@ from qwen3q.calibrate.self_sample import (
 from qwen3q.errors import UsageError
 from qwen3q.models.source import resolve
 from qwen3q.models.template import ChatTemplate
-from qwen3q.models.tokenizer import read_tokenizer
+from qwen3q.models.tokenizer import load_tokenizer, read_tokenizer
 
 LENGTH = 64
 

@@ -12,11 +12,11 @@ from itertools import pairwise
 import pytest
 from tokenizers import Tokenizer
 
-from qwen3q.calibrate.rows import load_tokenizer
 from qwen3q.calibrate.samples import Sample
 from qwen3q.calibrate.sets import load_set, set_names, sets_folder
 from qwen3q.data.texts import PARTS, evaluation_text
 from qwen3q.errors import UsageError
+from qwen3q.models.tokenizer import load_tokenizer
 
 GRAM = 40
 """Characters; about ten English words' worth, or a Chinese sentence and a half."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -157,7 +158,7 @@ def test_the_quant_method_is_the_configs(demo_folder, stated, method):
     assert parse_config(raw | {"quantization_config": stated}).quant_method == method
 
 
-@pytest.mark.parametrize("name", ["num_hidden_layers", "num_experts"])
+@pytest.mark.parametrize("name", ["num_hidden_layers", "num_experts", "vocab_size"])
 def test_a_plan_can_not_be_made_endless(demo_folder, name):
     moe = {"model_type": "qwen3_moe", "num_experts": 8, "num_experts_per_tok": 2}
     raw = json.loads((demo_folder / "config.json").read_text()) | moe
@@ -170,3 +171,32 @@ def test_token_ids_are_numbers(demo_folder, changes):
     raw = json.loads((demo_folder / "config.json").read_text())
     with pytest.raises(ModelError, match="is no token id"):
         parse_config(raw | changes)
+
+
+@pytest.mark.parametrize("layers", [1, "0", {"0": 1}, [-1], ["0"], [1.5]])
+def test_layers_without_experts_are_a_list_of_numbers(demo_folder, layers):
+    raw = json.loads((demo_folder / "config.json").read_text())
+    with pytest.raises(ModelError, match="mlp_only_layers"):
+        parse_config(raw | {"mlp_only_layers": layers})
+
+
+@pytest.mark.parametrize(
+    ("stated", "named"),
+    [
+        (["gptq"], "quantization_config is"),
+        ({"config_groups": 4}, "config_groups is 4"),
+        ({"config_groups": {"group_0": "x"}}, "group_0 is 'x'"),
+        ({"config_groups": {"group_0": {"weights": 4}}}, "group_0.weights is 4"),
+        ({"config_groups": {"g": {"input_activations": {"num_bits": "8"}}}}, "num_bits is '8'"),
+    ],
+)
+def test_a_misshapen_quantization_config_is_refused(demo_folder, stated, named):
+    raw = json.loads((demo_folder / "config.json").read_text())
+    with pytest.raises(ModelError, match=re.escape(named)):
+        parse_config(raw | {"quantization_config": stated})
+
+
+def test_a_group_may_say_nothing(demo_folder):
+    raw = json.loads((demo_folder / "config.json").read_text())
+    stated = {"quant_method": "compressed-tensors", "config_groups": {"g": {"weights": None}}}
+    assert parse_config(raw | {"quantization_config": stated}).quant_method == "compressed-tensors"
