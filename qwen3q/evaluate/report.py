@@ -61,10 +61,10 @@ def merge_reports(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def read_report(path: Path) -> dict[str, Any]:
-    """Reads ``report.json`` and checks what reports are drawn from.
+    """Reads ``report.json`` and checks what reports are drawn from, at last by drawing it.
 
     Raises:
-        UsageError: no such file, or no report of this version.
+        UsageError: no such file, no report of this version, or one that was changed since.
     """
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
@@ -81,8 +81,18 @@ def read_report(path: Path) -> dict[str, Any]:
     if not isinstance(runs, list) or not all(_is_run(run) for run in runs):
         raise UsageError(f"{path}: runs lack their text, reference or machine.")
     for section in _SECTIONS:
-        for row in report.get(section, []):
+        rows = report.get(section, [])
+        if not isinstance(rows, list):
+            raise UsageError(f"{path}: {section} is {rows!r}, not a list of rows.")
+        for row in rows:
             _check_row(row, section, len(runs), path)
+    try:
+        _texts(report)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise UsageError(
+            f"{path} holds a row that `qwen3q eval` does not write: {error!r}.",
+            "Give the file as it was written.",
+        ) from None
     return report
 
 
@@ -103,17 +113,22 @@ def write_text(path: Path, text: str) -> None:
 
 def write_report(report: Mapping[str, Any], folder: Path) -> list[Path]:
     """Writes ``report.json``, ``report.md`` and ``report.html`` into ``folder``."""
+    texts = _texts(report)
+    for name, text in texts.items():
+        write_text(folder / name, text)
+    return [folder / name for name in texts]
+
+
+def _texts(report: Mapping[str, Any]) -> dict[str, str]:
+    """What each file of a report holds."""
     from qwen3q.evaluate.report_html import report_html
     from qwen3q.evaluate.report_markdown import report_markdown
 
-    texts = {
+    return {
         "report.json": json.dumps(report, indent=2, ensure_ascii=False) + "\n",
         "report.md": report_markdown(report),
         "report.html": report_html(report),
     }
-    for name, text in texts.items():
-        write_text(folder / name, text)
-    return [folder / name for name in texts]
 
 
 def machine_facts() -> dict[str, Any]:

@@ -213,6 +213,21 @@ def test_other_files_are_refused(tmp_path, content, says):
         read_report(path)
 
 
+@pytest.mark.parametrize(
+    ("section", "change"),
+    [("speed", {"tokens": None}), ("memory", {"context": "x"})],
+)
+def test_a_changed_row_is_refused(tmp_path, section, change):
+    rows = [FULL[section][0] | change, *FULL[section][1:]]
+    path = tmp_path / "r.json"
+    path.write_text(json.dumps(FULL | {section: rows}))
+    with pytest.raises(UsageError, match="a row that `qwen3q eval` does not write"):
+        read_report(path)
+    path.write_text(json.dumps(FULL | {section: 4}))
+    with pytest.raises(UsageError, match=f"{section} is 4, not a list"):
+        read_report(path)
+
+
 def test_layer_errors_average_experts():
     rows = [{"name": f"model.layers.3.mlp.experts.{e}.up_proj.weight", "error": e} for e in (1, 3)]
     rows.append({"name": "model.layers.3.self_attn.q_proj.weight", "error": 0.5})
