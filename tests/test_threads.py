@@ -33,8 +33,13 @@ def test_the_users_own_settings_stay(name, monkeypatch):
     assert dict(os.environ) == before
 
 
-def test_busy_threads_are_counted():
-    assert threads._busy_threads() >= 0
+@pytest.mark.parametrize(
+    ("stated", "busy"),
+    [("3.10 2.00 1.00 2/345 99", 1), ("0.50 2.00 1.00 9/345 99", 0.5), ("8.00 2.00 1.00 4/9 9", 3)],
+)
+def test_threads_of_others_are_busy_if_they_were_and_are(stated, busy, monkeypatch):
+    monkeypatch.setattr(threads.Path, "read_text", lambda _: stated)
+    assert threads._busy_threads() == busy
 
 
 @pytest.mark.parametrize(

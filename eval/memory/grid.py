@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-from qwen3q.llama.oracle import Load, dry_run, pseudo_gpus, write_header
+from qwen3q.llama.oracle import dry_run, load_of, pseudo_gpus, write_header
 from qwen3q.memory.llamacpp import llama_memory, output_bytes
 from qwen3q.memory.settings import Settings
 from qwen3q.memory.weights import Weights, release_weights
@@ -84,19 +84,7 @@ def measure(
 ) -> Cell:
     """One cell."""
     config = release.config
-    load = Load(
-        context=settings.context * settings.parallel,
-        tensor_split=(1.0,) * gpus,
-        gpu_layers=-1 if settings.gpu_layers is None else settings.gpu_layers,
-        batch=max(2048, settings.ubatch),
-        ubatch=settings.ubatch,
-        parallel=settings.parallel,
-        type_k=settings.type_k,
-        type_v=settings.type_v,
-        flash_attention=settings.flash_attention,
-        experts_on_cpu=settings.cpu_experts > 0,
-    )
-    theirs = dry_run(path, load, endpoints)
+    theirs = dry_run(path, load_of(settings, (1.0,) * gpus), endpoints)
     weights = release_weights(release, f"gguf:{quant}")
     return Cell(
         model=release.title,

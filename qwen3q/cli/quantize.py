@@ -109,8 +109,7 @@ def quantize(
     from qwen3q.plan.job import QuantizeRequest, job_of
     from qwen3q.quantize.run import (
         GgufOptions,
-        check_inputs,
-        check_model,
+        check_job,
         plan_targets,
         predict_memory,
         quantize_targets,
@@ -130,9 +129,8 @@ def quantize(
     job = job_of(request)
     options = GgufOptions(yarn, imatrix, threads, force)
     devices = tuple(device or ())
-    check_inputs(job, options, devices)
     source = describe(model, revision=revision, offline=offline)
-    check_model(source, job)
+    check_job(source, job, options, devices)
     if dry_run:
         calibrated = shares_importance(job, options)
         plans = plan_targets(source, job.targets, options, calibrated=calibrated)

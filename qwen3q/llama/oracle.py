@@ -24,6 +24,7 @@ from qwen3q.errors import LlamaError
 from qwen3q.formats.gguf_file import Value, ValueType, encode_header, encode_metadata
 from qwen3q.llama.breakdown import buffers_by_type
 from qwen3q.llama.ggml import load_library
+from qwen3q.memory.settings import Settings
 from qwen3q.models.config import Qwen3Config
 from qwen3q.plan.gguf import padded, tensor_type
 from qwen3q.plan.gguf_types import GGML_TYPES
@@ -54,6 +55,22 @@ class Load:
     type_v: str = "F16"
     flash_attention: bool = True
     experts_on_cpu: bool = False
+
+
+def load_of(settings: Settings, split: tuple[float, ...]) -> Load:
+    """The load that the memory estimator's settings describe, over ``split`` of the devices."""
+    return Load(
+        context=settings.context * settings.parallel,
+        tensor_split=split,
+        gpu_layers=-1 if settings.gpu_layers is None else settings.gpu_layers,
+        batch=max(2048, settings.ubatch),
+        ubatch=settings.ubatch,
+        parallel=settings.parallel,
+        type_k=settings.type_k,
+        type_v=settings.type_v,
+        flash_attention=settings.flash_attention,
+        experts_on_cpu=settings.cpu_experts > 0,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,20 +87,16 @@ def read_tokenizer(folder: Path) -> TokenizerFiles:
     Raises:
         ModelError: a file is missing or broken, or the tokenizer is not Qwen's byte-level BPE.
     """
-    load_tokenizer(folder)  # its reader checks the shape of everything that is used below
     path = folder / "tokenizer.json"
     raw = _read_json(path)
     try:
         model = raw["model"]
-        vocab: dict[str, int] = model["vocab"]
+        vocab: dict[str, int] = dict(model["vocab"].items())
         merges = tuple(m if isinstance(m, str) else " ".join(m) for m in model["merges"])
-        added = tuple(
-            AddedToken(token["id"], token["content"], bool(token.get("special")))
-            for token in raw.get("added_tokens", ())
-        )
-    except (KeyError, TypeError):
+        added = tuple(_added_token(token) for token in raw.get("added_tokens", ()))
+        pattern = split_pattern(raw)
+    except (AttributeError, KeyError, TypeError):
         raise ModelError(f"{path} is no byte-level BPE tokenizer.") from None
-    pattern = split_pattern(raw)
     if pattern != QWEN2_PATTERN:
         raise ModelError(
             f"{path} splits text by {pattern!r}, which is not Qwen's pattern.",
@@ -109,6 +105,13 @@ def read_tokenizer(folder: Path) -> TokenizerFiles:
     config_path = folder / "tokenizer_config.json"
     config = _read_json(config_path) if config_path.is_file() else {}
     return TokenizerFiles(vocab, merges, added, config, read_chat_template(folder, config))
+
+
+def _added_token(token: dict[str, Any]) -> AddedToken:
+    number, content = token["id"], token["content"]
+    if not isinstance(number, int) or not isinstance(content, str):
+        raise TypeError
+    return AddedToken(number, content, bool(token.get("special")))
 
 
 def split_pattern(raw: dict[str, Any]) -> str | None:

@@ -78,44 +78,41 @@ def plan_targets(
     return plans
 
 
-def check_model(source: ModelSource, job: QuantizeJob) -> None:
-    """Whether a model suits a job, from its config alone: before its weights are fetched.
+def check_job(
+    source: ModelSource, job: QuantizeJob, options: GgufOptions, devices: Sequence[str] = ()
+) -> None:
+    """Whether a job can be done, from the model's config and what lies beside: reads no weight, so
+    that it can be asked before they are downloaded.
 
     Raises:
-        ModelError: it is quantized already.
-        UsageError: the calibration's rows are longer than its context, or a format can't hold it.
-    """
-    if source.config.quant_method is not None:
-        raise ModelError(
-            f"{source.title} is quantized already ({source.config.quant_method}).",
-            "Give the float model that it was made from.",
-        )
-    length, context = job.calibration.length, source.config.max_position_embeddings
-    if job.calibrates and length > context:
-        raise UsageError(
-            f"--calibration-length {length} is longer than the context of {source.title}, "
-            f"{context} tokens.",
-            "Rows of 512 to 2048 tokens are enough.",
-        )
-    for scheme in job.schemes:
-        check_scheme(scheme, source.config)
-
-
-def check_inputs(job: QuantizeJob, options: GgufOptions, devices: Sequence[str] = ()) -> None:
-    """Looks whether what a job needs beside the model is there, before a model is downloaded.
-
-    Raises:
-        UsageError: the importance matrix, the calibration text or a device is not.
+        ModelError: the model is quantized already.
+        UsageError: the importance matrix, the calibration text or a device is not there, or the
+            text's rows or a format do not fit the model.
         MissingPackageError: a device needs torch, which is not installed.
     """
     for device in devices:
         check_device(device)
     if options.imatrix is not None and not options.imatrix.is_file():
         raise UsageError(f"There is no importance matrix {options.imatrix}.")
+    config = source.config
+    if config.quant_method is not None:
+        raise ModelError(
+            f"{source.title} is quantized already ({config.quant_method}).",
+            "Give the float model that it was made from.",
+        )
     if job.calibrates:
         from qwen3q.calibrate.load import check_calibration
 
         check_calibration(job.calibration.source)
+        length, context = job.calibration.length, config.max_position_embeddings
+        if length > context:
+            raise UsageError(
+                f"--calibration-length {length} is longer than the context of {source.title}, "
+                f"{context} tokens.",
+                "Rows of 512 to 2048 tokens are enough.",
+            )
+    for scheme in job.schemes:
+        check_scheme(scheme, config)
 
 
 def shares_importance(job: QuantizeJob, options: GgufOptions) -> bool:
@@ -202,7 +199,7 @@ def quantize_targets(
         Qwen3qError: whatever is wrong with model, text, options or disk, by name.
     """
     options = options or GgufOptions()
-    check_inputs(job, options, devices)
+    check_job(source, job, options, devices)
     file_types = [target for target in job.targets if isinstance(target, FileType)]
     share = shares_importance(job, options)
     if not job.schemes and not share:

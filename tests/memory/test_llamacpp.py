@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from qwen3q.errors import LlamaError, MissingPackageError
-from qwen3q.llama.oracle import Load, dry_run, pseudo_gpus, write_header
+from qwen3q.llama.oracle import Load, dry_run, load_of, pseudo_gpus, write_header
 from qwen3q.memory import llamacpp
 from qwen3q.memory.llamacpp import llama_memory, output_bytes
 from qwen3q.memory.settings import Settings
@@ -40,19 +40,7 @@ def measured() -> Iterator[Callable[..., BuffersByDevice]]:
         with pseudo_gpus(2) as endpoints, ProcessPoolExecutor(1, get_context("spawn")) as process:
 
             def run(path: Path, settings: Settings, split: tuple[float, ...]) -> BuffersByDevice:
-                load = Load(
-                    context=settings.context * settings.parallel,
-                    tensor_split=split,
-                    gpu_layers=-1 if settings.gpu_layers is None else settings.gpu_layers,
-                    batch=max(2048, settings.ubatch),
-                    ubatch=settings.ubatch,
-                    parallel=settings.parallel,
-                    type_k=settings.type_k,
-                    type_v=settings.type_v,
-                    flash_attention=settings.flash_attention,
-                    experts_on_cpu=settings.cpu_experts > 0,
-                )
-                found = process.submit(dry_run, path, load, endpoints).result()
+                found = process.submit(dry_run, path, load_of(settings, split), endpoints).result()
                 return {name: (b.model, b.context, b.compute) for name, b in found.items()}
 
             yield run

@@ -48,7 +48,7 @@ def test_a_misshapen_tokenizer_is_refused(folder, place, value):
         part = part[key]
     part[place[-1]] = value
     path.write_text(json.dumps(raw))
-    with pytest.raises(ModelError, match=r"tokenizer\.json is no tokenizer"):
+    with pytest.raises(ModelError, match=r"tokenizer\.json is no byte-level BPE"):
         read_tokenizer(folder)
 
 

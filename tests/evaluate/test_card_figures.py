@@ -1,0 +1,40 @@
+"""An artefact's model card takes its figures from a report."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import pytest
+from report_example import EXAMPLE
+
+from qwen3q.errors import UsageError
+from qwen3q.evaluate.card import update_card
+
+
+def test_a_card_gets_its_figures_once(tmp_path):
+    card = tmp_path / "README.md"
+    card.write_text("---\ntags: [qwen3]\n---\n\n# Name\n")
+    update_card(card, EXAMPLE, "Q4_0")
+    once = card.read_text()
+    assert once.startswith("---\ntags: [qwen3]\n---\n\n# Name\n")
+    assert "0.01200" in once
+    assert "Q2_K" not in once
+    update_card(card, EXAMPLE, "Q4_0")
+    assert card.read_text() == once
+    with pytest.raises(UsageError, match="no model card"):
+        update_card(tmp_path / "none.md", EXAMPLE, "Q4_0")
+
+
+def test_the_manifest_learns_the_cards_checksum(tmp_path):
+    card, manifest = tmp_path / "README.md", tmp_path / "manifest.json"
+    card.write_text("# Name\n")
+    other = {"bytes": 3, "sha256": "abc"}
+    outputs = {"README.md": {"bytes": 7, "sha256": "old"}, "config.json": other}
+    manifest.write_text(json.dumps({"name": "x", "outputs": outputs}))
+    update_card(card, EXAMPLE, "Q4_0")
+    updated = json.loads(manifest.read_text())
+    digest = hashlib.sha256(card.read_bytes()).hexdigest()
+    assert updated["outputs"]["README.md"] == {"bytes": card.stat().st_size, "sha256": digest}
+    assert updated["outputs"]["config.json"] == other
+    assert updated["name"] == "x"
