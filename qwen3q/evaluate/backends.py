@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from qwen3q.devices import check_device
 from qwen3q.errors import MissingPackageError, UsageError
 from qwen3q.evaluate.artefact import Artefact
-from qwen3q.evaluate.sampling import GREEDY, Sampling
+from qwen3q.evaluate.sampling import Prompt
 from qwen3q.progress import ProgressFn, silent
 from qwen3q.threads import default_threads
 
@@ -91,15 +91,19 @@ class Backend(Protocol):
 
     def generate(
         self,
-        prompt: Sequence[int],
+        prompts: Sequence[Prompt],
         max_tokens: int,
         stop_tokens: frozenset[int],
-        sampling: Sampling = GREEDY,
-    ) -> list[int]:
-        """The continuation; a token of ``stop_tokens`` ends it and is not returned.
+        progress: ProgressFn = silent,
+    ) -> list[list[int]]:
+        """Each prompt's continuation; a token of ``stop_tokens`` ends it and is not returned.
 
-        The same ``sampling``, seed included, gives the same tokens again. Backends that see
-        logits draw the same random numbers; a server is asked for the seed, as far as it has one.
+        Several are made side by side where that is faster. The same prompts with the same
+        ``sampling``, seeds included, give the same tokens again. Backends that see logits draw the
+        same random numbers; a server is asked for the seed, as far as it has one.
+
+        Args:
+            progress: told how many continuations are complete.
         """
 
     def close(self) -> None:

@@ -60,6 +60,8 @@ class Generation:
         body: the request.
         read: the answer; raises LookupError, TypeError or ValueError if it is none.
         gives_tokens: an answer without tokens means that the server does not know this way.
+        side_by_side: answers that such a server makes at a time; others wait for their turn, and
+            the waiting counts against the time that an answer may take.
     """
 
     name: str
@@ -68,6 +70,7 @@ class Generation:
     body: Callable[[Request], dict[str, Any]]
     read: Callable[[Any], Answer]
     gives_tokens: bool = True
+    side_by_side: int = 1
 
 
 def _completion_body(request: Request) -> dict[str, Any]:
@@ -186,10 +189,12 @@ def _ollama_read(reply: Any) -> Answer:
     return Answer(None, _text(reply["response"]), cut, reply.get("prompt_eval_count"))
 
 
+_BATCHED = 16
+
 GENERATIONS = (
-    Generation("tokens", False, "/completions", _completion_body, _completion_read),
+    Generation("tokens", False, "/completions", _completion_body, _completion_read, True, _BATCHED),
     Generation("llama-server", True, "/completion", _llama_body, _llama_read),
-    Generation("SGLang", True, "/generate", _sglang_body, _sglang_read),
+    Generation("SGLang", True, "/generate", _sglang_body, _sglang_read, True, _BATCHED),
     Generation("Ollama", True, "/api/generate", _ollama_body, _ollama_read, False),
     Generation("prompt tokens", False, "/completions", _plain_body, _completion_read, False),
     Generation("prompt text", False, "/completions", _text_body, _completion_read, False),

@@ -19,7 +19,7 @@ from qwen3q.errors import ModelError
 from qwen3q.evaluate.artefact import Artefact
 from qwen3q.evaluate.backends import BackendOptions, open_backend
 from qwen3q.evaluate.gate_flaws import Flaw, Mode, find_flaws
-from qwen3q.evaluate.sampling import GREEDY, Sampling
+from qwen3q.evaluate.sampling import GREEDY, Prompt, Sampling
 from qwen3q.evaluate.tasks import THINK_END, THINK_START, Task, is_correct
 from qwen3q.evaluate.tokens import TextCodec, open_codec
 from qwen3q.models.template import ChatTemplate
@@ -147,23 +147,19 @@ def answer(
     }
     longest = max(len(tokens) for rows in encoded.values() for tokens in rows)
     samples = 1 if asking.greedy else asking.samples
-    total = len(tasks) * len(Mode) * samples
-    replies: dict[Mode, Replies] = {mode: [] for mode in Mode}
-    done = 0
+    asked = [(mode, i, n) for mode in Mode for i in range(len(tasks)) for n in range(samples)]
     with open_backend(artefact, options, longest + asking.max_tokens) as model:
-        for mode in Mode:
-            for index, task in enumerate(tasks):
-                given = []
-                for sample in range(samples):
-                    sampling = asking.sampling(mode, index, sample)
-                    made = model.generate(
-                        encoded[mode][index], asking.max_tokens, codec.stop_tokens, sampling
-                    )
-                    given.append(_reply(task, mode, prompts[mode][index], made, codec, asking))
-                    done += 1
-                    progress(done, total, "questions")
-                replies[mode].append(tuple(given))
-    return replies
+        made = model.generate(
+            [Prompt(encoded[mode][i], asking.sampling(mode, i, n)) for mode, i, n in asked],
+            asking.max_tokens,
+            codec.stop_tokens,
+            progress,
+        )
+    replies: dict[Mode, list[list[Reply]]] = {mode: [[] for _ in tasks] for mode in Mode}
+    for (mode, i, _), tokens in zip(asked, made, strict=True):
+        reply = _reply(tasks[i], mode, prompts[mode][i], tokens, codec, asking)
+        replies[mode][i].append(reply)
+    return {mode: [tuple(given) for given in replies[mode]] for mode in Mode}
 
 
 def _prompt(template: ChatTemplate, task: Task, mode: Mode) -> str:

@@ -13,15 +13,15 @@ from qwen3q.closing import Closing
 from qwen3q.errors import UsageError
 from qwen3q.evaluate.artefact import Artefact
 from qwen3q.evaluate.backends import BackendOptions, LogitRows
+from qwen3q.evaluate.llama_slots import LlamaSlots, open_slots
 from qwen3q.evaluate.perplexity import BATCH_TOKENS
-from qwen3q.evaluate.sampling import GREEDY, Sampling
+from qwen3q.evaluate.sampling import Prompt
+from qwen3q.evaluate.side_by_side import continue_side_by_side
 from qwen3q.formats.gguf_file import read_header
 from qwen3q.llama.capi import VERSION, lib
 from qwen3q.llama.context import ContextOptions, LlamaContext
 from qwen3q.llama.devices import gpu_devices
-from qwen3q.llama.generate import Generator
 from qwen3q.llama.model import LlamaModel, LoadOptions
-from qwen3q.llama.sampling import Sampling as Chain
 from qwen3q.progress import ProgressFn, silent
 from qwen3q.threads import model_threads
 
@@ -36,7 +36,7 @@ class LlamaBackend(Closing):
         threads = model_threads(options.threads, self.model.hidden_size)
         self._options = partial(ContextOptions, threads=threads, yarn=options.yarn)
         self._context = context
-        self._generator: Generator | None = None
+        self._slots: LlamaSlots | None = None
         self.facts: Mapping[str, Any] = {
             "engine": "llama.cpp",
             "version": f"llama-cpp-python {VERSION}",
@@ -80,26 +80,20 @@ class LlamaBackend(Closing):
 
     def generate(
         self,
-        prompt: Sequence[int],
+        prompts: Sequence[Prompt],
         max_tokens: int,
         stop_tokens: frozenset[int],
-        sampling: Sampling = GREEDY,
-    ) -> list[int]:
-        if self._generator is None:
-            options = self._options(context=self._context, outputs=1)
-            self._generator = Generator(LlamaContext(self.model, options))
-        out = []
-        stream = self._generator.generate(prompt, _chain(sampling), max_tokens=max_tokens)
-        for token in stream:
-            if token in stop_tokens:
-                break
-            out.append(token)
-        return out
+        progress: ProgressFn = silent,
+    ) -> list[list[int]]:
+        if self._slots is None:
+            options = self._options(context=self._context)
+            self._slots = open_slots(self.model, options, len(prompts))
+        return continue_side_by_side(self._slots, prompts, max_tokens, stop_tokens, progress)
 
     def close(self) -> None:
-        if self._generator is not None:
-            self._generator.context.close()
-            self._generator = None
+        if self._slots is not None:
+            self._slots.context.close()
+            self._slots = None
         self.model.close()
 
 
@@ -108,14 +102,3 @@ def _require_no_yarn(artefact: Artefact) -> None:
     kind = metadata.get(f"{metadata.get('general.architecture')}.rope.scaling.type")
     if kind == "yarn":
         raise UsageError(f"{artefact.name} has YaRN already.", "Ask for it without.")
-
-
-def _chain(sampling: Sampling) -> Chain:
-    return Chain(
-        temperature=sampling.temperature,
-        top_k=sampling.top_k,
-        top_p=sampling.top_p,
-        min_p=sampling.min_p,
-        presence_penalty=sampling.presence_penalty,
-        seed=sampling.seed,
-    )

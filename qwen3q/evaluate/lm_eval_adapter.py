@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from dataclasses import dataclass, field
 from typing import Any
 
 from lm_eval.api.instance import Instance
@@ -12,12 +13,15 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from qwen3q.evaluate.backends import Backend
 from qwen3q.evaluate.loglikelihood import Continuation, loglikelihoods
-from qwen3q.evaluate.sampling import Sampling
+from qwen3q.evaluate.sampling import Prompt, Sampling
 from qwen3q.evaluate.tokens import TextCodec
 from qwen3q.progress import ProgressFn, silent
 
 _PIECE = 32
 """Tokens generated between looks for a stop string."""
+
+_SIDE_BY_SIDE = 16
+"""Texts written at a time: as many as a backend holds, so that none is read twice."""
 
 Pair = tuple[object, list[int], list[int]]
 """What was asked, and its tokens: of the context and of the continuation."""
@@ -90,29 +94,63 @@ class BackendLM(TemplateLM):  # type: ignore[misc]
         return [sum(next(scores)[0] for _ in range(count)) for count in windows_of]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
-        out = []
-        for done, request in enumerate(requests, 1):
-            out.append(self._generate(*request.args))
-            self._progress(done, len(requests), "answers")
-        return out
+        texts = [self._text(*request.args) for request in requests]
+        for start in range(0, len(texts), _SIDE_BY_SIDE):
+            self._write(texts[start : start + _SIDE_BY_SIDE])
+            self._progress(min(start + _SIDE_BY_SIDE, len(texts)), len(texts), "answers")
+        return [text.cut() for text in texts]
 
-    def _generate(self, prompt: str, settings: dict[str, Any]) -> str:
+    def _text(self, prompt: str, settings: dict[str, Any]) -> _Text:
         wanted = normalize_gen_kwargs(dict(settings))
-        stops = [stop for stop in wanted.get("until") or [] if stop]
         left = int(wanted["max_gen_toks"])
         tokens = self.tok_encode(prompt)[-max(1, self.max_length - left) :]
-        made: list[int] = []
-        text = ""
-        while left > 0 and not any(stop in text for stop in stops):
-            asked = min(_PIECE, left)
-            sampling = _sampling(wanted, prompt, len(made))
-            more = self._model.generate([*tokens, *made], asked, self._codec.stop_tokens, sampling)
-            made += more
-            left -= asked
-            text = self._codec.decode(made)
-            if len(more) < asked:
-                break
-        return text[: min((text.index(stop) for stop in stops if stop in text), default=None)]
+        stops = [stop for stop in wanted.get("until") or [] if stop]
+        return _Text(prompt, tokens, wanted, stops, left)
+
+    def _write(self, texts: list[_Text]) -> None:
+        """Continues all of them, a piece at a time."""
+        while going := [text for text in texts if text.left > 0]:
+            prompts = [Prompt([*text.tokens, *text.made], text.sampling) for text in going]
+            pieces = self._model.generate(prompts, _PIECE, self._codec.stop_tokens)
+            for text, piece in zip(going, pieces, strict=True):
+                text.made += piece[: text.left]
+                text.text = self._codec.decode(text.made)
+                text.left -= _PIECE
+                if len(piece) < _PIECE or text.is_stopped:
+                    text.left = 0
+
+
+@dataclass(slots=True)
+class _Text:
+    """One text that is written.
+
+    Attributes:
+        tokens: the prompt's, as far as it is read.
+        wanted: the harness's settings.
+        left: tokens that may still come.
+        made, text: what has come.
+    """
+
+    prompt: str
+    tokens: list[int]
+    wanted: dict[str, Any]
+    stops: list[str]
+    left: int
+    made: list[int] = field(default_factory=list)
+    text: str = ""
+
+    @property
+    def sampling(self) -> Sampling:
+        return _sampling(self.wanted, self.prompt, len(self.made))
+
+    @property
+    def is_stopped(self) -> bool:
+        return any(stop in self.text for stop in self.stops)
+
+    def cut(self) -> str:
+        """What comes before the first stop string."""
+        stops = [self.text.index(stop) for stop in self.stops if stop in self.text]
+        return self.text[: min(stops, default=None)]
 
 
 def _sampling(wanted: dict[str, Any], prompt: str, made: int) -> Sampling:

@@ -7,13 +7,14 @@ probabilities do.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 _DRAWS = 512
+_BLOCK = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,14 @@ class Sampling:
 
 
 GREEDY = Sampling()
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """Tokens to continue, and how."""
+
+    tokens: Sequence[int]
+    sampling: Sampling = GREEDY
 
 
 def uniforms(seed: int) -> Iterator[float]:
@@ -66,10 +75,7 @@ def choose(
         logits[list(set(made))] -= np.float32(sampling.presence_penalty)
     if sampling.temperature == 0:
         return int(logits.argmax())
-    kept = np.arange(len(logits))
-    if 0 < sampling.top_k < len(logits):
-        kept = np.argpartition(-logits, sampling.top_k - 1)[: sampling.top_k]
-    kept = kept[np.argsort(-logits[kept], kind="stable")]
+    kept = _likeliest(logits, sampling.top_k or len(logits))
     scaled = logits[kept] / np.float32(sampling.temperature)
     odds = np.exp(scaled - scaled[0])
     if sampling.top_p < 1:
@@ -79,3 +85,17 @@ def choose(
         odds = odds[odds >= sampling.min_p]
     mass = np.cumsum(odds, dtype=np.float64)
     return int(kept[min(int(np.searchsorted(mass, mass[-1] * uniform)), len(odds) - 1)])
+
+
+def _likeliest(logits: NDArray[np.float32], count: int) -> NDArray[np.intp]:
+    """The ``count`` largest, largest first; of equal ones the first.
+
+    The smallest of the ``count`` largest of the blocks' maxima is no larger than what is looked
+    for, so most of a vocabulary is only compared with it.
+    """
+    kept = np.arange(len(logits))
+    blocks = len(logits) // _BLOCK
+    if count < blocks:
+        largest = logits[: blocks * _BLOCK].reshape(blocks, _BLOCK).max(1)
+        kept = np.flatnonzero(logits >= np.partition(largest, blocks - count)[blocks - count])
+    return kept[np.argsort(-logits[kept], kind="stable")][:count]

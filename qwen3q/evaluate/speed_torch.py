@@ -25,8 +25,7 @@ from qwen3q.evaluate.speed_tests import (
     speed_row,
 )
 from qwen3q.evaluate.torch_backend import TorchBackend, best_device
-from qwen3q.evaluate.torch_generate import Cache, CachedModel
-from qwen3q.models.decoder import Rope, rope_table
+from qwen3q.evaluate.torch_generate import CachedModel, KVCache
 from qwen3q.process_memory import free_memory, peak_bytes, reset_peak
 from qwen3q.progress import ProgressFn
 
@@ -98,21 +97,18 @@ class _Runner:
         reset_peak()
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
-        rope = rope_table(self._config, planned.context, self._device)
         generator = torch.Generator().manual_seed(0)
         shape = (planned.batch, planned.context)
         words = torch.randint(self._config.vocab_size, shape, generator=generator)
         words = words.to(self._device)
-        filled: Cache = []
+        caches = [self._model.cache(planned.context) for _ in range(planned.batch)]
         if planned.depth:
-            self._model.step(words[:, : planned.depth], 0, rope, filled)
-        self._repeat(planned, words, rope, list(filled), warm_up=True)
+            self._model.step(words[:, : planned.depth], caches)
+        self._repeat(planned, words, caches, warm_up=True)
         before = self._meter.joules()
         samples, token_times = [], []
-        cache: Cache = []
         for _ in range(self._repeats):
-            cache = list(filled)
-            times = self._repeat(planned, words, rope, cache)
+            times = self._repeat(planned, words, caches)
             samples.append(sum(times))
             token_times += times if planned.phase is Phase.DECODE else []
         tokens = planned.tokens * planned.batch * self._repeats
@@ -121,23 +117,29 @@ class _Runner:
         test = SpeedTest(
             planned, tuple(samples), tuple(token_times), peak_bytes(), on_device, joules
         )
-        return test, self._memory(cache, held)
+        return test, self._memory(caches, held)
 
     def _repeat(
-        self, planned: Planned, words: torch.Tensor, rope: Rope, cache: Cache, *,
+        self,
+        planned: Planned,
+        words: torch.Tensor,
+        caches: list[KVCache],
+        *,
         warm_up: bool = False,
-    ) -> list[int]:  # fmt: skip
+    ) -> list[int]:
         """Nanoseconds of one repeat from the depth: one figure for prefill, one per step."""
         depth, end = planned.depth, planned.context
         prefill = planned.phase is Phase.PREFILL
         width = planned.tokens if prefill else 1
         if warm_up and not prefill:
             end = depth + 1
+        for cache in caches:
+            cache.length = depth
         times = []
         self._synchronize()
         before = perf_counter_ns()
         for position in range(depth, end, width):
-            self._model.step(words[:, position : position + width], position, rope, cache)
+            self._model.step(words[:, position : position + width], caches)
             self._synchronize()
             now = perf_counter_ns()
             times.append(now - before)
@@ -154,10 +156,10 @@ class _Runner:
         used = int(torch.mps.driver_allocated_memory())
         return used, used
 
-    def _memory(self, cache: Cache, held: int | None) -> dict[str, Any]:
+    def _memory(self, caches: list[KVCache], held: int | None) -> dict[str, Any]:
         """The row of ``memory[]``; what is neither weights nor cache is the rest."""
         weights = self._model.weight_bytes
-        kv = sum(k.nbytes + v.nbytes for k, v in cache)
+        kv = sum(cache.nbytes for cache in caches)
         return {
             "device": str(self._device),
             "kv_type": "f32",

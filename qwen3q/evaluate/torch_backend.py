@@ -19,12 +19,14 @@ from qwen3q.errors import UsageError
 from qwen3q.evaluate.artefact import Artefact
 from qwen3q.evaluate.backends import BackendOptions, LogitRows
 from qwen3q.evaluate.input_rounding import Rounding
-from qwen3q.evaluate.sampling import GREEDY, Sampling
-from qwen3q.evaluate.torch_generate import CachedModel
+from qwen3q.evaluate.sampling import Prompt
+from qwen3q.evaluate.side_by_side import continue_side_by_side
+from qwen3q.evaluate.torch_generate import CachedModel, TorchSlots
 from qwen3q.evaluate.weights import WeightSource, open_weights
 from qwen3q.formats.gguf_metadata import with_yarn
 from qwen3q.models.decoder import Linear, Weights, decoder_layer, rms_norm, rope_table
 from qwen3q.models.tensors import layer_tensors
+from qwen3q.process_memory import free_memory
 from qwen3q.progress import ProgressFn, silent
 from qwen3q.threads import model_threads
 
@@ -33,6 +35,9 @@ _BATCH_TOKENS = 2048
 
 _LOGIT_BYTES = 128 << 20
 """About how much one block of logits takes."""
+
+_SIDE_BY_SIDE = 16
+"""Answers made at a time. More gain little: a core multiplies as fast as its memory is read."""
 
 
 class TorchBackend(Closing):
@@ -47,6 +52,7 @@ class TorchBackend(Closing):
             self.config = with_yarn(self.config, options.yarn)
         self.device = torch.device(options.device or best_device())
         self._cached: CachedModel | None = None
+        self._slots: TorchSlots | None = None
         threads = model_threads(options.threads, self.config.hidden_size)
         torch.set_num_threads(threads)
         self.facts: Mapping[str, Any] = {
@@ -127,12 +133,26 @@ class TorchBackend(Closing):
 
     def generate(
         self,
-        prompt: Sequence[int],
+        prompts: Sequence[Prompt],
         max_tokens: int,
         stop_tokens: frozenset[int],
-        sampling: Sampling = GREEDY,
-    ) -> list[int]:
-        return self.cached_model().generate(prompt, max_tokens, stop_tokens, sampling)
+        progress: ProgressFn = silent,
+    ) -> list[list[int]]:
+        longest = max((len(prompt.tokens) for prompt in prompts), default=0) + max_tokens
+        count = min(len(prompts), self._room_for(longest))
+        if self._slots is None or self._slots.count < count:
+            self._slots = TorchSlots(self.cached_model(), count)
+        return continue_side_by_side(self._slots, prompts, max_tokens, stop_tokens, progress)
+
+    def _room_for(self, length: int) -> int:
+        """Sequences of ``length`` tokens whose keys and values take half of the free memory."""
+        config = self.config
+        width = 2 * config.num_key_value_heads * config.head_dim
+        free = free_memory()
+        if self.device.type == "cuda":
+            free = torch.cuda.mem_get_info(self.device)[0]
+        fitting = (free or 0) // (2 * 4 * width * config.num_hidden_layers * length)
+        return max(1, min(_SIDE_BY_SIDE, fitting))
 
     def cached_model(self) -> CachedModel:
         """The whole model in memory, for decoding; loaded once."""
@@ -151,7 +171,7 @@ class TorchBackend(Closing):
         return self._cached
 
     def close(self) -> None:
-        self._cached = None
+        self._cached = self._slots = None
 
 
 def best_device() -> str:

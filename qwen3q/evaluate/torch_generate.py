@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from qwen3q.evaluate.input_rounding import Rounding
-from qwen3q.evaluate.sampling import GREEDY, Sampling, choose, uniforms
+from qwen3q.evaluate.side_by_side import common_prefix
 from qwen3q.models.config import Qwen3Config
 from qwen3q.models.decoder import (
     O_PROJ,
@@ -26,16 +26,59 @@ from qwen3q.models.decoder import (
 )
 
 Layer = tuple[Weights, Linear]
-Cache = list[tuple[torch.Tensor, torch.Tensor]]
-"""Keys and values of each layer, ``[sequences, kv_heads, length, head_dim]``."""
-
 
 _PIECE = 256
 """Tokens read at a time behind a cache."""
 
+_ROOM = 256
+"""Tokens that a cache has room for at first."""
+
+
+class KVCache:
+    """The keys and values of one sequence in every layer; room for them doubles when it is full."""
+
+    def __init__(self, layers: int, room: int = _ROOM) -> None:
+        self.length = 0
+        self._room = room
+        self._held: list[torch.Tensor | None] = [None] * layers
+
+    @property
+    def nbytes(self) -> int:
+        """What is allocated."""
+        return sum(held.nbytes for held in self._held if held is not None)
+
+    def extend(
+        self, layer: int, keys: torch.Tensor, values: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Puts those of the next tokens, ``[kv_heads, n, head_dim]``, behind ``length``.
+
+        Returns:
+            Keys and values of all tokens, ``[1, kv_heads, length + n, head_dim]``; views.
+        """
+        end = self.length + keys.shape[1]
+        held = self._held[layer]
+        if held is None or held.shape[2] < end:
+            self._room = max(self._room, 2 * end if self.length else end)
+            grown = keys.new_empty(2, keys.shape[0], self._room, keys.shape[2])
+            if held is not None:
+                grown[:, :, : self.length] = held[:, :, : self.length]
+            self._held[layer] = held = grown
+        held[0, :, self.length : end] = keys
+        held[1, :, self.length : end] = values
+        return held[:1, :, :end], held[1:, :, :end]
+
+    def take(self, other: KVCache, length: int) -> None:
+        """Holds the first ``length`` tokens of ``other``, and nothing else."""
+        self.length = 0
+        if other is not self:
+            for layer, held in enumerate(other._held):
+                assert held is not None
+                self.extend(layer, held[0, :, :length], held[1, :, :length])
+        self.length = length
+
 
 class CachedModel:
-    """A whole model, for generating token by token."""
+    """A whole model, for reading token by token."""
 
     def __init__(
         self,
@@ -52,8 +95,11 @@ class CachedModel:
         self._norm = norm
         self._head = head
         self._head_rounding = head_rounding
-        self._read: list[int] = []
-        self._cache: Cache = []
+        self._rope = rope_table(config, 0, embedding.device)
+
+    @property
+    def device(self) -> torch.device:
+        return self._embedding.device
 
     @property
     def weight_bytes(self) -> int:
@@ -62,98 +108,111 @@ class CachedModel:
         tensors += [tensor for weights, _ in self._layers for tensor in weights.values()]
         return sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values())
 
-    @torch.inference_mode()
-    def generate(
-        self,
-        prompt: Sequence[int],
-        max_tokens: int,
-        stop_tokens: frozenset[int],
-        sampling: Sampling = GREEDY,
-    ) -> list[int]:
-        """The continuation up to a stop token, which is left out.
-
-        A beginning that the prompt shares with what was read before is not computed again, if it is
-        at least half of it.
-        """
-        rope = rope_table(self._config, len(prompt) + max_tokens, self._embedding.device)
-        logits, cache = self._prefill(list(prompt), rope)
-        out: list[int] = []
-        for uniform in uniforms(sampling.seed):
-            token = choose(logits, sampling, uniform, out)
-            if token in stop_tokens:
-                break
-            out.append(token)
-            if len(out) == max_tokens:
-                break
-            logits = self._step([token], len(prompt) + len(out) - 1, rope, cache)
-        self._read, self._cache = [*prompt, *out][: cache[0][0].shape[2]], cache
-        return out
-
-    def _prefill(self, prompt: list[int], rope: Rope) -> tuple[NDArray[np.float32], Cache]:
-        """The logits after ``prompt``, and the cache that holds it."""
-        # the last token is always computed, for its logits
-        kept = min(_common_prefix(self._read, prompt), len(prompt) - 1)
-        if 2 * kept < len(prompt):
-            cache: Cache = []
-            return self._step(prompt, 0, rope, cache), cache
-        cache = [(k[:, :, :kept], v[:, :, :kept]) for k, v in self._cache]
-        # attention over a cache has a mask, whose memory grows with the piece
-        for position in range(kept, len(prompt), _PIECE):
-            logits = self._step(prompt[position : position + _PIECE], position, rope, cache)
-        return logits, cache
-
-    def _step(
-        self, tokens: list[int], position: int, rope: Rope, cache: Cache
-    ) -> NDArray[np.float32]:
-        """Reads ``tokens`` at ``position``; the logits after the last, float32 ``[vocabulary]``."""
-        ids = torch.tensor([tokens], device=self._embedding.device)
-        return self.step(ids, position, rope, cache)[0].float().cpu().numpy()
+    def cache(self, room: int = _ROOM) -> KVCache:
+        """An empty one for this model, with room for so many tokens at first."""
+        return KVCache(len(self._layers), room)
 
     @torch.inference_mode()
-    def step(self, ids: torch.Tensor, position: int, rope: Rope, cache: Cache) -> torch.Tensor:
-        """Reads the next tokens of several sequences, which are equally long.
+    def step(self, ids: torch.Tensor, caches: Sequence[KVCache]) -> torch.Tensor:
+        """Reads the next tokens of several sequences.
 
         Args:
             ids: int64 ``[sequences, n]``.
-            position: tokens that the cache has; it is empty for 0.
-            rope: of all positions that will be read.
+            caches: of each sequence; they grow by n tokens.
 
         Returns:
             The logits after each sequence's last token, ``[sequences, vocabulary]``.
         """
-        hidden = F.embedding(ids, self._embedding)
         count = ids.shape[1]
-        here = slice(position, position + count)
-        window = Rope(rope.cos[here], rope.sin[here])
-        mask = None
-        if position and count > 1:
-            shape = (count, position + count)
-            mask = torch.ones(shape, dtype=torch.bool, device=ids.device).tril(position)
+        window = self._window([cache.length for cache in caches], count)
+        masks = [_mask(count, cache.length, ids.device) for cache in caches]
         eps = self._config.rms_norm_eps
+        hidden = F.embedding(ids, self._embedding)
         for index, (weights, linear) in enumerate(self._layers):
             x = rms_norm(hidden, weights["input_layernorm"], eps)
             q, k, v = (split_heads(linear(name, x), self._config.head_dim) for name in QKV)
             q = rotate(rms_norm(q, weights["self_attn.q_norm"], eps), window)
             k = rotate(rms_norm(k, weights["self_attn.k_norm"], eps), window)
-            if position == 0:
-                cache.append((k, v))
-            else:
-                k, v = torch.cat((cache[index][0], k), 2), torch.cat((cache[index][1], v), 2)
-                cache[index] = (k, v)
-            mixed = F.scaled_dot_product_attention(
-                q, k, v, attn_mask=mask, is_causal=position == 0, enable_gqa=True
-            )
+            mixed = torch.empty_like(q)
+            for row, (cache, mask) in enumerate(zip(caches, masks, strict=True)):
+                keys, values = cache.extend(index, k[row], v[row])
+                first = cache.length == 0
+                mixed[row] = F.scaled_dot_product_attention(
+                    q[row, None], keys, values, attn_mask=mask, is_causal=first, enable_gqa=True
+                )
             hidden = hidden + linear(O_PROJ, mixed.transpose(1, 2).flatten(2))
             hidden = hidden + mlp(hidden, weights, self._config, linear)
+        for cache in caches:
+            cache.length += count
         last = rms_norm(hidden[:, -1], self._norm, eps)
         if self._head_rounding is not None:
             last = self._head_rounding(last)
         return F.linear(last, self._head)
 
+    def read(self, tokens: Sequence[int], cache: KVCache) -> torch.Tensor:
+        """Reads ``tokens`` behind what ``cache`` has; the logits after the last, ``[1, vocab]``."""
+        # attention over a cache has a mask, whose memory grows with the piece
+        piece = _PIECE if cache.length else len(tokens)
+        for start in range(0, len(tokens), piece):
+            ids = torch.tensor([tokens[start : start + piece]], device=self.device)
+            logits = self.step(ids, [cache])
+        return logits
 
-def _common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
-    """How many tokens two sequences share at their beginning."""
-    for index, (a, b) in enumerate(zip(first, second, strict=False)):
-        if a != b:
-            return index
-    return min(len(first), len(second))
+    def _window(self, starts: Sequence[int], count: int) -> Rope:
+        """Angles of ``count`` positions of each sequence, ``[sequences, 1, count, head_dim]``."""
+        longest = max(starts) + count
+        if longest > len(self._rope.cos):
+            self._rope = rope_table(self._config, 2 * longest, self.device)
+        at = (torch.tensor(starts)[:, None] + torch.arange(count)).to(self.device)
+        return Rope(self._rope.cos[at].unsqueeze(1), self._rope.sin[at].unsqueeze(1))
+
+
+class TorchSlots:
+    """Sequences of a ``CachedModel`` that are continued side by side."""
+
+    def __init__(self, model: CachedModel, count: int) -> None:
+        self.count = count
+        self._model = model
+        self._caches = [model.cache() for _ in range(count)]
+        self._held: list[list[int]] = [[] for _ in range(count)]
+
+    def held(self, slot: int) -> Sequence[int]:
+        """As ``Slots.held``."""
+        return self._held[slot]
+
+    @torch.inference_mode()
+    def read(self, slot: int, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """As ``Slots.read``.
+
+        A beginning that any slot has read is not computed again, if it is at least half.
+        """
+        shared = [common_prefix(held, tokens) for held in self._held]
+        source = max(range(self.count), key=lambda other: (shared[other], other == slot))
+        # the last token is always computed, for its logits
+        kept = min(shared[source], len(tokens) - 1)
+        if 2 * kept < len(tokens):
+            source, kept = slot, 0
+        self._caches[slot].take(self._caches[source], kept)
+        logits = self._model.read(tokens[kept:], self._caches[slot])
+        self._held[slot] = list(tokens)
+        return _numpy(logits[0])
+
+    @torch.inference_mode()
+    def step(self, slots: Sequence[int], tokens: Sequence[int]) -> NDArray[np.float32]:
+        """As ``Slots.step``."""
+        ids = torch.tensor(tokens)[:, None].to(self._model.device)
+        logits = self._model.step(ids, [self._caches[slot] for slot in slots])
+        for slot, token in zip(slots, tokens, strict=True):
+            self._held[slot].append(token)
+        return _numpy(logits)
+
+
+def _mask(count: int, start: int, device: torch.device) -> torch.Tensor | None:
+    """What each of ``count`` tokens behind ``start`` others may look at; None where plain."""
+    if start == 0 or count == 1:
+        return None
+    return torch.ones(count, start + count, dtype=torch.bool, device=device).tril(start)
+
+
+def _numpy(logits: torch.Tensor) -> NDArray[np.float32]:
+    return logits.float().cpu().numpy()

@@ -129,6 +129,14 @@ class LlamaModel(Closing):
         raw = lib.llama_model_chat_template(self.handle, None)
         return raw.decode("utf-8", "replace") if raw else None
 
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Of a cache in 16 bits, all layers."""
+        architecture = self.metadata("general.architecture")
+        head_dim = int(self.metadata(f"{architecture}.attention.key_length") or 0)
+        heads = int(lib.llama_model_n_head_kv(self.handle))
+        return 2 * 2 * int(lib.llama_model_n_layer(self.handle)) * heads * head_dim
+
     def close(self) -> None:
         """Frees the model; calling it again does nothing."""
         if self.handle:

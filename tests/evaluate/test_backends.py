@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from continuing import continued
 from safetensors.torch import load_file, save_file
 
 from qwen3q.errors import MissingPackageError
@@ -91,9 +92,9 @@ def test_greedy_answers_equal_transformers(demo_folder, demo_ggufs):
     expected = [token for token in expected if token not in stop]
     for name in ("demo", str(demo_ggufs["F32"])):
         with open_backend(find_artefact(name), options(), 64) as backend:
-            assert backend.generate(prompt.tolist(), 12, stop) == expected
+            assert continued(backend, prompt.tolist(), 12, stop) == expected
             first = frozenset(expected[:1])
-            assert backend.generate(prompt.tolist(), 12, first) == []
+            assert continued(backend, prompt.tolist(), 12, first) == []
 
 
 def test_a_folder_and_its_gguf_have_one_tokenizer(demo_ggufs, demo_folder):
@@ -175,17 +176,26 @@ def test_llama_does_not_run_folders():
 
 def test_the_cached_model_reads_sequences_in_pieces_as_at_once():
     from qwen3q.evaluate.torch_backend import TorchBackend
-    from qwen3q.models.decoder import rope_table
 
     artefact = find_artefact("demo")
     tokens = torch.randint(0, 8000, (2, 40), generator=torch.Generator().manual_seed(3))
     with TorchBackend(artefact, BackendOptions(threads=1, device="cpu")) as backend:
-        model, rope = backend.cached_model(), rope_table(backend.config, 40, backend.device)
-        whole = model.step(tokens, 0, rope, [])
-        cache: list = []
-        for start, end in ((0, 17), (17, 39), (39, 40)):
-            pieces = model.step(tokens[:, start:end], start, rope, cache)
-        torch.testing.assert_close(pieces, whole, atol=2e-4, rtol=1e-4)
+        model = backend.cached_model()
+        whole = model.step(tokens, [model.cache(), model.cache()])
+        caches = [model.cache(room=4), model.cache(room=20)]
+        for start, end in ((0, 17), (17, 38)):
+            model.step(tokens[:, start:end], caches)
+        # from here on one sequence is a token ahead of the other
+        model.step(tokens[:1, 38:39], caches[:1])
+        pieces = model.step(torch.stack((tokens[0, 39:], tokens[1, 38:39])), caches)
+        torch.testing.assert_close(pieces[0], whole[0], atol=2e-4, rtol=1e-4)
+        pieces = model.step(tokens[1:, 39:], caches[1:])
+        torch.testing.assert_close(pieces[0], whole[1], atol=2e-4, rtol=1e-4)
+        fork = model.cache()
+        fork.take(caches[0], 20)
+        pieces = model.step(tokens[:1, 20:], [fork])
+        torch.testing.assert_close(pieces[0], whole[0], atol=2e-4, rtol=1e-4)
+        assert [cache.length for cache in (*caches, fork)] == [40] * 3
         chunks = np.concatenate([tokens.numpy(), tokens.numpy()[:, :1]], 1).astype(np.int32)
         rows = next(iter(backend.logits(chunks, 39)))
         np.testing.assert_allclose(rows.values, whole, atol=2e-4, rtol=1e-4)

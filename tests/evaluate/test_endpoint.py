@@ -13,6 +13,7 @@ from math import exp, log
 
 import numpy as np
 import pytest
+from continuing import continued
 from endpoint_server import Served, reply, serve
 
 from qwen3q.data.texts import evaluation_text
@@ -145,9 +146,9 @@ def test_each_server_continues_our_own_prompt(dialect, way, checked, served, dem
         assert backend.endpoint.generation.name == way
         assert backend.endpoint.tokenizer_checked == checked
         probes = len(server.requests)
-        made = backend.generate(prompt, 12, frozenset())
+        made = continued(backend, prompt, 12)
         _, body = server.requests[probes]
-        stopped = backend.generate(prompt, 12, frozenset({expected[5]}))
+        stopped = continued(backend, prompt, 12, frozenset({expected[5]}))
     assert len(made) == 12
     if way in ("tokens", "SGLang", "llama-server"):
         assert made == expected
@@ -168,7 +169,7 @@ def test_a_servers_text_is_asked_for_until_it_has_the_tokens(served, demo, codec
         backend = EndpointBackend(endpoint_artefact(server.url, demo), 64)
         server.successor = lambda token: after.get(token, ring[0])
         count = len(server.requests)
-        made = backend.generate([700, 701], 9, frozenset())
+        made = continued(backend, [700, 701], 9)
         assert len(server.requests) - count > 1
     assert len(made) == 9
     assert made[0] == whole[0]
@@ -178,7 +179,7 @@ def test_an_answer_that_ended_by_itself_is_shorter_than_the_limit(served, demo, 
     with serve(served("vllm")) as server:
         artefact = endpoint_artefact(server.url, demo)
         stop = server.continuation([700], 4)[-1]
-        made = EndpointBackend(artefact, 64).generate([700], 4, frozenset({stop}))
+        made = continued(EndpointBackend(artefact, 64), [700], 4, frozenset({stop}))
     assert len(made) < 4
 
 
@@ -385,9 +386,9 @@ def test_llama_server_continues_as_its_file_does(llama_server, demo, demo_ggufs,
     text = "<|im_start|>user\nWhat is 12 + 34?<|im_end|>\n<|im_start|>assistant\n"
     prompt = codec.encode(text, parse_special=True).tolist()
     with open_backend(find_artefact(str(demo_ggufs["F32"])), OPTIONS, 300) as backend:
-        expected = backend.generate(prompt, 200, codec.stop_tokens)
+        expected = continued(backend, prompt, 200, codec.stop_tokens)
     with open_backend(artefact, OPTIONS, 300) as backend:
-        assert backend.generate(prompt, 200, codec.stop_tokens) == expected
+        assert continued(backend, prompt, 200, codec.stop_tokens) == expected
     assert 10 < len(expected) < 200
 
 

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from continuing import continued
 
 from qwen3q.errors import UsageError
 from qwen3q.evaluate.artefact import find_artefact
@@ -60,7 +61,7 @@ def test_answers_with_yarn_are_transformers(demo_folder, demo_ggufs):
     for name in ("demo", str(demo_ggufs["F32"])):
         options = BackendOptions(threads=1, device="cpu", yarn=FACTOR)
         with open_backend(find_artefact(name), options, CONTEXT) as backend:
-            made = backend.generate(prompt.tolist(), 8, frozenset())
+            made = continued(backend, prompt.tolist(), 8)
             chunks = np.array([[*prompt, *made]], np.int32)
         likeliest = logits_of(name, chunks, FACTOR).argmax(axis=1)[len(prompt) - 1 :]
         assert made == likeliest.tolist()

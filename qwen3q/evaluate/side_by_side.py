@@ -1,0 +1,100 @@
+"""Continuing many prompts at once: where an answer ends, the next prompt takes its place.
+
+A step reads every weight once, however many sequences it continues. So a model that is as slow as
+its memory gives several tokens in the time of one.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qwen3q.evaluate.sampling import Prompt, choose, uniforms
+from qwen3q.progress import ProgressFn, silent
+
+
+class Slots(Protocol):
+    """Places for sequences in a loaded model; each keeps what it has read."""
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+
+    def held(self, slot: int) -> Sequence[int]:
+        """What ``slot`` has read."""
+
+    def read(self, slot: int, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """Lets ``slot`` hold just ``tokens``; the logits after the last, ``[vocabulary]``."""
+
+    def step(self, slots: Sequence[int], tokens: Sequence[int]) -> NDArray[np.float32]:
+        """Reads one token more in each of ``slots``; the logits, ``[slots, vocabulary]``."""
+
+
+class _Answer:
+    """What becomes of one prompt."""
+
+    def __init__(self, number: int, prompt: Prompt) -> None:
+        self.number = number
+        self.made: list[int] = []
+        self._sampling = prompt.sampling
+        self._uniforms = uniforms(prompt.sampling.seed)
+
+    def goes_on(
+        self, logits: NDArray[np.float32], max_tokens: int, stop_tokens: frozenset[int]
+    ) -> bool:
+        """Chooses the next token; False if it ends the answer."""
+        token = choose(logits, self._sampling, next(self._uniforms), self.made)
+        if token in stop_tokens:
+            return False
+        self.made.append(token)
+        return len(self.made) < max_tokens
+
+
+def continue_side_by_side(
+    slots: Slots,
+    prompts: Sequence[Prompt],
+    max_tokens: int,
+    stop_tokens: frozenset[int],
+    progress: ProgressFn = silent,
+) -> list[list[int]]:
+    """As ``Backend.generate``, over ``slots``."""
+    waiting = deque(enumerate(prompts))
+    free = set(range(slots.count))
+    running: dict[int, _Answer] = {}
+    made: list[list[int]] = [[] for _ in prompts]
+    done = 0
+
+    def take(slot: int, answer: _Answer, logits: NDArray[np.float32]) -> None:
+        nonlocal done
+        running[slot] = answer
+        if not answer.goes_on(logits, max_tokens, stop_tokens):
+            made[answer.number] = answer.made
+            del running[slot]
+            free.add(slot)
+            done += 1
+            progress(done, len(prompts), "answers")
+
+    while waiting or running:
+        while waiting and free:
+            number, prompt = waiting.popleft()
+            slot = max(free, key=lambda slot: common_prefix(slots.held(slot), prompt.tokens))
+            free.remove(slot)
+            take(slot, _Answer(number, prompt), slots.read(slot, prompt.tokens))
+        if running:
+            now = dict(running)
+            rows = slots.step(list(now), [answer.made[-1] for answer in now.values()])
+            for (slot, answer), logits in zip(now.items(), rows, strict=True):
+                take(slot, answer, logits)
+    return made
+
+
+def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many tokens two sequences share at their beginning."""
+    for index, (a, b) in enumerate(zip(first, second, strict=False)):
+        if a != b:
+            return index
+    return min(len(first), len(second))
