@@ -19,6 +19,21 @@ def partial_path(target: Path) -> Path:
     return target.with_name(f".{target.name}.partial")
 
 
+def write_text(path: Path, text: str) -> None:
+    """Writes a file so that it is whole or absent.
+
+    Raises:
+        DiskError: it can't be written.
+    """
+    partial = partial_path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise DiskError(f"Can't write {path}: {error.strerror}.") from None
+
+
 def require_free_space(folder: Path, nbytes: int) -> None:
     """Checks before the start that ``nbytes`` fit on the disk of ``folder``, which is created.
 

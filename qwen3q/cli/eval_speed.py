@@ -52,9 +52,10 @@ def speed(
     from qwen3q.devices import check_device
     from qwen3q.evaluate.artefact import find_artefact
     from qwen3q.evaluate.contribute import contribute_rows
-    from qwen3q.evaluate.report import machine_facts, write_text
+    from qwen3q.evaluate.report import machine_facts
     from qwen3q.evaluate.speed_options import SpeedOptions
     from qwen3q.evaluate.speed_run import run_speed
+    from qwen3q.files import write_text
 
     options = SpeedOptions(
         tuple(prompt or (512,)),

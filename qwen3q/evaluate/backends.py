@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from qwen3q.devices import check_device
 from qwen3q.errors import MissingPackageError, UsageError
 from qwen3q.evaluate.artefact import Artefact
-from qwen3q.evaluate.sampling import Prompt
+from qwen3q.evaluate.sampling import FinishedFn, Prompt, ignore
 from qwen3q.progress import ProgressFn, silent
 from qwen3q.threads import default_threads
 
@@ -94,7 +94,7 @@ class Backend(Protocol):
         prompts: Sequence[Prompt],
         max_tokens: int,
         stop_tokens: frozenset[int],
-        progress: ProgressFn = silent,
+        finished: FinishedFn = ignore,
     ) -> list[list[int]]:
         """Each prompt's continuation; a token of ``stop_tokens`` ends it and is not returned.
 
@@ -103,7 +103,7 @@ class Backend(Protocol):
         same random numbers; a server is asked for the seed, as far as it has one.
 
         Args:
-            progress: told how many continuations are complete.
+            finished: told of each continuation as soon as it is complete.
         """
 
     def close(self) -> None:

@@ -10,9 +10,9 @@ from typing import Any
 from qwen3q.checkpoint.writer import file_sha256
 from qwen3q.errors import UsageError
 from qwen3q.evaluate.groups import comparable
-from qwen3q.evaluate.report import write_text
 from qwen3q.evaluate.report_markdown import FIDELITY_NOTE
 from qwen3q.evaluate.tables import Table, fidelity_table, markdown
+from qwen3q.files import write_text
 from qwen3q.quantize.names import MANIFEST_NAME
 
 START = "<!-- qwen3q eval -->"

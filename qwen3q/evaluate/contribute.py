@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from qwen3q.errors import UsageError
 from qwen3q.evaluate.artefact import Artefact
-from qwen3q.evaluate.report import write_text
+from qwen3q.files import write_text
 from qwen3q.memory.source import find_model
 from qwen3q.models.catalog import catalog
 from qwen3q.models.config import Qwen3Config

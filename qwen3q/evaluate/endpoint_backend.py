@@ -16,7 +16,7 @@ from qwen3q.evaluate.endpoint import Endpoint
 from qwen3q.evaluate.endpoint_generate import Answer, Generation, Request
 from qwen3q.evaluate.endpoint_http import MALFORMED, EndpointError
 from qwen3q.evaluate.endpoint_scores import PromptScores
-from qwen3q.evaluate.sampling import Prompt
+from qwen3q.evaluate.sampling import FinishedFn, Prompt, ignore
 from qwen3q.evaluate.tokens import open_codec
 from qwen3q.progress import ProgressFn, silent
 
@@ -122,7 +122,7 @@ class EndpointBackend(Closing):
         prompts: Sequence[Prompt],
         max_tokens: int,
         stop_tokens: frozenset[int],
-        progress: ProgressFn = silent,
+        finished: FinishedFn = ignore,
     ) -> list[list[int]]:
         """As ``Backend.generate``; as many at a time as such a server works on side by side.
 
@@ -140,8 +140,8 @@ class EndpointBackend(Closing):
         with ThreadPoolExecutor(way.side_by_side) as pool:
             try:
                 for tokens in pool.map(answer, prompts):
+                    finished(len(made), tokens)
                     made.append(tokens)
-                    progress(len(made), len(prompts), "answers")
             finally:
                 pool.shutdown(cancel_futures=True)
         return made

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen3q.errors import ModelError
+from qwen3q.evaluate.answers import Answers
 from qwen3q.evaluate.artefact import Artefact
 from qwen3q.evaluate.backends import BackendOptions, open_backend
 from qwen3q.evaluate.gate_flaws import Flaw, Mode, find_flaws
@@ -128,9 +129,13 @@ def answer(
     tasks: Sequence[Task],
     asking: Asking,
     options: BackendOptions,
+    kept: Answers,
     progress: ProgressFn = silent,
 ) -> dict[Mode, Replies]:
     """Asks ``artefact`` every question in every mode.
+
+    Args:
+        kept: the answers there are already, and where others are kept as they come.
 
     Raises:
         ModelError: it has no chat template.
@@ -140,24 +145,33 @@ def answer(
     if codec.chat_template is None:
         raise ModelError(f"{artefact.name} has no chat template, so it can't be asked questions.")
     template = ChatTemplate(codec.chat_template)
-    prompts = {mode: [_prompt(template, task, mode) for task in tasks] for mode in Mode}
-    encoded = {
-        mode: [codec.encode(prompt, parse_special=True).tolist() for prompt in texts]
-        for mode, texts in prompts.items()
-    }
-    longest = max(len(tokens) for rows in encoded.values() for tokens in rows)
-    samples = 1 if asking.greedy else asking.samples
-    asked = [(mode, i, n) for mode in Mode for i in range(len(tasks)) for n in range(samples)]
-    with open_backend(artefact, options, longest + asking.max_tokens) as model:
-        made = model.generate(
-            [Prompt(encoded[mode][i], asking.sampling(mode, i, n)) for mode, i, n in asked],
-            asking.max_tokens,
-            codec.stop_tokens,
-            progress,
+    samples = range(1 if asking.greedy else asking.samples)
+    asked = [(mode, i, n) for mode in Mode for i in range(len(tasks)) for n in samples]
+    texts = {(mode, i): _prompt(template, tasks[i], mode) for mode, i, _ in asked}
+    prompts = [
+        Prompt(
+            codec.encode(texts[mode, i], parse_special=True).tolist(), asking.sampling(mode, i, n)
         )
+        for mode, i, n in asked
+    ]
+    missing = [number for number in range(len(asked)) if number not in kept.tokens]
+
+    def finished(place: int, tokens: list[int]) -> None:
+        kept.add(missing[place], tokens)
+        progress(len(kept.tokens), len(asked), "questions")
+
+    if missing:
+        longest = max(len(prompt.tokens) for prompt in prompts)
+        with open_backend(artefact, options, longest + asking.max_tokens) as model:
+            model.generate(
+                [prompts[number] for number in missing],
+                asking.max_tokens,
+                codec.stop_tokens,
+                finished,
+            )
     replies: dict[Mode, list[list[Reply]]] = {mode: [[] for _ in tasks] for mode in Mode}
-    for (mode, i, _), tokens in zip(asked, made, strict=True):
-        reply = _reply(tasks[i], mode, prompts[mode][i], tokens, codec, asking)
+    for number, (mode, i, _) in enumerate(asked):
+        reply = _reply(tasks[i], mode, texts[mode, i], kept.tokens[number], codec, asking)
         replies[mode][i].append(reply)
     return {mode: [tuple(given) for given in replies[mode]] for mode in Mode}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from statistics import fmean
 from typing import Any
@@ -159,17 +160,18 @@ def _ask(
         progress(done, total, f"{artefact.name}: {asked.name}{extended}")
 
     with_rope = replace(backend, yarn=asked.yarn)
-    plain = kept.get(
-        artefact,
-        f"gate: {asked.name}{extended}",
-        (options, with_rope),
-        lambda: {
-            str(mode): [[reply_to_json(reply) for reply in given] for given in replies]
-            for mode, replies in answer(
-                artefact, asked.tasks, options.asking, with_rope, report
-            ).items()
-        },
-    )
+    section, settings = f"gate: {asked.name}{extended}", (options, with_rope)
+    with ExitStack() as until_kept:
+
+        def measure() -> dict[str, list[list[dict[str, Any]]]]:
+            answers = until_kept.enter_context(kept.answers(artefact, section, settings))
+            given = answer(artefact, asked.tasks, options.asking, with_rope, answers, report)
+            return {
+                str(mode): [[reply_to_json(reply) for reply in each] for each in replies]
+                for mode, replies in given.items()
+            }
+
+        plain = kept.get(artefact, section, settings, measure)
     return {
         mode: [
             tuple(reply_from_json(task, reply) for reply in given)

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from qwen3q import __version__
-from qwen3q.errors import DiskError, UsageError
+from qwen3q.errors import UsageError
 from qwen3q.evaluate.fidelity import Fidelity
 from qwen3q.evaluate.measure import Measured, ReferenceFacts, Run
-from qwen3q.files import partial_path
+from qwen3q.files import write_text
 
 SCHEMA = "qwen3q-eval/1"
 
@@ -94,21 +94,6 @@ def read_report(path: Path) -> dict[str, Any]:
             "Give the file as it was written.",
         ) from None
     return report
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file so that it is whole or absent.
-
-    Raises:
-        DiskError: it can't be written.
-    """
-    partial = partial_path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        raise DiskError(f"Can't write {path}: {error.strerror}.") from None
 
 
 def write_report(report: Mapping[str, Any], folder: Path) -> list[Path]:

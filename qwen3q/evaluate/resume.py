@@ -1,6 +1,7 @@
 """Measurements kept as they finish, so that an interrupted run goes on where it was.
 
-One file per artefact beside the reference's logits. What is taken back depends on the artefact's
+One file per artefact beside the reference's logits, and while questions are asked, one with the
+answers so far. What is taken back depends on the artefact's
 files (names, bytes, times), on everything that was asked for, and on this release.
 """
 
@@ -14,9 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from qwen3q import __version__
+from qwen3q.evaluate.answers import Answers
 from qwen3q.evaluate.artefact import Artefact, file_facts
+from qwen3q.files import write_text
 
 SUFFIX = ".measured.json"
+ANSWERS_SUFFIX = ".answers.jsonl"
 
 
 class Kept:
@@ -49,7 +53,7 @@ class Kept:
         if self._folder is None or artefact.endpoint is not None:
             return measure()
         path = self._folder / file_name(artefact)
-        key = {"files": _digest(file_facts(artefact)), "asked": _digest((__version__, asked))}
+        key = _key(artefact, asked)
         sections = _read(path)
         found = sections.get(section)
         if self._resume and isinstance(found, dict) and "value" in found:
@@ -59,13 +63,33 @@ class Kept:
             changed = found.get("files") != key["files"]
             why = "its files changed" if changed else "other options were asked for"
             self.notes.append(f"{artefact.name}: {section} measured again, as {why}.")
-        from qwen3q.evaluate.report import write_text
-
         value = measure()
         sections[section] = {**key, "value": value}
         text = json.dumps({"artefact": artefact.name, "sections": sections}, indent=1)
         write_text(path, text + "\n")
         return value
+
+    def answers(self, artefact: Artefact, section: str, asked: Any) -> Answers:
+        """The answers of a section that is not complete, as far as an earlier call got them.
+
+        Args:
+            section, asked: as ``get``'s.
+
+        Raises:
+            DiskError: they can't be kept.
+        """
+        if self._folder is None or artefact.endpoint is not None:
+            return Answers(None, {}, resume=False)
+        path = self._folder / file_name(artefact).replace(SUFFIX, ANSWERS_SUFFIX)
+        found = Answers(path, {"section": section, **_key(artefact, asked)}, resume=self._resume)
+        if found.tokens:
+            count = f"{len(found.tokens)} answers" if len(found.tokens) > 1 else "one answer"
+            self.notes.append(f"{artefact.name}: {count} of {section} taken from an earlier call.")
+        return found
+
+
+def _key(artefact: Artefact, asked: Any) -> dict[str, str]:
+    return {"files": _digest(file_facts(artefact)), "asked": _digest((__version__, asked))}
 
 
 def file_name(artefact: Artefact) -> str:

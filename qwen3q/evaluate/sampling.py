@@ -7,7 +7,7 @@ probabilities do.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,6 +47,14 @@ class Prompt:
 
     tokens: Sequence[int]
     sampling: Sampling = GREEDY
+
+
+FinishedFn = Callable[[int, list[int]], None]
+"""Called with a prompt's place among those asked, and its continuation."""
+
+
+def ignore(_number: int, _tokens: list[int]) -> None:
+    """A ``FinishedFn`` that does nothing."""
 
 
 def uniforms(seed: int) -> Iterator[float]:

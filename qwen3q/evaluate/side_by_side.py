@@ -13,8 +13,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from qwen3q.evaluate.sampling import Prompt, choose, uniforms
-from qwen3q.progress import ProgressFn, silent
+from qwen3q.evaluate.sampling import FinishedFn, Prompt, choose, ignore, uniforms
 
 
 class Slots(Protocol):
@@ -59,24 +58,21 @@ def continue_side_by_side(
     prompts: Sequence[Prompt],
     max_tokens: int,
     stop_tokens: frozenset[int],
-    progress: ProgressFn = silent,
+    finished: FinishedFn = ignore,
 ) -> list[list[int]]:
     """As ``Backend.generate``, over ``slots``."""
     waiting = deque(enumerate(prompts))
     free = set(range(slots.count))
     running: dict[int, _Answer] = {}
     made: list[list[int]] = [[] for _ in prompts]
-    done = 0
 
     def take(slot: int, answer: _Answer, logits: NDArray[np.float32]) -> None:
-        nonlocal done
         running[slot] = answer
         if not answer.goes_on(logits, max_tokens, stop_tokens):
             made[answer.number] = answer.made
             del running[slot]
             free.add(slot)
-            done += 1
-            progress(done, len(prompts), "answers")
+            finished(answer.number, answer.made)
 
     while waiting or running:
         while waiting and free:

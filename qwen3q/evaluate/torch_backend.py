@@ -19,7 +19,7 @@ from qwen3q.errors import UsageError
 from qwen3q.evaluate.artefact import Artefact
 from qwen3q.evaluate.backends import BackendOptions, LogitRows
 from qwen3q.evaluate.input_rounding import Rounding
-from qwen3q.evaluate.sampling import Prompt
+from qwen3q.evaluate.sampling import FinishedFn, Prompt, ignore
 from qwen3q.evaluate.side_by_side import continue_side_by_side
 from qwen3q.evaluate.torch_generate import CachedModel, TorchSlots
 from qwen3q.evaluate.weights import WeightSource, open_weights
@@ -136,13 +136,13 @@ class TorchBackend(Closing):
         prompts: Sequence[Prompt],
         max_tokens: int,
         stop_tokens: frozenset[int],
-        progress: ProgressFn = silent,
+        finished: FinishedFn = ignore,
     ) -> list[list[int]]:
         longest = max((len(prompt.tokens) for prompt in prompts), default=0) + max_tokens
         count = min(len(prompts), self._room_for(longest))
         if self._slots is None or self._slots.count < count:
             self._slots = TorchSlots(self.cached_model(), count)
-        return continue_side_by_side(self._slots, prompts, max_tokens, stop_tokens, progress)
+        return continue_side_by_side(self._slots, prompts, max_tokens, stop_tokens, finished)
 
     def _room_for(self, length: int) -> int:
         """Sequences of ``length`` tokens whose keys and values take half of the free memory."""

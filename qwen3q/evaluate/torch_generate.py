@@ -136,10 +136,7 @@ class CachedModel:
             mixed = torch.empty_like(q)
             for row, (cache, mask) in enumerate(zip(caches, masks, strict=True)):
                 keys, values = cache.extend(index, k[row], v[row])
-                first = cache.length == 0
-                mixed[row] = F.scaled_dot_product_attention(
-                    q[row, None], keys, values, attn_mask=mask, is_causal=first, enable_gqa=True
-                )
+                mixed[row] = _attention(q[row, None], keys, values, mask)[0]
             hidden = hidden + linear(O_PROJ, mixed.transpose(1, 2).flatten(2))
             hidden = hidden + mlp(hidden, weights, self._config, linear)
         for cache in caches:
@@ -205,6 +202,21 @@ class TorchSlots:
         for slot, token in zip(slots, tokens, strict=True):
             self._held[slot].append(token)
         return _numpy(logits)
+
+
+def _attention(
+    q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None
+) -> torch.Tensor:
+    """Of the last tokens of one sequence, ``[1, heads, n, head_dim]``."""
+    if q.shape[2] == 1 and q.device.type == "cpu":
+        # torch's own reads keys and values once per head, and this once per group of heads
+        groups = q.view(1, keys.shape[1], -1, q.shape[3]) * q.shape[3] ** -0.5
+        mixed = torch.matmul((groups @ keys.mT).softmax(-1), values)
+        return mixed.view_as(q)
+    first = q.shape[2] == keys.shape[2]
+    return F.scaled_dot_product_attention(
+        q, keys, values, attn_mask=mask, is_causal=first, enable_gqa=True
+    )
 
 
 def _mask(count: int, start: int, device: torch.device) -> torch.Tensor | None:

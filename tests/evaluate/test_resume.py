@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from qwen3q.errors import UsageError
+from qwen3q.evaluate.answers import Answers
 from qwen3q.evaluate.artefact import find_artefact
 from qwen3q.evaluate.evaluation import Evaluation, evaluate
-from qwen3q.evaluate.resume import SUFFIX, Kept
+from qwen3q.evaluate.resume import ANSWERS_SUFFIX, SUFFIX, Kept
 
 RUN = """
 import os, signal, sys
@@ -90,14 +91,16 @@ def undisturbed(names, whole) -> Evaluation:
 
 
 @pytest.mark.parametrize(
-    ("label", "sections"),
+    ("label", "sections", "answers"),
     [
-        ("Qwen3-demo-BF16 (reference)", 0),
-        ("Qwen3-demo-Q2_K", 1),
-        ("Qwen3-demo-Q8_0: questions", 3),
+        ("Qwen3-demo-BF16 (reference)", 0, 0),
+        ("Qwen3-demo-Q2_K", 1, 0),
+        ("Qwen3-demo-Q8_0: questions", 3, 1),
     ],
 )
-def test_a_killed_run_goes_on_to_the_same_figures(label, sections, names, undisturbed, tmp_path):
+def test_a_killed_run_goes_on_to_the_same_figures(
+    label, sections, answers, names, undisturbed, tmp_path
+):
     command = [sys.executable, "-c", RUN + KILLED, str(tmp_path), label, *names]
     killed = subprocess.run(command, capture_output=True, text=True, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
@@ -105,13 +108,16 @@ def test_a_killed_run_goes_on_to_the_same_figures(label, sections, names, undist
     resumed = run(names, tmp_path, resume=True)
     assert figures(resumed) == figures(undisturbed)
     taken = [note for note in resumed.notes if "taken from an earlier call" in note]
-    assert len(taken) == len(resumed.notes) == sections
+    assert len(taken) == len(resumed.notes) == sections + answers
+    told = [note for note in taken if "one answer of gate: questions" in note]
+    assert len(told) == answers
     assert json.loads((tmp_path / "report.json").read_text()) == resumed.report
     again = run(names, tmp_path, resume=True)
     assert again.report["results"] == resumed.report["results"]
     assert again.report["speed"] == resumed.report["speed"]
     assert again.report["memory"] == resumed.report["memory"]
     assert not list(tmp_path.glob(".*.partial"))
+    assert not list(tmp_path.glob(f"*{ANSWERS_SUFFIX}"))
 
 
 def test_what_changed_is_measured_again(names, whole, undisturbed, tmp_path):
@@ -145,6 +151,41 @@ def test_other_options_and_broken_files_are_measured_again(demo_ggufs, tmp_path)
     path.write_text('{"sections": {"part": 7}}')
     assert measured(Kept(tmp_path, resume=True), (2, "a")) == 5
     assert calls == [(1, "a"), (1, "a"), (2, "a"), (2, "a"), (2, "a")]
+
+
+def test_answers_stay_until_what_follows_is_kept(tmp_path):
+    path, key = tmp_path / "x.jsonl", {"asked": "this"}
+
+    def found(now: dict[str, str] = key, *, resume: bool = True) -> dict[int, list[int]]:
+        return Answers(path, now, resume=resume).tokens
+
+    def interrupted() -> None:
+        with Answers(path, key, resume=True) as answers:
+            answers.add(4, [1, 2])
+            answers.add(0, [])
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert found() == found() == {4: [1, 2], 0: []}
+    whole = path.read_text()
+    for end in range(len(whole)):
+        path.write_text(whole[:end])
+        left = found()
+        assert left.items() <= {4: [1, 2], 0: []}.items()
+        assert len(left) >= whole[:end].count("\n") - 1
+    for damage in ('{"asked": "this"}', "7", "[1, 2]", '[1, [2, "x"]]', "[1, 2, 3]", "\x00"):
+        path.write_text(whole + damage + "\n[7, [8]]\n")
+        assert found() == {4: [1, 2], 0: [], 7: [8]}
+    path.write_bytes(b"\xff\xfe\n[7, [8]]\n")
+    assert found() == {}
+    path.write_text(whole)
+    assert found({"asked": "that"}) == {}
+    path.write_text(whole)
+    assert found(resume=False) == {}
+    with Answers(path, key, resume=True) as answers:
+        answers.add(1, [5])
+    assert not path.exists()
 
 
 def test_without_a_folder_there_is_nothing_to_resume(names):
