@@ -90,3 +90,44 @@ FULL = EXAMPLE | {
         memory_row("Qwen3-8B-GPTQ-Int4", "cuda:0", predicted=None, compute_bytes=None),
     ],
 }
+
+
+def interval(mean: float) -> dict[str, float]:
+    return {"mean": mean, "low": mean - 0.1, "high": mean + 0.1}
+
+
+def _head(name: str) -> dict:
+    return {"run": 0, "artefact": name, "format": name, "file_bytes": 5_000_000}
+
+
+EVERYTHING = report(EXAMPLE["results"][3]) | {
+    "speed": [
+        speed_rows("Q4_0")[0],
+        {key: value for key, value in speed_rows("Q4_0")[4].items() if key != "first_token_ms"}
+        | {"latency_ms": {"p50": 1.0, "p95": 2.0, "p99": 3.0}},
+    ],
+    "memory": FULL["memory"][:1],
+    "gate": [
+        _head("Q4_0")
+        | {"mode": mode, "set": "questions", "rope": "own", "verdict": "fail", "questions": 9}
+        | {"replies": 18, "right": 7, "flaws": {"endless": 2}, "thinking_tokens": 80.5}
+        | {"by_kind": {"ordering": {"asked": 9, "right": 7}}, "flawed": 2, "seed": 0}
+        | {name: interval(0.2) for name in ("change", "flaw_change", "thinking_change")}
+        for mode in ("thinking", "plain")
+    ],
+    "tasks": [
+        _head("Q4_0")
+        | {"task": "gsm8k", "metric": "acc", "filter": "none", "value": 0.5, "stderr": 0.1}
+        | {"higher_is_better": True, "fewshot": 5, "version": 3, "questions": 100}
+        | {"change": -0.1, "change_stderr": 0.05}
+    ],
+    "streaming": [
+        _head("demo at 127.0.0.1:8000")
+        | {"concurrency": 4, "requests": 8, "failed": 1, "failures": {"timed out": 1}}
+        | {"prompt_tokens": 64, "prompt_tokens_read": 64, "generate": 32, "generated_tokens": 224}
+        | {"pieces": 224, "seconds": 3.5, "tokens_per_second": 64.0}
+        | {"request_tokens_per_second": 18.0, "between_ms": None}
+        | {"first_token_ms": {"p50": 1.0, "p95": 2.0, "p99": 3.0}}
+    ],
+}
+"""One row of every kind."""

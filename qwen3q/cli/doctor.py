@@ -9,7 +9,7 @@ import typer
 from qwen3q.cli.output import JsonFlag, print_json, stdout_console
 from qwen3q.doctor import Check, run_checks
 
-_MARKS = {"ok": "[green]ok  [/green]", "missing": "[yellow]--  [/yellow]", "bad": "[red]bad [/red]"}
+_MARKS = {"ok": ("ok  ", "green"), "missing": ("--  ", "yellow"), "bad": ("bad ", "red")}
 
 
 def register(app: typer.Typer) -> None:
@@ -29,9 +29,11 @@ def doctor(
     else:
         console = stdout_console()
         for check in checks:
-            console.print(f"{_MARKS[check.status]}{check.name:<18}{check.found}")
+            mark, style = _MARKS[check.status]
+            console.print(mark, style=style, end="")
+            console.print(f"{check.name:<18}{check.found}")
             if check.remedy:
-                console.print(f"{'':22}{check.remedy}", style="dim", markup=False)
+                console.print(f"{'':22}{check.remedy}", style="dim")
     if any(c.status == "bad" or (strict and c.status == "missing") for c in checks):
         raise typer.Exit(1)
 

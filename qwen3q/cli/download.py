@@ -60,21 +60,20 @@ def download(
             f"{planned.repo}: {format_bytes(planned.total_bytes)} in {len(planned.files)} files, "
             f"{checked} checksums verified."
         )
-        stdout_console().print(str(planned.folder), markup=False)
+        stdout_console().print(str(planned.folder))
 
 
 def _print_plan(planned: Download) -> None:
     console = stdout_console()
-    console.print(f"{planned.repo} at {planned.revision}, commit {planned.commit}", markup=False)
+    console.print(f"{planned.repo} at {planned.revision}, commit {planned.commit}")
     width = max(len(file.name) for file in planned.files)
     for file in planned.files:
         size = format_bytes(file.nbytes)
-        console.print(f"  {file.name:<{width}}  {size:>10}  {_state(file)}".rstrip(), markup=False)
+        console.print(f"  {file.name:<{width}}  {size:>10}  {_state(file)}".rstrip())
     console.print(
         f"Total {format_bytes(planned.total_bytes)} in {len(planned.files)} files; "
         f"{format_bytes(planned.missing_bytes)} to download; "
         f"{format_bytes(planned.free_bytes)} free for {planned.site.cache}.",
-        markup=False,
     )
     if planned.missing_bytes > planned.free_bytes:
         note("It does not fit. Make room, or set HF_HOME to a folder on a larger disk.")

@@ -79,7 +79,6 @@ def endpoint(
 
 def show_streaming(report: Mapping[str, Any]) -> None:
     """The table, and why requests failed; nothing if no clients were run."""
-    from rich.markup import escape
     from rich.table import Table
 
     from qwen3q.evaluate.streaming_tables import STREAMING_NOTE, streaming_table
@@ -89,7 +88,7 @@ def show_streaming(report: Mapping[str, Any]) -> None:
         return
     titles = [f"{row[0]}, {row[_TOKENS]} tokens" for row in cells.rows]
     for title in dict.fromkeys(titles):
-        table = Table(title=escape(title), title_style="bold", title_justify="left")
+        table = Table(title=title, title_style="bold", title_justify="left")
         for column, head in enumerate(cells.heads):
             if column not in (0, _TOKENS):
                 table.add_column(head, justify="right", no_wrap=True)

@@ -230,7 +230,6 @@ def fidelity(
 
 def show_results(report: Mapping[str, Any]) -> None:
     """The table at once: one line per artefact, best divergence first within a run."""
-    from rich.markup import escape
     from rich.table import Table
 
     from qwen3q.evaluate.groups import divergence_rank, missing_notes
@@ -242,7 +241,7 @@ def show_results(report: Mapping[str, Any]) -> None:
     for number, run in enumerate(report["runs"]):
         facts = run["reference"]
         table.add_row(
-            f"{escape(facts['artefact'])} (reference)",
+            f"{facts['artefact']} (reference)",
             format_bytes(facts["file_bytes"]),
             f"{facts['perplexity']:.3f}",
         )
@@ -250,7 +249,7 @@ def show_results(report: Mapping[str, Any]) -> None:
         for row in sorted(rows, key=divergence_rank):
             spread = _figure(row.get("kl_mean_stderr"), " ± {:.5f}", "")
             table.add_row(
-                escape(row["artefact"]),
+                row["artefact"],
                 "–" if row["file_bytes"] is None else format_bytes(row["file_bytes"]),
                 _figure(row["perplexity"], "{:.3f}"),
                 _figure(row["kl_mean"], "{:.5f}") + spread,

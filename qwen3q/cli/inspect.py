@@ -27,12 +27,12 @@ def inspect(
         return
     console = stdout_console()
     for label, value in found.facts.items():
-        console.print(f"{label:<18}{value}", markup=False)
+        console.print(f"{label:<18}{value}")
     types = ", ".join(
         f"{count} {kind} ({format_bytes(nbytes)})" for kind, (count, nbytes) in found.types.items()
     )
     if types:
-        console.print(f"{'tensors':<18}{types}", markup=False)
+        console.print(f"{'tensors':<18}{types}")
     if tensors:
         _list_tensors(found)
 

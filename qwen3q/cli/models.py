@@ -53,7 +53,7 @@ def models(
         lines += ["", *_explanation(releases)]
     console = stdout_console()
     for line in lines:
-        console.print(line, markup=False)
+        console.print(line)
 
 
 def _table(releases: Sequence[Release]) -> list[str]:

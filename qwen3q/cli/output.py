@@ -19,17 +19,17 @@ JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object fo
 
 
 def stdout_console() -> Console:
-    """Where results go."""
+    """Where results go; brackets are what they are, as names of files hold some."""
     from rich.console import Console
 
-    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    return Console(markup=False, highlight=False, soft_wrap=not sys.stdout.isatty())
 
 
 def stderr_console() -> Console:
     """Where notes, warnings and bars go, so that pipes stay clean."""
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
+    return Console(stderr=True, markup=False, highlight=False, soft_wrap=not sys.stderr.isatty())
 
 
 def print_json(value: dict[str, Any]) -> None:
@@ -39,7 +39,7 @@ def print_json(value: dict[str, Any]) -> None:
 
 def note(message: str) -> None:
     """A remark for people, on stderr."""
-    stderr_console().print(message, markup=False)
+    stderr_console().print(message)
 
 
 @contextmanager
@@ -51,7 +51,7 @@ def progress_bar(*, quiet: bool = False) -> Iterator[ProgressFn]:
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TextColumn("{task.percentage:>3.0f}%"),
         TimeRemainingColumn(),

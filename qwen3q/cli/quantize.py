@@ -161,7 +161,7 @@ def quantize(
     for artefact in artefacts:
         plan = artefact.plan
         size = f"{format_bytes(plan.file_bytes)}, {plan.bits_per_weight:.2f} bits per weight"
-        console.print(f"{artefact.path}  {size}, {artefact.seconds:.1f} s", markup=False)
+        console.print(f"{artefact.path}  {size}, {artefact.seconds:.1f} s")
     show_measured(predicted)
 
 

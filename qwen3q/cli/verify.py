@@ -42,8 +42,8 @@ def verify(
     else:
         console = stdout_console()
         for check in checks:
-            mark = "[green]ok[/green]    " if check.passed else "[red]FAILED[/red]"
-            console.print(f"{mark} {check.name:<9} ", end="")
-            console.print(check.detail, markup=False)
+            mark, style = ("ok", "green") if check.passed else ("FAILED", "red")
+            console.print(f"{mark:<7}", style=style, end="")
+            console.print(f"{check.name:<9} {check.detail}")
     if not passed:
         raise typer.Exit(1)

@@ -19,15 +19,7 @@ from qwen3q.files import write_text
 
 SCHEMA = "qwen3q-eval/1"
 
-_REQUIRED = {
-    "artefact": str,
-    "format": str,
-    "file_bytes": int | None,
-    "run": int,
-}
-_SECTIONS = ("results", "gate", "tasks", "speed", "memory", "streaming")
 _WITHOUT_ERROR = ("tokens", "kl_max")
-_NUMBERS = ("perplexity", "perplexity_stderr", "kl_mean", "kl_mean_stderr", "kl_p99", "top1")
 
 
 def run_report(run: Run, text_name: str, command: Sequence[str]) -> dict[str, Any]:
@@ -50,22 +42,26 @@ def run_report(run: Run, text_name: str, command: Sequence[str]) -> dict[str, An
 
 def merge_reports(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """One report of all runs, in order; figures of the same run stay together."""
-    merged: dict[str, Any] = {"schema": SCHEMA, "runs": []} | {name: [] for name in _SECTIONS}
+    from qwen3q.evaluate.report_schema import SECTIONS
+
+    merged: dict[str, Any] = {"schema": SCHEMA, "runs": []} | {name: [] for name in SECTIONS}
     for report in reports:
         offset = len(merged["runs"])
         merged["runs"] += report["runs"]
-        for section in _SECTIONS:
+        for section in SECTIONS:
             rows = report.get(section, [])
             merged[section] += [{**row, "run": row["run"] + offset} for row in rows]
     return {key: value for key, value in merged.items() if value or key in ("runs", "results")}
 
 
 def read_report(path: Path) -> dict[str, Any]:
-    """Reads ``report.json`` and checks what reports are drawn from, at last by drawing it.
+    """Reads ``report.json`` and holds it against its schema.
 
     Raises:
         UsageError: no such file, no report of this version, or one that was changed since.
     """
+    from qwen3q.evaluate.report_schema import first_fault
+
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -77,43 +73,28 @@ def read_report(path: Path) -> dict[str, Any]:
             f"{path} is no report of `qwen3q eval` (schema {SCHEMA}).",
             "Give the report.json that `qwen3q eval ... --out DIR` wrote.",
         )
-    runs = report.get("runs")
-    if not isinstance(runs, list) or not all(_is_run(run) for run in runs):
-        raise UsageError(f"{path}: runs lack their text, reference or machine.")
-    for section in _SECTIONS:
-        rows = report.get(section, [])
-        if not isinstance(rows, list):
-            raise UsageError(f"{path}: {section} is {rows!r}, not a list of rows.")
-        for row in rows:
-            _check_row(row, section, len(runs), path)
-    try:
-        _texts(report)
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+    fault = first_fault(report)
+    if fault is not None:
         raise UsageError(
-            f"{path} holds a row that `qwen3q eval` does not write: {error!r}.",
+            f"{path} is not as `qwen3q eval` writes it: {fault}.",
             "Give the file as it was written.",
-        ) from None
+        )
     return report
 
 
 def write_report(report: Mapping[str, Any], folder: Path) -> list[Path]:
     """Writes ``report.json``, ``report.md`` and ``report.html`` into ``folder``."""
-    texts = _texts(report)
-    for name, text in texts.items():
-        write_text(folder / name, text)
-    return [folder / name for name in texts]
-
-
-def _texts(report: Mapping[str, Any]) -> dict[str, str]:
-    """What each file of a report holds."""
     from qwen3q.evaluate.report_html import report_html
     from qwen3q.evaluate.report_markdown import report_markdown
 
-    return {
+    texts = {
         "report.json": json.dumps(report, indent=2, ensure_ascii=False) + "\n",
         "report.md": report_markdown(report),
         "report.html": report_html(report),
     }
+    for name, text in texts.items():
+        write_text(folder / name, text)
+    return [folder / name for name in texts]
 
 
 def machine_facts() -> dict[str, Any]:
@@ -189,24 +170,3 @@ def layer_errors(report: Mapping[str, Any]) -> dict[str, dict[str, float]]:
         layer: {kind: sum(values) / len(values) for kind, values in kinds.items()}
         for layer, kinds in found.items()
     }
-
-
-def _is_run(run: Any) -> bool:
-    return isinstance(run, dict) and all(
-        isinstance(run.get(key), dict) for key in ("text", "reference", "machine")
-    )
-
-
-def _check_row(row: Any, section: str, runs: int, path: Path) -> None:
-    kinds = dict(_REQUIRED)
-    if not isinstance(row, dict):
-        raise UsageError(f"{path}: {section} holds {row!r}, which is no row.")
-    for key, kind in kinds.items():
-        if key not in row or not isinstance(row[key], kind):
-            raise UsageError(f"{path}: a row of {section} has {key} {row.get(key)!r}.")
-    if not 0 <= row["run"] < runs:
-        raise UsageError(f"{path}: a row of {section} belongs to run {row['run']}, of {runs}.")
-    if section == "results":
-        for key in _NUMBERS:
-            if key not in row or not isinstance(row[key], int | float | None):
-                raise UsageError(f"{path}: {row['artefact']} has {key} {row.get(key)!r}.")

@@ -136,7 +136,7 @@ def _predicted(predicted: Row) -> str:
 
 def _latency(row: Row) -> str:
     """Time to the first token, or between tokens at the 50th, 95th and 99th percentile."""
-    if "first_token_ms" in row:
+    if row.get("first_token_ms") is not None:
         return f"first {row['first_token_ms']:.1f}"
     between = row["latency_ms"]
     return f"{between['p50']:.1f} / {between['p95']:.1f} / {between['p99']:.1f}"

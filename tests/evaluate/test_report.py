@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
+from copy import deepcopy
+from functools import reduce
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import pytest
-from report_example import EXAMPLE, FULL, LONG, report, row
+from report_example import EVERYTHING, EXAMPLE, FULL, LONG, report, row
 
+from qwen3q.cli.eval_endpoint import show_streaming
+from qwen3q.cli.eval_fidelity import show_results
+from qwen3q.cli.eval_gate import show_gate
+from qwen3q.cli.eval_speed import show_speed
 from qwen3q.errors import UsageError
 from qwen3q.evaluate.charts import spread
 from qwen3q.evaluate.groups import comparable
@@ -157,9 +165,13 @@ def test_written_reports_are_read_again(tmp_path):
         ("{}", "no report"),
         (json.dumps({"schema": SCHEMA}), "runs"),
         (json.dumps({"schema": SCHEMA, "runs": [{}], "results": []}), "runs"),
-        (json.dumps(EXAMPLE | {"results": [{}]}), "artefact"),
-        (json.dumps(EXAMPLE | {"results": [row("a", 1, 1.0) | {"run": 7}]}), "run 7"),
-        (json.dumps(EXAMPLE | {"results": [row("a", 1, 1.0) | {"kl_mean": "x"}]}), "kl_mean"),
+        (json.dumps(EXAMPLE | {"results": [{}]}), "results.0.run is absent"),
+        (json.dumps(EXAMPLE | {"results": [row("a", 1, 1.0) | {"run": 7}]}), "run is 7, of 1"),
+        (
+            json.dumps(EXAMPLE | {"results": [row("a", 1, 1.0) | {"kl_mean": "x"}]}),
+            "results.0.kl_mean is 'x'",
+        ),
+        (json.dumps(FULL | {"speed": 4}), "speed is 4: "),
     ],
 )
 def test_other_files_are_refused(tmp_path, content, says):
@@ -169,19 +181,42 @@ def test_other_files_are_refused(tmp_path, content, says):
         read_report(path)
 
 
-@pytest.mark.parametrize(
-    ("section", "change"),
-    [("speed", {"tokens": None}), ("memory", {"context": "x"})],
-)
-def test_a_changed_row_is_refused(tmp_path, section, change):
-    rows = [FULL[section][0] | change, *FULL[section][1:]]
+def places(part: object, path: tuple = ()) -> Iterator[tuple]:
+    """Where every value of a report is."""
+    yield path
+    if isinstance(part, dict | list):
+        for key, value in part.items() if isinstance(part, dict) else enumerate(part):
+            yield from places(value, (*path, key))
+
+
+def test_a_report_that_is_read_can_be_drawn(tmp_path, capsys):
+    """Any value is changed to one of another kind: it is refused by name, or does no harm."""
+    others = [None, "", "[/x]", -1, 0, 1.5, 10**30, 1e99, True, [], [1], {}, {"a": 1}, "nan"]
+    everything = [path for path in places(EVERYTHING) if len(path) > 1]
+    rng = random.Random(7)
     path = tmp_path / "r.json"
-    path.write_text(json.dumps(FULL | {section: rows}))
-    with pytest.raises(UsageError, match="a row that `qwen3q eval` does not write"):
-        read_report(path)
-    path.write_text(json.dumps(FULL | {section: 4}))
-    with pytest.raises(UsageError, match=f"{section} is 4, not a list"):
-        read_report(path)
+    drawn, refusals = 0, []
+    for where in rng.sample(everything, 150):
+        changed = deepcopy(EVERYTHING)
+        *way, last = where
+        part = reduce(lambda part, key: part[key], way, changed)
+        if rng.random() < 0.2 and isinstance(part, dict):
+            del part[last]
+        else:
+            part[last] = rng.choice(others)
+        path.write_text(json.dumps(changed))
+        try:
+            merged = merge_reports([read_report(path)])
+        except UsageError as error:
+            refusals.append((where, str(error)))
+            continue
+        drawn += 1
+        write_report(merged, tmp_path / "out")
+        for show in (show_results, show_gate, show_speed, show_streaming):
+            show(merged)
+    assert min(drawn, len(refusals)) > 20
+    assert all(f" {where[0]}" in said for where, said in refusals)
+    assert "Q4_0" in capsys.readouterr().out
 
 
 def test_layer_errors_average_experts():
