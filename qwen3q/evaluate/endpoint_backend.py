@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +25,11 @@ IN_FLIGHT = 4
 """Chunks that a server is asked to score at a time."""
 
 _ROUNDS = 8
+
+_PIECE = 64
+"""Tokens asked for at a time where the prompt may end them."""
+
+_SEEDS = 1 << 31
 
 
 class ScoredRows(NamedTuple):
@@ -149,31 +155,34 @@ class EndpointBackend(Closing):
     def _answer(
         self, prompt: Prompt, max_tokens: int, stop_tokens: frozenset[int], way: Generation
     ) -> list[int]:
-        """One continuation.
+        """One continuation, in as many requests as it takes.
 
         A server that gives only text is asked again where its text, encoded, has fewer tokens
         than it was asked for and it was cut.
         """
         made: list[int] = []
-        for _ in range(_ROUNDS):
+        piece = max_tokens if prompt.ended is None else _PIECE
+        for _ in range(_ROUNDS + max_tokens // piece):
+            wanted = min(piece, max_tokens - len(made))
+            seed = (prompt.sampling.seed + len(made)) % _SEEDS
             request = Request(
                 model=self.endpoint.model,
                 tokens=[*prompt.tokens, *made],
                 text=self._codec.spell([*prompt.tokens, *made]),
-                max_tokens=max_tokens - len(made),
+                max_tokens=wanted,
                 stop_tokens=stop_tokens,
-                sampling=prompt.sampling,
+                sampling=replace(prompt.sampling, seed=seed),
                 context=self._context,
             )
             answer = self._ask(request, way)
-            if answer.tokens is not None:
-                return _before_stop(list(answer.tokens), stop_tokens)[:max_tokens]
-            told = self._codec.encode(answer.text, parse_special=True).tolist()
-            made += _before_stop(told, stop_tokens)
-            if not answer.cut:
+            told = answer.tokens or self._codec.encode(answer.text, parse_special=True).tolist()
+            more = _before_stop(list(told), stop_tokens)
+            made += more
+            if len(more) < len(told) or not answer.cut:
                 # it ended by itself, whatever its tokens count here
                 return made[: max_tokens - 1]
-            if not told or len(made) >= max_tokens:
+            over = prompt.ended is not None and prompt.ended(made)
+            if not told or over or len(made) >= max_tokens:
                 break
         return made[:max_tokens]
 

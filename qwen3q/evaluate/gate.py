@@ -142,18 +142,11 @@ def answer(
         Qwen3qError: it can't be run.
     """
     codec = open_codec(artefact)
-    if codec.chat_template is None:
-        raise ModelError(f"{artefact.name} has no chat template, so it can't be asked questions.")
-    template = ChatTemplate(codec.chat_template)
+    texts = _prompts(artefact, codec, tasks)
+    encoded = {key: codec.encode(text, parse_special=True).tolist() for key, text in texts.items()}
     samples = range(1 if asking.greedy else asking.samples)
-    asked = [(mode, i, n) for mode in Mode for i in range(len(tasks)) for n in samples]
-    texts = {(mode, i): _prompt(template, tasks[i], mode) for mode, i, _ in asked}
-    prompts = [
-        Prompt(
-            codec.encode(texts[mode, i], parse_special=True).tolist(), asking.sampling(mode, i, n)
-        )
-        for mode, i, n in asked
-    ]
+    asked = [(mode, i, n) for mode, i in texts for n in samples]
+    prompts = [Prompt(encoded[mode, i], asking.sampling(mode, i, n)) for mode, i, n in asked]
     missing = [number for number in range(len(asked)) if number not in kept.tokens]
 
     def finished(place: int, tokens: list[int]) -> None:
@@ -176,9 +169,33 @@ def answer(
     return {mode: [tuple(given) for given in replies[mode]] for mode in Mode}
 
 
-def _prompt(template: ChatTemplate, task: Task, mode: Mode) -> str:
-    message = {"role": "user", "content": task.prompt}
-    return template.render([message], enable_thinking=mode is Mode.THINKING)
+def beyond_training(artefact: Artefact, tasks: Sequence[Task]) -> tuple[int, int] | None:
+    """Tokens of the longest question and of the trained context, where that is shorter.
+
+    Raises:
+        ModelError: ``artefact`` has no chat template.
+    """
+    codec = open_codec(artefact)
+    texts = _prompts(artefact, codec, tasks).values()
+    longest = max((len(codec.encode(text, parse_special=True)) for text in texts), default=0)
+    trained = codec.trained_context
+    return (longest, trained) if longest > trained > 0 else None
+
+
+def _prompts(
+    artefact: Artefact, codec: TextCodec, tasks: Sequence[Task]
+) -> dict[tuple[Mode, int], str]:
+    """Each task in each mode, in the model's own template."""
+    if codec.chat_template is None:
+        raise ModelError(f"{artefact.name} has no chat template, so it can't be asked questions.")
+    template = ChatTemplate(codec.chat_template)
+    return {
+        (mode, number): template.render(
+            [{"role": "user", "content": task.prompt}], enable_thinking=mode is Mode.THINKING
+        )
+        for mode in Mode
+        for number, task in enumerate(tasks)
+    }
 
 
 def _reply(

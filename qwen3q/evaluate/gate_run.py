@@ -17,6 +17,7 @@ from qwen3q.evaluate.gate import (
     Replies,
     Verdict,
     answer,
+    beyond_training,
     compare,
     reply_from_json,
     reply_to_json,
@@ -96,7 +97,9 @@ def run_gate(
 ) -> list[dict[str, Any]]:
     """Rows of ``report.json``'s ``gate``, the reference's first.
 
-    An endpoint is not asked with YaRN, since it has the RoPE that it was started with.
+    An endpoint is not asked with YaRN, since it has the RoPE that it was started with. Needles in
+    texts beyond the reference's trained context are asked for only beside YaRN, as there every
+    model fails, and takes long to.
 
     Args:
         kept: what earlier calls measured, and where this one's replies are kept.
@@ -106,12 +109,23 @@ def run_gate(
         Qwen3qError: a model can't be run, or has no chat template.
     """
     rows = []
+    kept = kept or Kept(None)
+    rounds = _rounds(options)
+    needles = rounds[-1].tasks if options.needle_words and options.needle_yarn is None else ()
+    too_long = beyond_training(reference, needles)
+    if too_long is not None:
+        longest, trained = too_long
+        kept.notes.append(
+            f"Questions with needles take {longest:,} tokens, and {reference.name} was trained on "
+            f"{trained:,}: not asked. --needle-yarn asks with the context extended, and without."
+        )
+        rounds = rounds[:-1]
     base: dict[_Round, dict[Mode, Replies]] = {}
     for artefact in (reference, *artefacts):
-        for asked in _rounds(options):
+        for asked in rounds:
             if artefact.endpoint is not None and asked.yarn is not None:
                 continue
-            given = _ask(artefact, asked, options, backend, kept or Kept(None), progress)
+            given = _ask(artefact, asked, options, backend, kept, progress)
             floats = base.setdefault(asked, given)
             for mode in Mode:
                 verdict = None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from lm_eval.api.instance import Instance
@@ -17,11 +18,8 @@ from qwen3q.evaluate.sampling import Prompt, Sampling
 from qwen3q.evaluate.tokens import TextCodec
 from qwen3q.progress import ProgressFn, silent
 
-_PIECE = 32
-"""Tokens generated between looks for a stop string."""
-
-_SIDE_BY_SIDE = 16
-"""Texts written at a time: as many as a backend holds, so that none is read twice."""
+_PARTIAL = 4
+"""Tokens more than a stop text has bytes, as the first may be part of a character."""
 
 Pair = tuple[object, list[int], list[int]]
 """What was asked, and its tokens: of the context and of the continuation."""
@@ -94,71 +92,71 @@ class BackendLM(TemplateLM):  # type: ignore[misc]
         return [sum(next(scores)[0] for _ in range(count)) for count in windows_of]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
-        texts = [self._text(*request.args) for request in requests]
-        for start in range(0, len(texts), _SIDE_BY_SIDE):
-            self._write(texts[start : start + _SIDE_BY_SIDE])
-            self._progress(min(start + _SIDE_BY_SIDE, len(texts)), len(texts), "answers")
-        return [text.cut() for text in texts]
+        asked = [self._question(*request.args) for request in requests]
+        done = 0
 
-    def _text(self, prompt: str, settings: dict[str, Any]) -> _Text:
+        def finished(_number: int, _tokens: list[int]) -> None:
+            nonlocal done
+            done += 1
+            self._progress(done, len(asked), "answers")
+
+        made = self._model.generate(
+            [question.prompt for question in asked],
+            max((question.limit for question in asked), default=1),
+            self._codec.stop_tokens,
+            finished,
+        )
+        return [
+            question.stops.cut(self._codec.decode(tokens[: question.limit]))
+            for question, tokens in zip(asked, made, strict=True)
+        ]
+
+    def _question(self, text: str, settings: dict[str, Any]) -> _Question:
         wanted = normalize_gen_kwargs(dict(settings))
-        left = int(wanted["max_gen_toks"])
-        tokens = self.tok_encode(prompt)[-max(1, self.max_length - left) :]
-        stops = [stop for stop in wanted.get("until") or [] if stop]
-        return _Text(prompt, tokens, wanted, stops, left)
+        limit = int(wanted["max_gen_toks"])
+        tokens = self.tok_encode(text)[-max(1, self.max_length - limit) :]
+        stops = _Stops(tuple(stop for stop in wanted.get("until") or [] if stop), self._codec)
 
-    def _write(self, texts: list[_Text]) -> None:
-        """Continues all of them, a piece at a time."""
-        while going := [text for text in texts if text.left > 0]:
-            prompts = [Prompt([*text.tokens, *text.made], text.sampling) for text in going]
-            pieces = self._model.generate(prompts, _PIECE, self._codec.stop_tokens)
-            for text, piece in zip(going, pieces, strict=True):
-                text.made += piece[: text.left]
-                text.text = self._codec.decode(text.made)
-                text.left -= _PIECE
-                if len(piece) < _PIECE or text.is_stopped:
-                    text.left = 0
+        def ended(made: Sequence[int]) -> bool:
+            return len(made) >= limit or stops.found(made)
+
+        return _Question(Prompt(tokens, _sampling(wanted, text), ended), stops, limit)
 
 
-@dataclass(slots=True)
-class _Text:
-    """One text that is written.
+@dataclass(frozen=True, slots=True)
+class _Stops:
+    """Texts that end an answer."""
 
-    Attributes:
-        tokens: the prompt's, as far as it is read.
-        wanted: the harness's settings.
-        left: tokens that may still come.
-        made, text: what has come.
-    """
+    texts: tuple[str, ...]
+    codec: TextCodec
 
-    prompt: str
-    tokens: list[int]
-    wanted: dict[str, Any]
-    stops: list[str]
-    left: int
-    made: list[int] = field(default_factory=list)
-    text: str = ""
+    def found(self, made: Sequence[int]) -> bool:
+        """Whether the newest token completes one."""
+        # no token is shorter than a byte, so older ones have no part in it
+        length = max((len(text.encode()) for text in self.texts), default=0)
+        end = self.codec.decode(made[-length - _PARTIAL :]) if length else ""
+        return any(text in end for text in self.texts)
 
-    @property
-    def sampling(self) -> Sampling:
-        return _sampling(self.wanted, self.prompt, len(self.made))
-
-    @property
-    def is_stopped(self) -> bool:
-        return any(stop in self.text for stop in self.stops)
-
-    def cut(self) -> str:
-        """What comes before the first stop string."""
-        stops = [self.text.index(stop) for stop in self.stops if stop in self.text]
-        return self.text[: min(stops, default=None)]
+    def cut(self, text: str) -> str:
+        """What comes before the first."""
+        return text[: min((text.index(t) for t in self.texts if t in text), default=None)]
 
 
-def _sampling(wanted: dict[str, Any], prompt: str, made: int) -> Sampling:
-    """The harness's settings; each piece of each answer has random numbers of its own."""
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """A prompt, what ends its answer, and the most tokens of it."""
+
+    prompt: Prompt
+    stops: _Stops
+    limit: int
+
+
+def _sampling(wanted: dict[str, Any], prompt: str) -> Sampling:
+    """The harness's settings; each answer has random numbers of its own."""
     return Sampling(
         temperature=float(wanted.get("temperature") or 0.0),
         top_p=float(wanted.get("top_p") or 1.0),
         top_k=int(wanted.get("top_k") or 0),
         min_p=float(wanted.get("min_p") or 0.0),
-        seed=zlib.crc32(f"{prompt} {made}".encode()) >> 1,
+        seed=zlib.crc32(prompt.encode()) >> 1,
     )

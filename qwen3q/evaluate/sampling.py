@@ -41,12 +41,21 @@ class Sampling:
 GREEDY = Sampling()
 
 
+EndedFn = Callable[[Sequence[int]], bool]
+"""Told the tokens that were made so far; True ends the continuation."""
+
+
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """Tokens to continue, and how."""
+    """Tokens to continue, and how.
+
+    Attributes:
+        ended: asked after every token, or now and then by a server; None never ends.
+    """
 
     tokens: Sequence[int]
     sampling: Sampling = GREEDY
+    ended: EndedFn | None = None
 
 
 FinishedFn = Callable[[int, list[int]], None]

@@ -39,7 +39,7 @@ class _Answer:
     def __init__(self, number: int, prompt: Prompt) -> None:
         self.number = number
         self.made: list[int] = []
-        self._sampling = prompt.sampling
+        self._sampling, self._ended = prompt.sampling, prompt.ended
         self._uniforms = uniforms(prompt.sampling.seed)
 
     def goes_on(
@@ -50,7 +50,8 @@ class _Answer:
         if token in stop_tokens:
             return False
         self.made.append(token)
-        return len(self.made) < max_tokens
+        ended = self._ended is not None and self._ended(self.made)
+        return not ended and len(self.made) < max_tokens
 
 
 def continue_side_by_side(

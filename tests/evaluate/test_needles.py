@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from qwen3q.evaluate.artefact import find_artefact
 from qwen3q.evaluate.backends import BackendKind, BackendOptions, open_backend
 from qwen3q.evaluate.gate_run import GateOptions, run_gate
 from qwen3q.evaluate.gate_tables import gate_tables
+from qwen3q.evaluate.resume import Kept
 from qwen3q.evaluate.tables import markdown
 from qwen3q.evaluate.tasks import Level
 
@@ -87,6 +89,20 @@ def test_rows_tell_the_rope(demo_ggufs):
     assert len(tables) == 4
     text = markdown(tables["Needles in 60 words with thinking"])
     assert text.count("| yarn 4 |") == text.count("| own |") == 2
+
+
+def test_needles_beyond_what_a_model_was_trained_on(tmp_path):
+    demo, backend = find_artefact("demo"), BackendOptions(threads=1, device="cpu")
+    options = GateOptions(Level.BASIC, each=1, needle_words=1500, max_tokens=2)
+    kept = Kept(tmp_path)
+    rows = run_gate(demo, [], options, backend, kept=kept)
+    assert {row["set"] for row in rows} == {"questions"}
+    (told,) = kept.notes
+    assert "was trained on 2,048: not asked" in told
+    for fits in (replace(options, needle_words=300), replace(options, needle_yarn=2.0)):
+        kept = Kept(tmp_path)
+        assert "needles" in {row["set"] for row in run_gate(demo, [], fits, backend, kept=kept)}
+        assert not kept.notes
 
 
 def test_yarn_where_it_can_not_be():
