@@ -93,7 +93,7 @@ def test_rows_tell_the_rope(demo_ggufs):
 
 def test_needles_beyond_what_a_model_was_trained_on(tmp_path):
     demo, backend = find_artefact("demo"), BackendOptions(threads=1, device="cpu")
-    options = GateOptions(Level.BASIC, each=1, needle_words=1500, max_tokens=2)
+    options = GateOptions(Level.BASIC, each=1, needle_words=2000, max_tokens=2)
     kept = Kept(tmp_path)
     rows = run_gate(demo, [], options, backend, kept=kept)
     assert {row["set"] for row in rows} == {"questions"}
