@@ -210,7 +210,9 @@ def _sglang(served: Served, body: dict[str, Any]) -> dict[str, Any]:
         facts["input_top_logprobs"] = [None]
         for before, token in pairwise(tokens):
             score = served.log_probability(before, token)
-            facts["input_token_logprobs"].append([score, token, None])
+            # as SGLang 0.5.23: the last token of the vocabulary is called 0
+            name = token if token < served.vocab_size - 1 else 0
+            facts["input_token_logprobs"].append([score, name, None])
             facts["input_top_logprobs"].append([[log(0.5), served.successor(before), None]])
     return {"text": served.decode(made), "output_ids": made, "meta_info": facts}
 

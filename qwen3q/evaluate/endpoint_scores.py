@@ -89,8 +89,11 @@ def _sglang_read(reply: Any, tokens: Sequence[int]) -> PromptScores:
     facts = reply["meta_info"]
     told = facts["input_token_logprobs"]
     _require_length(told, tokens)
-    if [entry[1] for entry in told] != list(tokens):
-        raise ValueError
+    # a vocabulary's last token is called 0, beside its own value (0.5.23, logprob_result_processor)
+    last = max(tokens)
+    for (_, name, *_), token in zip(told, tokens, strict=True):
+        if name != token and (name, token) != (0, last):
+            raise ValueError
     top = [place[0][1] for place in facts["input_top_logprobs"][1:]]
     return _scores([entry[0] for entry in told[1:]], top)
 

@@ -36,6 +36,7 @@ from qwen3q.evaluate.measure import TextOptions, measure_fidelity
 from qwen3q.evaluate.report import merge_reports, read_report, run_report, write_report
 from qwen3q.evaluate.report_html import report_html
 from qwen3q.evaluate.report_markdown import report_markdown
+from qwen3q.evaluate.sampling import GREEDY, Prompt
 from qwen3q.evaluate.tokens import open_codec
 
 TEXT = TextOptions(context=64, max_chunks=6)
@@ -208,6 +209,46 @@ def test_a_context_that_is_too_short_is_refused_before_anything_is_asked(served,
         artefact = endpoint_artefact(server.url, demo)
         with pytest.raises(EndpointError, match="64 tokens, but 65"):
             measure_fidelity(demo, [artefact], evaluation_text("english"), TEXT, OPTIONS)
+
+
+@pytest.mark.parametrize(("dialect", "takes"), [("sglang", 57), ("vllm", 64)])
+def test_a_server_takes_what_it_says_less_what_it_keeps(dialect, takes, served, demo):
+    with serve(served(dialect, context=64)) as server:
+        assert find_endpoint(server.url).context == takes
+
+
+def test_other_tokens_than_ours_are_no_scores():
+    told = [[None, 700, None], [-1.0, 0, None], [-2.0, 701, None]]
+    likeliest = [None, [[-1.0, 5, None]], [[-2.0, 6, None]]]
+    reply = {"meta_info": {"input_token_logprobs": told, "input_top_logprobs": likeliest}}
+    (read,) = [scorer.read for scorer in SCORERS if scorer.name == "return_logprob"]
+    assert read(reply, [700, 8191, 701]).log_probabilities.tolist() == [-1.0, -2.0]
+    for tokens in ([700, 650, 701], [700, 8191, 702], [700, 8191, 8190]):
+        with pytest.raises(ValueError):  # noqa: PT011 (it says nothing; callers do)
+            read(reply, tokens)
+
+
+def test_a_text_is_asked_for_in_pieces_until_it_ends(served, demo):
+    with serve(served("vllm")) as server:
+        backend = EndpointBackend(endpoint_artefact(server.url, demo), 512)
+        expected = server.continuation([700], 200)
+        count = len(server.requests)
+        prompt = Prompt([700], GREEDY, lambda made: len(made) >= 100)
+        (made,) = backend.generate([prompt], 200, frozenset())
+        assert [body["max_tokens"] for _, body in server.requests[count:]] == [64, 64]
+        assert made == expected[:128]
+        (whole,) = backend.generate([Prompt([700])], 200, frozenset())
+        assert whole == expected
+
+
+def test_servers_that_batch_are_asked_for_several_at_a_time(served, demo):
+    prompts = [Prompt([700 + number]) for number in range(40)]
+    told: dict[int, list[int]] = {}
+    with serve(served("vllm")) as server:
+        backend = EndpointBackend(endpoint_artefact(server.url, demo), 64)
+        made = backend.generate(prompts, 5, frozenset(), told.__setitem__)
+        assert made == [server.continuation(prompt.tokens, 5) for prompt in prompts]
+    assert told == dict(enumerate(made))
 
 
 def test_answers_that_make_no_sense_are_refused(served, demo):
