@@ -60,12 +60,7 @@ class EndpointBackend(Closing):
         self._context = context
         self._codec = open_codec(artefact)
         self._client = self.endpoint.client()
-        if self.endpoint.context is not None and context > self.endpoint.context:
-            raise EndpointError(
-                f"{artefact.name} takes {self.endpoint.context:,} tokens, but {context:,} are "
-                "needed.",
-                "Serve it with a longer context, or choose a smaller --context or --max-tokens.",
-            )
+        require_context(artefact, context)
 
     @property
     def vocab_size(self) -> int:
@@ -214,6 +209,20 @@ def require_generation(artefact: Artefact) -> None:
             f"{artefact.name} continues neither our tokens nor plain text, so it can't be asked "
             "in the model's own chat template.",
             "It needs /v1/completions without a template of its own.",
+        )
+
+
+def require_context(artefact: Artefact, tokens: int) -> None:
+    """Checks that an endpoint takes so many tokens; nothing for other artefacts.
+
+    Raises:
+        EndpointError: it takes fewer.
+    """
+    most = None if artefact.endpoint is None else artefact.endpoint.context
+    if most is not None and tokens > most:
+        raise EndpointError(
+            f"{artefact.name} takes {most:,} tokens, but {tokens:,} are needed.",
+            "Serve it with a longer context, or choose a smaller --context or --max-tokens.",
         )
 
 

@@ -12,7 +12,6 @@ from qwen3q.evaluate.artefact import Artefact, endpoint_artefact, find_artefact
 from qwen3q.evaluate.backends import BackendOptions
 from qwen3q.evaluate.card import update_card
 from qwen3q.evaluate.endpoint import EndpointOptions
-from qwen3q.evaluate.endpoint_backend import require_generation
 from qwen3q.evaluate.endpoint_http import is_url
 from qwen3q.evaluate.gate_run import GateOptions, check_gate, run_gate
 from qwen3q.evaluate.lm_eval_run import HarnessOptions, load_tasks, run_tasks
@@ -93,9 +92,7 @@ def evaluate(
         for name in unique
     ]
     if options.gate is not None:
-        check_gate(options.gate)
-        for artefact in artefacts:
-            require_generation(artefact)
+        check_gate(model, artefacts, options.gate)
     harness = load_tasks(options.tasks) if options.tasks is not None else None
     kept = Kept(options.out, resume=options.resume)
     run = measure_fidelity(

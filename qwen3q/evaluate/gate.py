@@ -169,17 +169,15 @@ def answer(
     return {mode: [tuple(given) for given in replies[mode]] for mode in Mode}
 
 
-def beyond_training(artefact: Artefact, tasks: Sequence[Task]) -> tuple[int, int] | None:
-    """Tokens of the longest question and of the trained context, where that is shorter.
+def longest_question(artefact: Artefact, tasks: Sequence[Task]) -> int:
+    """Tokens of the longest, in the model's own template.
 
     Raises:
         ModelError: ``artefact`` has no chat template.
     """
     codec = open_codec(artefact)
     texts = _prompts(artefact, codec, tasks).values()
-    longest = max((len(codec.encode(text, parse_special=True)) for text in texts), default=0)
-    trained = codec.trained_context
-    return (longest, trained) if longest > trained > 0 else None
+    return max(len(codec.encode(text, parse_special=True)) for text in texts)
 
 
 def _prompts(

@@ -12,19 +12,21 @@ from typing import Any
 from qwen3q.errors import UsageError
 from qwen3q.evaluate.artefact import Artefact
 from qwen3q.evaluate.backends import BackendOptions
+from qwen3q.evaluate.endpoint_backend import require_context, require_generation
 from qwen3q.evaluate.gate import (
     Asking,
     Replies,
     Verdict,
     answer,
-    beyond_training,
     compare,
+    longest_question,
     reply_from_json,
     reply_to_json,
 )
 from qwen3q.evaluate.gate_flaws import Mode
 from qwen3q.evaluate.resume import Kept
 from qwen3q.evaluate.tasks import Kind, Level, Task, TaskOptions, make_tasks
+from qwen3q.evaluate.tokens import open_codec
 from qwen3q.formats.gguf_metadata import LONGEST_YARN_FACTOR
 from qwen3q.progress import ProgressFn, silent
 
@@ -77,13 +79,19 @@ class _Round:
         return OWN_ROPE if self.yarn is None else f"yarn {self.yarn:g}"
 
 
-def check_gate(options: GateOptions) -> None:
+def check_gate(reference: Artefact, artefacts: Sequence[Artefact], options: GateOptions) -> None:
     """Refuses what can't be asked, before anything is measured.
 
     Raises:
         UsageError: options that make no questions.
+        ModelError: the reference has no chat template.
+        EndpointError: a server takes no prompts of ours, or too short ones.
     """
-    _rounds(options)
+    rounds, _ = _fitting(reference, options)
+    longest = max(longest_question(reference, asked.tasks) for asked in rounds)
+    for artefact in artefacts:
+        require_generation(artefact)
+        require_context(artefact, longest + options.max_tokens)
 
 
 def run_gate(
@@ -110,16 +118,8 @@ def run_gate(
     """
     rows = []
     kept = kept or Kept(None)
-    rounds = _rounds(options)
-    needles = rounds[-1].tasks if options.needle_words and options.needle_yarn is None else ()
-    too_long = beyond_training(reference, needles)
-    if too_long is not None:
-        longest, trained = too_long
-        kept.notes.append(
-            f"Questions with needles take {longest:,} tokens, and {reference.name} was trained on "
-            f"{trained:,}: not asked. --needle-yarn asks with the context extended, and without."
-        )
-        rounds = rounds[:-1]
+    rounds, note = _fitting(reference, options)
+    kept.notes += [note] if note else []
     base: dict[_Round, dict[Mode, Replies]] = {}
     for artefact in (reference, *artefacts):
         for asked in rounds:
@@ -133,6 +133,21 @@ def run_gate(
                     verdict = compare(floats[mode], given[mode], options.seed)
                 rows.append(_row(artefact, asked, mode, given[mode], verdict, options))
     return rows
+
+
+def _fitting(reference: Artefact, options: GateOptions) -> tuple[tuple[_Round, ...], str | None]:
+    """What is asked, and why something is not."""
+    rounds = _rounds(options)
+    if not options.needle_words or options.needle_yarn is not None:
+        return rounds, None
+    longest = longest_question(reference, rounds[-1].tasks)
+    trained = open_codec(reference).trained_context
+    if not longest > trained > 0:
+        return rounds, None
+    return rounds[:-1], (
+        f"Questions with needles take {longest:,} tokens, and {reference.name} was trained on "
+        f"{trained:,}: not asked. --needle-yarn asks with the context extended, and without."
+    )
 
 
 def _rounds(options: GateOptions) -> tuple[_Round, ...]:

@@ -31,12 +31,14 @@ from qwen3q.evaluate.endpoint_http import (
     plain,
 )
 from qwen3q.evaluate.endpoint_scores import SCORERS
+from qwen3q.evaluate.gate_run import GateOptions, check_gate
 from qwen3q.evaluate.loglikelihood import Continuation, loglikelihoods
 from qwen3q.evaluate.measure import TextOptions, measure_fidelity
 from qwen3q.evaluate.report import merge_reports, read_report, run_report, write_report
 from qwen3q.evaluate.report_html import report_html
 from qwen3q.evaluate.report_markdown import report_markdown
 from qwen3q.evaluate.sampling import GREEDY, Prompt
+from qwen3q.evaluate.tasks import Level
 from qwen3q.evaluate.tokens import open_codec
 
 TEXT = TextOptions(context=64, max_chunks=6)
@@ -249,6 +251,14 @@ def test_servers_that_batch_are_asked_for_several_at_a_time(served, demo):
         made = backend.generate(prompts, 5, frozenset(), told.__setitem__)
         assert made == [server.continuation(prompt.tokens, 5) for prompt in prompts]
     assert told == dict(enumerate(made))
+
+
+def test_a_context_too_short_for_the_gate_is_refused_before_anything_is_measured(served, demo):
+    with serve(served("vllm", context=300)) as server:
+        artefact = endpoint_artefact(server.url, demo)
+        check_gate(demo, [artefact], GateOptions(Level.BASIC, each=2, max_tokens=100))
+        with pytest.raises(EndpointError, match="takes 300 tokens, but"):
+            check_gate(demo, [artefact], GateOptions(Level.BASIC, each=2, max_tokens=290))
 
 
 def test_answers_that_make_no_sense_are_refused(served, demo):
