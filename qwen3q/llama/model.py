@@ -133,7 +133,8 @@ class LlamaModel(Closing):
     def kv_bytes_per_token(self) -> int:
         """Of a cache in 16 bits, all layers."""
         architecture = self.metadata("general.architecture")
-        head_dim = int(self.metadata(f"{architecture}.attention.key_length") or 0)
+        told = self.metadata(f"{architecture}.attention.key_length")
+        head_dim = int(told or self.hidden_size // int(lib.llama_model_n_head(self.handle)))
         heads = int(lib.llama_model_n_head_kv(self.handle))
         return 2 * 2 * int(lib.llama_model_n_layer(self.handle)) * heads * head_dim
 

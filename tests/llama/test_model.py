@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 from tokenizers import Tokenizer
 
 from qwen3q import threads
 from qwen3q.errors import LlamaError, UsageError
+from qwen3q.llama.breakdown import memory_breakdown
 from qwen3q.llama.capi import lib
 from qwen3q.llama.context import ContextOptions, LlamaContext
 from qwen3q.llama.log import CONTINUE, ERROR, Log
@@ -68,6 +71,17 @@ def test_metadata(demo_model, demo_gguf):
     assert demo_model.train_context == 2048
     assert demo_model.nbytes < demo_gguf.stat().st_size
     assert "<|im_start|>" in demo_model.chat_template()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="llama.cpp's account is read on Linux alone")
+@pytest.mark.parametrize("told", [True, False])
+def test_a_token_in_the_cache_takes_what_llama_allocates(told, demo_model, monkeypatch):
+    if not told:  # llama.cpp then takes hidden size by heads
+        monkeypatch.setattr(demo_model, "hidden_size", 8 * 64)
+        monkeypatch.setattr(demo_model, "metadata", lambda key: None)
+    with LlamaContext(demo_model, ContextOptions(context=512, sequences=2)) as context:
+        allocated = sum(device.kv for device in memory_breakdown(context.handle))
+    assert demo_model.kv_bytes_per_token * 2 * 512 == allocated
 
 
 def test_vocabulary_alone_still_tokenizes(demo_gguf, demo_model):
