@@ -71,6 +71,7 @@ def _row_json(row: DemoRow) -> dict[str, Any]:
 
 def _show(rows: Sequence[DemoRow]) -> None:
     from rich.table import Table
+    from rich.text import Text
 
     from qwen3q.demo import QUESTION
 
@@ -90,12 +91,12 @@ def _show(rows: Sequence[DemoRow]) -> None:
     ):
         table.add_column(label, justify=justify)  # type: ignore[arg-type]
     for row in rows:
-        mark = "[green]✓[/green]" if row.right else "[red]✗[/red]"
+        mark = ("✓", "green") if row.right else ("✗", "red")
         table.add_row(
             "float (BF16)" if row is first else row.plan.format,
             format_bytes(row.plan.file_bytes),
             f"{row.plan.bits_per_weight:.2f}",
             f"{row.perplexity.perplexity:.2f} ± {row.perplexity.stderr:.2f}",
-            f"{mark} {row.answer}",
+            Text.assemble(mark, f" {row.answer}"),
         )
     stdout_console().print(table)

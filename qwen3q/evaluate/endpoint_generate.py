@@ -190,6 +190,7 @@ def _ollama_read(reply: Any) -> Answer:
 
 
 _BATCHED = 16
+"""Of servers that batch what arrives while they work."""
 
 GENERATIONS = (
     Generation("tokens", False, "/completions", _completion_body, _completion_read, True, _BATCHED),

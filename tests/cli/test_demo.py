@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
+
+from qwen3q.cli.demo import _show
+from qwen3q.cli.doctor import doctor
 
 
 def test_demo_adds_in_every_format(cli, tmp_path):
@@ -19,3 +23,22 @@ def test_demo_adds_in_every_format(cli, tmp_path):
     assert sizes == [next(tmp_path.glob(f"*{r['format'][5:]}.gguf")).stat().st_size for r in rows]
     float_row, q8 = rows[0], rows[1]
     assert abs(q8["perplexity"] / float_row["perplexity"] - 1) < 0.01
+
+
+def test_brackets_are_text_and_marks_are_not(capsys):
+    plan = {"parameters": 1, "format": "gguf:Q8_0", "file_bytes": 1, "bits_per_weight": 8.5}
+    perplexity = {"tokens": 1, "context": 2, "perplexity": 3.0, "stderr": 0.1}
+    rows = [
+        SimpleNamespace(
+            plan=SimpleNamespace(**plan, model="M [/x]"),
+            perplexity=SimpleNamespace(**perplexity),
+            answer="[/y] 802",
+            right=right,
+        )
+        for right in (True, False)
+    ]
+    _show(rows)
+    doctor(json_output=False, strict=False)
+    out = capsys.readouterr().out
+    assert all(text in out for text in ("M [/x]", "✓ [/y] 802", "✗ [/y] 802", "ok  python"))
+    assert "[green" not in out
