@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
 from qwen3q.errors import MissingPackageError, UsageError
+
+if TYPE_CHECKING:
+    import torch
 
 
 def check_device(name: str) -> None:
@@ -34,3 +38,10 @@ def check_device(name: str) -> None:
     if int(number or 0) >= count:
         gpus = "no CUDA GPU" if count == 0 else f"{count} CUDA GPU{'s' if count > 1 else ''}"
         raise UsageError(f"There is no device {name}: torch sees {gpus} here.", hint)
+
+
+def widest_float(device: torch.device) -> torch.dtype:
+    """float64, or float32 on Apple's GPUs, which have nothing wider; for long sums."""
+    import torch
+
+    return torch.float32 if device.type == "mps" else torch.float64

@@ -50,5 +50,33 @@ class LlamaError(Qwen3qError):
     """llama.cpp refused; the message carries its own reason."""
 
 
+class OutOfMemoryError(Qwen3qError):
+    """Memory was full, of the machine or of a GPU."""
+
+
 class MissingPackageError(Qwen3qError):
     """An optional package that this verb needs is not installed."""
+
+
+def memory_error(error: BaseException) -> OutOfMemoryError | None:
+    """What to tell of Python's or torch's word that memory is full; None of any other error.
+
+    torch has a class of its own for CUDA alone; of processors and of Apple's GPUs it is a
+    ``RuntimeError`` that says so.
+    """
+    text = str(error).partition("\n")[0]
+    if isinstance(error, MemoryError):
+        where, said = "this machine", text
+    elif not isinstance(error, RuntimeError):
+        return None
+    elif "CUDA out of memory" in text or "MPS backend out of memory" in text:
+        where, said = "the GPU", text.partition(". ")[2].partition(". ")[0]
+    elif "DefaultCPUAllocator" in text:
+        where, said = "this machine", text.partition("you ")[2].partition(". ")[0]
+    else:
+        return None
+    return OutOfMemoryError(
+        f"The memory of {where} is full{f' ({said})' if said else ''}.",
+        "End what else uses it, or ask for less: --device cpu, fewer or shorter samples, a shorter "
+        "context. `qwen3q estimate` says what fits; --resume continues what was begun.",
+    )

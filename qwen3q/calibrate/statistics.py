@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from qwen3q.devices import widest_float
 from qwen3q.models.decoder import Weights
 
 _STRIP_ROWS = 256
@@ -45,7 +46,8 @@ class MomentWatch:
 
     def __call__(self, name: str, x: torch.Tensor) -> torch.Tensor:
         if self._last is None or self._last[0] is not x:
-            self._last = x, x.flatten(0, -2).float().square().sum(0).double()
+            sums = x.flatten(0, -2).float().square().sum(0)
+            self._last = x, sums.to(widest_float(x.device))
         self._sums[name] = self._sums.get(name, 0) + self._last[1]
         self._tokens[name] = self._tokens.get(name, 0) + x.flatten(0, -2).shape[0]
         return F.linear(x, self._weights[name])

@@ -11,7 +11,7 @@ from inspect import cleandoc
 import typer
 
 from qwen3q import __version__
-from qwen3q.errors import Qwen3qError
+from qwen3q.errors import Qwen3qError, memory_error
 from qwen3q.threads import calm_openmp
 
 VERBS = {
@@ -75,6 +75,12 @@ def main() -> None:
     except Qwen3qError as error:
         _explain(error)
         sys.exit(error.exit_code)
+    except (MemoryError, RuntimeError) as error:
+        full = memory_error(error)
+        if full is None:
+            raise
+        _explain(full)
+        sys.exit(full.exit_code)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except BrokenPipeError:

@@ -45,7 +45,9 @@ def int8_beside_outliers(x: torch.Tensor) -> torch.Tensor:
 def fp8_per_token(x: torch.Tensor) -> torch.Tensor:
     """float8 e4m3 with one scale per token: compressed-tensors' FP8_DYNAMIC."""
     scale = x.abs().amax(dim=-1, keepdim=True).clamp(min=1e-10) / LARGEST_E4M3
-    return (x / scale).to(torch.float8_e4m3fn).float() * scale
+    # Apple's GPUs have no 8-bit floats
+    converter = "cpu" if x.device.type == "mps" else x.device
+    return (x / scale).to(converter).to(torch.float8_e4m3fn).float().to(x.device) * scale
 
 
 def fp8_per_group(x: torch.Tensor) -> torch.Tensor:

@@ -18,6 +18,7 @@ from qwen3q.models.decoder import (
     Linear,
     Rope,
     Weights,
+    grouped_attention,
     mlp,
     rms_norm,
     rope_table,
@@ -208,15 +209,12 @@ def _attention(
     q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None
 ) -> torch.Tensor:
     """Of the last tokens of one sequence, ``[1, heads, n, head_dim]``."""
-    if q.shape[2] == 1 and q.device.type == "cpu":
+    if q.shape[2] == 1:
         # torch's own reads keys and values once per head, and this once per group of heads
         groups = q.view(1, keys.shape[1], -1, q.shape[3]) * q.shape[3] ** -0.5
         mixed = torch.matmul((groups @ keys.mT).softmax(-1), values)
         return mixed.view_as(q)
-    first = q.shape[2] == keys.shape[2]
-    return F.scaled_dot_product_attention(
-        q, keys, values, attn_mask=mask, is_causal=first, enable_gqa=True
-    )
+    return grouped_attention(q, keys, values, mask, causal=q.shape[2] == keys.shape[2])
 
 
 def _mask(count: int, start: int, device: torch.device) -> torch.Tensor | None:

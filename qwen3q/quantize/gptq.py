@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
+from qwen3q.devices import widest_float
 from qwen3q.plan.schemes import Scheme
 from qwen3q.quantize.rtn import Grid, Rounded, search_range, stack_grids
 
@@ -97,16 +98,17 @@ class Factor:
         return slopes
 
     def squared_outputs(self, weights: torch.Tensor) -> torch.Tensor:
-        """Diagonal of ``W^T H W``, float64 ``[batch, out]``: mean squared outputs of ``weights``
-        ``[batch, in, out]``."""
-        total = weights.new_zeros(weights.shape[0], weights.shape[2], dtype=torch.float64)
+        """Diagonal of ``W^T H W``, ``[batch, out]`` in the widest float there is: mean squared
+        outputs of ``weights`` ``[batch, in, out]``."""
+        wide = widest_float(weights.device)
+        total = weights.new_zeros(weights.shape[0], weights.shape[2], dtype=wide)
         for start in range(0, weights.shape[1], FACTOR_BLOCK):
             stop = min(start + FACTOR_BLOCK, weights.shape[1])
             part = weights[:, start:stop]
             half = self.block(start, stop) @ part / 2
             if stop < weights.shape[1]:
                 half += self.square[:, start:stop, stop:] @ weights[:, stop:]
-            total += half.mul_(part).sum(1, dtype=torch.float64).mul_(2)
+            total += half.mul_(part).sum(1, dtype=wide).mul_(2)
         return total
 
 

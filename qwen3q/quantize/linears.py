@@ -138,7 +138,7 @@ class Solution:
 
     Attributes:
         codes: uint8 ``[batch, out, in]``; scales float32, zeros uint8 ``[batch, out, groups]``.
-        errors, rtn_errors, outputs: float64 ``[batch, out]``, squared output errors per output
+        errors, rtn_errors, outputs: ``[batch, out]``, squared output errors per output
             channel of this and of plain round-to-nearest, and squared outputs.
         algorithms, fallbacks: per batch entry.
     """

@@ -71,3 +71,55 @@ def test_doctor_tells_what_is_there(cli):
     checks = {check["name"]: check for check in json.loads(run.stdout)["checks"]}
     assert checks["python"]["status"] == "ok"
     assert checks["llama.cpp"]["status"] == "ok"
+
+
+def run_script(script):
+    words = [sys.executable, "-c", script]
+    return subprocess.run(words, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    ("raise_it", "says"),
+    [
+        ("torch.empty(1 << 50)", "this machine is full (tried to allocate 4503599627370496 bytes)"),
+        ("numpy.zeros(1 << 50)", "this machine is full (Unable to allocate 8.00 PiB"),
+        (
+            "raise_(torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 "
+            "has a total capacity of 23.69 GiB of which 1.00 GiB is free.'))",
+            "the GPU is full (Tried to allocate 2.00 GiB).",
+        ),
+        (
+            "raise_(RuntimeError('MPS backend out of memory (MPS allocated: 9.05 GiB, max allowed: "
+            "9.07 GiB). Tried to allocate 64.00 MB on private pool. Use PYTORCH_'))",
+            "the GPU is full (Tried to allocate 64.00 MB on private pool).",
+        ),
+    ],
+)
+def test_full_memory_is_told_in_a_sentence(raise_it, says):
+    script = (
+        "import numpy, torch\n"
+        "from qwen3q.cli import app\n"
+        "def raise_(error): raise error\n"
+        f"app.build_app = lambda words: lambda: {raise_it}\n"
+        "app.main()\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 1
+    assert run.stderr.startswith("qwen3q: The memory of ")
+    assert says in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+def test_other_errors_of_torch_are_not_taken_for_full_memory():
+    script = (
+        "from qwen3q.cli import app\n"
+        "def fail(): raise RuntimeError('mat1 and mat2 shapes cannot be multiplied')\n"
+        "app.build_app = lambda words: fail\n"
+        "app.main()\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert "RuntimeError: mat1 and mat2" in run.stderr
