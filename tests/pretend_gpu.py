@@ -166,6 +166,7 @@ def pretend_gpus(monkeypatch: pytest.MonkeyPatch, kind: str = "cuda") -> None:
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
         monkeypatch.setattr(torch.mps, "synchronize", lambda: None)
         monkeypatch.setattr(torch.mps, "driver_allocated_memory", lambda: 1 << 30)
+        monkeypatch.setattr(torch.mps, "recommended_max_memory", lambda: 20 << 30)
         return
     cuda = {
         "is_available": True,

@@ -199,6 +199,7 @@ def fidelity(
         scored_text,
         BackendOptions(BackendKind(backend), threads, gpu_layers, device),
         gate=questions,
+        gate_decides=gate,
         tasks=harness_options(tasks, task_limit, task_fewshot),
         speed=replace(asked.speed, threads=threads) if asked.speed else None,
         out=out,

@@ -114,6 +114,27 @@ class Backend(Protocol):
     def __exit__(self, *_: object) -> None: ...
 
 
+def check_generation(artefact: Artefact, options: BackendOptions) -> None:
+    """Refuses a model that torch can't answer with here, before anything is measured.
+
+    Raises:
+        OutOfMemoryError: its weights do not fit, even as they are stored.
+    """
+    if artefact.endpoint is None and _kind_of(artefact, options) is BackendKind.TORCH:
+        import torch
+
+        from qwen3q.evaluate.residence import residence
+        from qwen3q.evaluate.torch_backend import best_device
+
+        residence(artefact, torch.device(options.device or best_device()))
+
+
+def _kind_of(artefact: Artefact, options: BackendOptions) -> BackendKind:
+    if options.kind is BackendKind.AUTO:
+        return BackendKind.LLAMA if artefact.is_gguf else BackendKind.TORCH
+    return options.kind
+
+
 def open_backend(artefact: Artefact, options: BackendOptions, context: int) -> Backend:
     """Loads ``artefact`` for up to ``context`` tokens at a time; of an endpoint, asks for them.
 
@@ -129,10 +150,7 @@ def open_backend(artefact: Artefact, options: BackendOptions, context: int) -> B
         from qwen3q.evaluate.endpoint_backend import EndpointBackend
 
         return EndpointBackend(artefact, context)
-    kind = options.kind
-    if kind is BackendKind.AUTO:
-        kind = BackendKind.LLAMA if artefact.is_gguf else BackendKind.TORCH
-    if kind is BackendKind.LLAMA:
+    if _kind_of(artefact, options) is BackendKind.LLAMA:
         if not artefact.is_gguf:
             raise MissingPackageError(
                 f"llama.cpp can't run the folder {artefact.path}.",

@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from qwen3q.errors import UsageError
+from qwen3q.errors import OutOfMemoryError, UsageError
 from qwen3q.evaluate.artefact import Artefact, endpoint_artefact, find_artefact
-from qwen3q.evaluate.backends import BackendOptions
+from qwen3q.evaluate.backends import BackendOptions, check_generation
 from qwen3q.evaluate.card import update_card
 from qwen3q.evaluate.endpoint import EndpointOptions
 from qwen3q.evaluate.endpoint_http import is_url
@@ -29,6 +29,8 @@ class EvaluationOptions:
 
     Attributes:
         gate: None asks no questions.
+        gate_decides: without its verdict the call would be worth nothing. Else the gate is left
+            out, with a note, where a model takes more memory than there is.
         speed: None times nothing.
         tasks: None runs no tasks of lm-evaluation-harness.
         out: folder for reports and the reference's logits; None writes nothing.
@@ -42,6 +44,7 @@ class EvaluationOptions:
     text: TextOptions
     backend: BackendOptions
     gate: GateOptions | None = None
+    gate_decides: bool = False
     speed: SpeedOptions | None = None
     tasks: HarnessOptions | None = None
     out: Path | None = None
@@ -91,10 +94,9 @@ def evaluate(
         else find_artefact(name, offline=options.offline, progress=progress)
         for name in unique
     ]
-    if options.gate is not None:
-        check_gate(model, artefacts, options.gate)
     harness = load_tasks(options.tasks) if options.tasks is not None else None
     kept = Kept(options.out, resume=options.resume)
+    gate = _possible_gate(model, artefacts, options, kept)
     run = measure_fidelity(
         model,
         artefacts,
@@ -106,10 +108,8 @@ def evaluate(
         progress=progress,
     )
     report = run_report(run, text_name, options.command)
-    if options.gate is not None:
-        report["gate"] = run_gate(
-            model, artefacts, options.gate, options.backend, progress, kept=kept
-        )
+    if gate is not None:
+        report["gate"] = run_gate(model, artefacts, gate, options.backend, progress, kept=kept)
     if options.tasks is not None and harness is not None:
         report["tasks"] = run_tasks(
             model, artefacts, options.tasks, harness, options.backend, progress, kept=kept
@@ -126,6 +126,24 @@ def evaluate(
             update_card(card, report, artefact.name)
             written.append(card)
     return Evaluation(report, tuple(written), tuple(kept.notes))
+
+
+def _possible_gate(
+    reference: Artefact, artefacts: Sequence[Artefact], options: EvaluationOptions, kept: Kept
+) -> GateOptions | None:
+    """The gate, unless a model has too little memory to answer and a note will do."""
+    if options.gate is None:
+        return None
+    check_gate(reference, artefacts, options.gate)
+    try:
+        for artefact in (reference, *artefacts):
+            check_generation(artefact, options.backend)
+    except OutOfMemoryError as error:
+        if options.gate_decides:
+            raise
+        kept.notes.append(f"{error.message} No questions were asked. {error.hint}")
+        return None
+    return options.gate
 
 
 def _add_speed(

@@ -12,9 +12,11 @@ from typing import Any
 
 import torch
 
+from qwen3q.errors import OutOfMemoryError
 from qwen3q.evaluate.artefact import Artefact
 from qwen3q.evaluate.backends import BackendKind, BackendOptions, open_backend
 from qwen3q.evaluate.nvml import GpuMeter, joules_per_token
+from qwen3q.evaluate.residence import residence
 from qwen3q.evaluate.speed_options import SpeedOptions
 from qwen3q.evaluate.speed_run import SpeedRun, artefact_facts, beyond, gpu_machine, growth
 from qwen3q.evaluate.speed_tests import (
@@ -26,10 +28,9 @@ from qwen3q.evaluate.speed_tests import (
 )
 from qwen3q.evaluate.torch_backend import TorchBackend, best_device
 from qwen3q.evaluate.torch_generate import CachedModel, KVCache
-from qwen3q.process_memory import free_memory, peak_bytes, reset_peak
+from qwen3q.process_memory import peak_bytes, reset_peak
 from qwen3q.progress import ProgressFn
 
-_BYTES_PER_WEIGHT = 4
 _NOT_PREDICTED = {"tokens_per_second": None, "band": None, "bound_tokens_per_second": None}
 
 
@@ -53,10 +54,10 @@ def run_torch(
         Qwen3qError: the folder is broken, or a test makes no sense.
     """
     tests = planned_tests(options)
-    needed, free = _BYTES_PER_WEIGHT * (artefact.parameters or 0), free_memory()
-    if device in (None, "cpu") and best_device() == "cpu" and free is not None and needed > free:
-        sizes = f"{needed / 1e9:.1f} GB in float32, and {free / 1e9:.1f} GB are free"
-        return SpeedRun([], [], {}, note=f"{artefact.name} was not timed in torch: {sizes}.")
+    try:
+        residence(artefact, torch.device(device or best_device()))
+    except OutOfMemoryError as error:
+        return SpeedRun([], [], {}, note=f"{error.message} It was not timed.")
     chosen = BackendOptions(BackendKind.TORCH, options.threads, device=device)
     with open_backend(artefact, chosen, max(planned.context for planned in tests)) as backend:
         assert isinstance(backend, TorchBackend)

@@ -19,6 +19,7 @@ from qwen3q.errors import UsageError
 from qwen3q.evaluate.artefact import Artefact
 from qwen3q.evaluate.backends import BackendOptions, LogitRows
 from qwen3q.evaluate.input_rounding import Rounding
+from qwen3q.evaluate.residence import PackedLayer, Residence, free_on, residence
 from qwen3q.evaluate.sampling import FinishedFn, Prompt, ignore
 from qwen3q.evaluate.side_by_side import continue_side_by_side
 from qwen3q.evaluate.torch_generate import CachedModel, TorchSlots
@@ -26,7 +27,6 @@ from qwen3q.evaluate.weights import WeightSource, open_weights
 from qwen3q.formats.gguf_metadata import with_yarn
 from qwen3q.models.decoder import Linear, Weights, decoder_layer, rms_norm, rope_table
 from qwen3q.models.tensors import layer_tensors
-from qwen3q.process_memory import free_memory
 from qwen3q.progress import ProgressFn, silent
 from qwen3q.threads import model_threads
 
@@ -44,6 +44,7 @@ class TorchBackend(Closing):
     """A model whose weights come from any artefact."""
 
     def __init__(self, artefact: Artefact, options: BackendOptions) -> None:
+        self._artefact = artefact
         self._source = open_weights(artefact)
         self.config = self._source.config
         if options.yarn is not None:
@@ -113,13 +114,27 @@ class TorchBackend(Closing):
 
     def layer(self, index: int) -> tuple[Weights, Linear]:
         """One decoder layer's float32 weights by short name, and how its linears run."""
+        names = self._layer_names(index)
+        return self._running({short: self._weight(name) for short, name in names.items()}, names)
+
+    def _packed_layer(self, index: int) -> tuple[Weights, Linear]:
+        """The same, with weights that are unpacked when they are used."""
+        names = self._layer_names(index)
+        packed = {short: self._source.packed(name) for short, name in names.items()}
+        return self._running(PackedLayer(packed, self.device), names)
+
+    def _layer_names(self, index: int) -> dict[str, str]:
+        """Checkpoint names by short name."""
         prefix = f"model.layers.{index}."
-        weights: dict[str, torch.Tensor] = {}
+        return {
+            spec.name.removeprefix(prefix).removesuffix(".weight"): spec.name
+            for spec in layer_tensors(self._source.config, index)
+        }
+
+    def _running(self, weights: Weights, names: Mapping[str, str]) -> tuple[Weights, Linear]:
         roundings: dict[str, Rounding] = {}
-        for spec in layer_tensors(self._source.config, index):
-            short = spec.name.removeprefix(prefix).removesuffix(".weight")
-            weights[short] = self._weight(spec.name)
-            rounding = self._source.input_rounding(spec.name)
+        for short, name in names.items():
+            rounding = self._source.input_rounding(name)
             if rounding is not None:
                 roundings[short] = rounding
 
@@ -139,36 +154,49 @@ class TorchBackend(Closing):
         finished: FinishedFn = ignore,
     ) -> list[list[int]]:
         longest = max((len(prompt.tokens) for prompt in prompts), default=0) + max_tokens
+        model = self.cached_model()
         count = min(len(prompts), self._room_for(longest))
         if self._slots is None or self._slots.count < count:
-            self._slots = TorchSlots(self.cached_model(), count)
+            self._slots = TorchSlots(model, count)
         return continue_side_by_side(self._slots, prompts, max_tokens, stop_tokens, finished)
 
     def _room_for(self, length: int) -> int:
         """Sequences of ``length`` tokens whose keys and values take half of the free memory."""
         config = self.config
         width = 2 * config.num_key_value_heads * config.head_dim
-        free = free_memory()
-        if self.device.type == "cuda":
-            free = torch.cuda.mem_get_info(self.device)[0]
-        fitting = (free or 0) // (2 * 4 * width * config.num_hidden_layers * length)
+        free = free_on(self.device) or 0
+        fitting = free // (2 * 4 * width * config.num_hidden_layers * length)
         return max(1, min(_SIDE_BY_SIDE, fitting))
 
     def cached_model(self) -> CachedModel:
-        """The whole model in memory, for decoding; loaded once."""
+        """The whole model in memory, for decoding; loaded once.
+
+        Raises:
+            OutOfMemoryError: it does not fit, even as it is stored.
+        """
         if self._cached is None:
             config = self.config
-            embedding = self._weight("model.embed_tokens.weight")
+            packed = residence(self._artefact, self.device) is Residence.PACKED
+            layer = self._packed_layer if packed else self.layer
+            embedding = self._table("model.embed_tokens.weight", packed)
             head = head_name(self._source)
             self._cached = CachedModel(
                 config,
                 embedding,
-                [self.layer(index) for index in range(config.num_hidden_layers)],
+                [layer(index) for index in range(config.num_hidden_layers)],
                 self._weight("model.norm.weight"),
-                embedding if config.tie_word_embeddings else self._weight(head),
+                embedding if config.tie_word_embeddings else self._table(head, packed),
                 self._source.input_rounding(head),
             )
         return self._cached
+
+    def _table(self, name: str, packed: bool) -> torch.Tensor:
+        """The embedding or the head; where memory is short, in the 16 bits it may be stored in."""
+        if packed:
+            parts = self._source.packed(name).parts
+            if set(parts) == {"weight"} and parts["weight"].is_floating_point():
+                return parts["weight"].to(self.device)
+        return self._weight(name)
 
     def close(self) -> None:
         self._cached = self._slots = None

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from qwen3q.evaluate.input_rounding import Rounding
+from qwen3q.evaluate.residence import PackedLayer
 from qwen3q.evaluate.side_by_side import common_prefix
 from qwen3q.models.config import Qwen3Config
 from qwen3q.models.decoder import (
@@ -30,6 +31,9 @@ Layer = tuple[Weights, Linear]
 
 _PIECE = 256
 """Tokens read at a time behind a cache."""
+
+_HEAD = 16384
+"""Rows of a packed head that are unpacked at a time."""
 
 _ROOM = 256
 """Tokens that a cache has room for at first."""
@@ -104,10 +108,12 @@ class CachedModel:
 
     @property
     def weight_bytes(self) -> int:
-        """Of all tensors; a head that is the embedding counts once."""
-        tensors = [self._embedding, self._norm, self._head]
-        tensors += [tensor for weights, _ in self._layers for tensor in weights.values()]
-        return sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values())
+        """Of all tensors as they lie in memory; a head that is the embedding counts once."""
+        tables = [self._embedding, self._norm]
+        if self._head is not self._embedding:
+            tables.append(self._head)
+        layers = sum(_weight_bytes(weights) for weights, _ in self._layers)
+        return layers + sum(table.nbytes for table in tables)
 
     def cache(self, room: int = _ROOM) -> KVCache:
         """An empty one for this model, with room for so many tokens at first."""
@@ -128,7 +134,7 @@ class CachedModel:
         window = self._window([cache.length for cache in caches], count)
         masks = [_mask(count, cache.length, ids.device) for cache in caches]
         eps = self._config.rms_norm_eps
-        hidden = F.embedding(ids, self._embedding)
+        hidden = F.embedding(ids, self._embedding).float()
         for index, (weights, linear) in enumerate(self._layers):
             x = rms_norm(hidden, weights["input_layernorm"], eps)
             q, k, v = (split_heads(linear(name, x), self._config.head_dim) for name in QKV)
@@ -145,7 +151,11 @@ class CachedModel:
         last = rms_norm(hidden[:, -1], self._norm, eps)
         if self._head_rounding is not None:
             last = self._head_rounding(last)
-        return F.linear(last, self._head)
+        if self._head.dtype == torch.float32:
+            return F.linear(last, self._head)
+        parts = range(0, len(self._head), _HEAD)
+        made = [F.linear(last, self._head[start : start + _HEAD].float()) for start in parts]
+        return torch.cat(made, -1)
 
     def read(self, tokens: Sequence[int], cache: KVCache) -> torch.Tensor:
         """Reads ``tokens`` behind what ``cache`` has; the logits after the last, ``[1, vocab]``."""
@@ -203,6 +213,12 @@ class TorchSlots:
         for slot, token in zip(slots, tokens, strict=True):
             self._held[slot].append(token)
         return _numpy(logits)
+
+
+def _weight_bytes(weights: Weights) -> int:
+    if isinstance(weights, PackedLayer):
+        return weights.nbytes
+    return sum(tensor.nbytes for tensor in weights.values())
 
 
 def _attention(

@@ -1,7 +1,9 @@
-"""Float32 weights of any artefact under the checkpoint's names: folders and GGUF files."""
+"""Weights of any artefact under the checkpoint's names: folders and GGUF files."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,6 +22,7 @@ from qwen3q.evaluate.input_rounding import (
 )
 from qwen3q.formats.gguf_config import gguf_config
 from qwen3q.formats.gguf_file import GgufTensor, read_header, split_paths
+from qwen3q.formats.packed import PackedWeight
 from qwen3q.formats.reader import QuantizedFolder
 from qwen3q.formats.recognise import Storage
 from qwen3q.models.config import Qwen3Config
@@ -45,6 +48,9 @@ class WeightSource(Protocol):
     def weight(self, name: str) -> torch.Tensor:
         """One tensor, float32, in its checkpoint shape."""
 
+    def packed(self, name: str) -> PackedWeight:
+        """The same as it is stored."""
+
     def input_rounding(self, name: str) -> Rounding | None:
         """What an engine does to this linear's input; None for nothing."""
 
@@ -58,6 +64,9 @@ class FolderWeights:
 
     def weight(self, name: str) -> torch.Tensor:
         return self._folder.weight(name)
+
+    def packed(self, name: str) -> PackedWeight:
+        return self._folder.packed(name)
 
     def input_rounding(self, name: str) -> Rounding | None:
         storage = self._folder.weights[name].storage
@@ -81,11 +90,16 @@ class GgufWeights:
         self._specs = {spec.name: spec for spec in model_tensors(self.config)}
 
     def weight(self, name: str) -> torch.Tensor:
+        return self.packed(name).weight()
+
+    def packed(self, name: str) -> PackedWeight:
         spec = self._specs[name]
         stored = gguf_name(spec)
         if stored not in self._tensors:
             raise CheckpointError(f"The GGUF file has no tensor {stored}.")
-        return torch.from_numpy(_dequantize(*self._tensors[stored], spec))
+        path, tensor = self._tensors[stored]
+        raw = torch.from_numpy(_raw(path, tensor, spec))
+        return PackedWeight({"raw": raw}, partial(_dequantize, tensor, spec), host_only=True)
 
     def input_rounding(self, name: str) -> Rounding | None:
         _, tensor = self._tensors[gguf_name(self._specs[name])]
@@ -97,13 +111,8 @@ def open_weights(artefact: Artefact) -> WeightSource:
     return GgufWeights(artefact) if artefact.is_gguf else FolderWeights(artefact)
 
 
-def _dequantize(
-    path: Path, tensor: GgufTensor, spec: TensorSpec
-) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """One checkpoint tensor out of a stored one; of stacked experts only the wanted one."""
-    from gguf import GGMLQuantizationType
-    from gguf.quants import dequantize
-
+def _raw(path: Path, tensor: GgufTensor, spec: TensorSpec) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """What is stored of one checkpoint tensor; of stacked experts only the wanted one."""
     experts = tensor.shape[0] if spec.expert is not None else 1
     shape = tensor.shape[1:] if spec.expert is not None else tensor.shape
     if shape != spec.shape:
@@ -112,7 +121,15 @@ def _dequantize(
         )
     each = tensor.nbytes // experts
     start = tensor.start + each * (spec.expert or 0)
-    raw = np.fromfile(path, np.uint8, each, offset=start)
-    rows = raw.reshape(spec.shape[0] if len(shape) == 2 else 1, -1)
+    return np.fromfile(path, np.uint8, each, offset=start)
+
+
+def _dequantize(
+    tensor: GgufTensor, spec: TensorSpec, parts: Mapping[str, torch.Tensor]
+) -> torch.Tensor:
+    from gguf import GGMLQuantizationType
+    from gguf.quants import dequantize
+
+    rows = parts["raw"].numpy().reshape(spec.shape[0] if len(spec.shape) == 2 else 1, -1)
     values = dequantize(rows, GGMLQuantizationType[tensor.type])
-    return np.ascontiguousarray(values.reshape(spec.shape), np.float32)
+    return torch.from_numpy(np.ascontiguousarray(values.reshape(spec.shape), np.float32))

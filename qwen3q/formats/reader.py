@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from qwen3q.checkpoint.torch_io import read_tensor
 from qwen3q.closing import Closing
 from qwen3q.errors import CheckpointError
 from qwen3q.formats import awq, bitsandbytes, compressed_tensors, fp8, gptq
+from qwen3q.formats.packed import PackedWeight
 from qwen3q.formats.recognise import Storage, StoredWeight, recognise, zero_offset
 from qwen3q.models.config import parse_config, read_config_json
 
@@ -49,18 +52,28 @@ class QuantizedFolder(Closing):
         Raises:
             CheckpointError: no such tensor, or stored data that make no sense.
         """
-        if name not in self.weights:
-            raise CheckpointError(f"The model has no tensor {name}.")
-        stored = self.weights[name]
-        tensors = {
-            suffix: read_tensor(self._checkpoint, part) for suffix, part in stored.parts.items()
-        }
-        weight = self._dequantize(stored, tensors)
-        for part in stored.parts.values():
+        weight = self.packed(name).weight()
+        for part in self.weights[name].parts.values():
             self._checkpoint.release(part)
         return weight
 
-    def _dequantize(self, stored: StoredWeight, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+    def packed(self, name: str) -> PackedWeight:
+        """One tensor as it is stored; its parts are views of the files.
+
+        Raises:
+            CheckpointError: no such tensor, or values that are not finite.
+        """
+        if name not in self.weights:
+            raise CheckpointError(f"The model has no tensor {name}.")
+        stored = self.weights[name]
+        parts = {
+            suffix: read_tensor(self._checkpoint, part) for suffix, part in stored.parts.items()
+        }
+        return PackedWeight(parts, partial(self._dequantize, stored))
+
+    def _dequantize(
+        self, stored: StoredWeight, tensors: Mapping[str, torch.Tensor]
+    ) -> torch.Tensor:
         match stored.storage:
             case Storage.FLOAT:
                 return tensors["weight"].float()

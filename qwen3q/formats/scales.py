@@ -41,7 +41,7 @@ def dequantize_groups(
     (out, columns), groups = codes.shape, scales.shape[1]
     scales = scales.float()
     zeros = None if zeros is None else zeros.float()
-    in_order = torch.arange(columns) * groups // columns
+    in_order = torch.arange(columns, device=codes.device) * groups // columns
     if g_idx is not None and not torch.equal(g_idx.long(), in_order):
         index = g_idx.long()
         if index.numel() != columns or index.min() < 0 or index.max() >= groups:

@@ -147,9 +147,9 @@ def test_a_folder_is_timed_in_torch_without_a_prediction():
 
 
 def test_a_folder_larger_than_memory_is_left_out_with_a_note(monkeypatch):
-    from qwen3q.evaluate import speed_torch
+    from qwen3q.evaluate import residence
 
-    monkeypatch.setattr(speed_torch, "free_memory", lambda: 1000)
+    monkeypatch.setattr(residence, "free_memory", lambda: 1000)
     run = run_speed(find_artefact("demo"), SpeedOptions(), device="cpu")
     assert run.rows == run.memory == []
     assert "not timed" in run.note

@@ -116,8 +116,8 @@ def test_models_answer_side_by_side_as_alone(kind, demo_ggufs, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["folder", "gguf"])
 def test_little_memory_is_one_at_a_time(kind, demo_ggufs, monkeypatch):
-    for module in (torch_backend, llama_slots):
-        monkeypatch.setattr(module, "free_memory", lambda: 1 << 10)
+    monkeypatch.setattr(torch_backend, "free_on", lambda device: 1 << 10)
+    monkeypatch.setattr(llama_slots, "free_memory", lambda: 1 << 10)
     artefact = find_artefact("demo" if kind == "folder" else str(demo_ggufs["F32"]))
     with open_backend(artefact, BackendOptions(threads=1, device="cpu"), 128) as model:
         made = model.generate([Prompt([700, seed]) for seed in range(3)], 4, frozenset())
