@@ -54,6 +54,12 @@ class OutOfMemoryError(Qwen3qError):
     """Memory was full, of the machine or of a GPU."""
 
 
+class Interrupted(Qwen3qError):
+    """Ctrl-C, where something is left to go on with."""
+
+    exit_code = 130
+
+
 class MissingPackageError(Qwen3qError):
     """An optional package that this verb needs is not installed."""
 

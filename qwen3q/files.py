@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -19,19 +21,109 @@ def partial_path(target: Path) -> Path:
     return target.with_name(f".{target.name}.partial")
 
 
+@contextmanager
+def written_whole(target: Path) -> Iterator[Path]:
+    """Within, ``target`` is written at the path that is given; afterwards it is there, whole.
+
+    After a failure nothing of it is left, and what was there before stays.
+
+    Raises:
+        DiskError: it can't be written.
+    """
+    partial = partial_path(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        partial.replace(target)
+    except OSError as error:
+        raise DiskError(f"Can't write {target}: {error.strerror}.") from None
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes a file so that it is whole or absent.
 
     Raises:
         DiskError: it can't be written.
     """
-    partial = partial_path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(path) as partial:
         partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
+
+
+@contextmanager
+def sole_writer(target: Path, *, wait: bool = False) -> Iterator[None]:
+    """Within, no other process that asks for ``target`` in this way writes it.
+
+    The lock is the system's on a file beside it, so it ends with the process, however that ends.
+    A parent folder that is made for it and stays empty is removed again. Systems without
+    ``flock`` (Windows) do not hold others off.
+
+    Args:
+        wait: until the other process is done, instead of refusing.
+
+    Raises:
+        DiskError: another process writes it, or the folder can't be written.
+    """
+    lock = target.with_name(f".{target.name}.lock")
+    made = not target.parent.exists()
+    make_folder(target.parent)
+    try:
+        file = _locked(lock, wait)
+    except BlockingIOError:
+        raise DiskError(
+            f"Another run is writing {target}.", "Wait until it ends, or choose another --out."
+        ) from None
     except OSError as error:
-        raise DiskError(f"Can't write {path}: {error.strerror}.") from None
+        raise DiskError(f"Can't write {target}: {error.strerror}.") from None
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            lock.unlink(missing_ok=True)
+        file.close()
+        if made:
+            with suppress(OSError):
+                target.parent.rmdir()
+
+
+def _locked(path: Path, wait: bool) -> IO[bytes]:
+    """Opens and locks ``path``; once more if its last owner removed it in between."""
+    while True:
+        file = path.open("ab")
+        try:
+            _lock(file, wait)
+            if path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno())):
+                return file
+        except BaseException:
+            file.close()
+            raise
+        file.close()
+
+
+def _lock(file: IO[bytes], wait: bool) -> None:
+    try:
+        import fcntl
+    except ImportError:
+        return
+    fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+
+
+def make_folder(folder: Path) -> None:
+    """Makes ``folder`` and those above it where they are not there.
+
+    Raises:
+        DiskError: it can't be made, or is a file.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise DiskError(
+            f"Can't write to {folder}: it is a file, or lies below one.", "Choose another --out."
+        ) from None
+    except OSError as error:
+        raise DiskError(f"Can't write to {folder}: {error.strerror}.") from None
 
 
 def require_free_space(folder: Path, nbytes: int) -> None:
@@ -40,8 +132,8 @@ def require_free_space(folder: Path, nbytes: int) -> None:
     Raises:
         DiskError: it can't be created, can't be written, or has too little room.
     """
+    make_folder(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(folder).free
     except OSError as error:
         raise DiskError(f"Can't write to {folder}: {error.strerror}.") from None

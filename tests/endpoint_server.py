@@ -74,9 +74,11 @@ def serve(served: Served) -> Iterator[Served]:
             served.keys.append(self.headers.get("Authorization"))
             if served.fault is not None and served.fault(self):
                 return
-            if self.path != "/v1/models":
-                return reply(self, 404, {"detail": "Not Found"})
-            return reply(self, 200, models(served))
+            if self.path == "/v1/models":
+                return reply(self, 200, models(served))
+            if self.path == "/api/version" and served.dialect == "ollama":
+                return reply(self, 200, {"version": "0.32.15"})
+            return reply(self, 404, {"detail": "Not Found"})
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -84,7 +86,7 @@ def serve(served: Served) -> Iterator[Served]:
             served.keys.append(self.headers.get("Authorization"))
             if served.fault is not None and served.fault(self):
                 return None
-            if body.get("stream") and self.path == "/v1/completions":
+            if body.get("stream") and self.path in ("/v1/completions", "/api/generate"):
                 return stream_reply(self, served.stream)
             answer = ANSWERS.get((served.dialect, self.path)) or ANSWERS.get(("any", self.path))
             if answer is None:
@@ -152,8 +154,12 @@ DONE = b"data: [DONE]\n\n"
 
 
 def models(served: Served) -> dict[str, Any]:
-    owner = {"ollama": "library"}.get(served.dialect, served.dialect)
-    rows: list[dict[str, Any]] = [{"id": name, "owned_by": owner} for name in served.models]
+    if served.dialect == "ollama":
+        names = [{"id": name, "owned_by": name.partition("/")[0]} for name in served.models]
+        return {"object": "list", "data": names or None}
+    rows: list[dict[str, Any]] = [
+        {"id": name, "owned_by": served.dialect} for name in served.models
+    ]
     for row in rows:
         if served.dialect == "llamacpp":
             row["meta"] = {"n_ctx": served.context}
@@ -228,10 +234,22 @@ def _llama(served: Served, body: dict[str, Any]) -> dict[str, Any]:
 
 
 def _ollama(served: Served, body: dict[str, Any]) -> dict[str, Any]:
-    assert body["raw"]
-    assert body["think"] is False
+    """As Ollama 0.32.15 answers: it gives up after 30 equal tokens, and then does not end."""
     tokens = served.encode(body["prompt"])
-    made = served.continuation(tokens, body["options"]["num_predict"])
+    count = body["options"]["num_predict"]
+    if not body.get("raw"):
+        assert body["template"] == "{{ .Prompt }}"
+        made = served.continuation(tokens, count)
+        end = {"done": True, "done_reason": "length", "context": [*tokens, *made]}
+        return {"response": served.decode(made), "prompt_eval_count": len(tokens)} | end
+    assert body["think"] is body["truncate"] is body["shift"] is False
+    context = min(body["options"]["num_ctx"], served.context or 1 << 20)
+    if len(tokens) > context:
+        inner = {"error": {"code": 400, "message": f"request ({len(tokens)} tokens) exceeds it"}}
+        raise Refuse(json.dumps(inner))
+    made = served.continuation(tokens, count)
+    if len(made) > 30 and len(set(made[-30:])) == 1:
+        return {"model": body["model"], "response": served.decode(made[:31]), "done": False}
     return {
         "response": served.decode(made),
         "done": True,
@@ -239,6 +257,13 @@ def _ollama(served: Served, body: dict[str, Any]) -> dict[str, Any]:
         "prompt_eval_count": len(tokens),
         "eval_count": len(made),
     }
+
+
+def _show(served: Served, body: dict[str, Any]) -> dict[str, Any]:
+    if body["model"] not in served.models:
+        raise Refuse("no such model")
+    facts = {"general.architecture": "qwen3", "qwen3.context_length": served.context}
+    return {"model_info": facts}
 
 
 def _tokenize(served: Served, body: dict[str, Any]) -> dict[str, Any]:
@@ -250,6 +275,7 @@ ANSWERS: dict[tuple[str, str], Callable[[Served, dict[str, Any]], dict[str, Any]
     ("sglang", "/generate"): _sglang,
     ("llamacpp", "/completion"): _llama,
     ("ollama", "/api/generate"): _ollama,
+    ("ollama", "/api/show"): _show,
     ("vllm", "/tokenize"): _tokenize,
     ("llamacpp", "/tokenize"): _tokenize,
     ("sglang", "/tokenize"): _tokenize,

@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.text import Text
 
 from qwen3q.chat.session import ChatSession, Piece, Turn
-from qwen3q.errors import DiskError, Qwen3qError, UsageError
-from qwen3q.files import partial_path
+from qwen3q.errors import Qwen3qError, UsageError
+from qwen3q.files import write_text
 from qwen3q.llama.generate import StopReason, Timings
 
 PROMPT = ">>> "
@@ -179,11 +179,5 @@ def save_conversation(session: ChatSession, name: str) -> Path:
         text = json.dumps({"messages": session.messages}, indent=2, ensure_ascii=False) + "\n"
     else:
         text = "\n".join(f"## {m['role']}\n\n{m['content']}\n" for m in session.messages)
-    partial = partial_path(path)
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise DiskError(f"Can't write {path}: {error.strerror}.") from None
+    write_text(path, text)
     return path

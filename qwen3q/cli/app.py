@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -11,7 +12,7 @@ from inspect import cleandoc
 import typer
 
 from qwen3q import __version__
-from qwen3q.errors import Qwen3qError, memory_error
+from qwen3q.errors import DiskError, Qwen3qError, memory_error
 from qwen3q.threads import calm_openmp
 
 VERBS = {
@@ -70,8 +71,10 @@ def _let_help_flow(app: typer.Typer) -> None:
 def main() -> None:
     """Entry point: runs the command line and turns failures into a sentence and an exit code."""
     calm_openmp()
+    _prepare_streams()
     try:
         build_app(sys.argv[1:])()
+        sys.stdout.flush()
     except Qwen3qError as error:
         _explain(error)
         sys.exit(error.exit_code)
@@ -82,10 +85,40 @@ def main() -> None:
         _explain(full)
         sys.exit(full.exit_code)
     except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+        sys.exit(_interrupted())
     except BrokenPipeError:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        _drop_output()
         sys.exit(0)
+    except OSError as error:
+        if error.errno != errno.ENOSPC or error.filename is not None:
+            raise
+        _drop_output()
+        _explain(DiskError(f"Can't write the output: {error.strerror}."))
+        sys.exit(DiskError.exit_code)
+    except SystemExit as done:
+        if done.code == INTERRUPTED:
+            _interrupted()
+        raise
+
+
+def _prepare_streams() -> None:
+    """Closed ones swallow what is printed; what an encoding lacks is printed as ``?``."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+
+
+def _drop_output() -> None:
+    """What is still to be printed can't be: python would try once more at its end."""
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+
+
+def _interrupted() -> int:
+    sys.stderr.write("Interrupted.\n")
+    return INTERRUPTED
 
 
 def _explain(error: Qwen3qError) -> None:

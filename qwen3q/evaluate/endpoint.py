@@ -24,12 +24,15 @@ from qwen3q.evaluate.endpoint_http import (
     parse_address,
     plain,
 )
+from qwen3q.evaluate.endpoint_ollama import OLLAMA, encoded, is_ollama, trained_context
 from qwen3q.evaluate.endpoint_scores import SCORERS, Scorer
 from qwen3q.evaluate.sampling import GREEDY
 
 PROBE_TEXT = "<|im_start|>user\nWhat is 12 + 34? 你好<|im_end|>\n<think>\n\n</think>\n"
-_OWNERS = {"llamacpp": "llama.cpp", "library": "ollama"}
+_LLAMACPP = "llamacpp"
 _SGLANG = "sglang"
+_TELLING = (_LLAMACPP, _SGLANG, "vllm")
+"""Servers whose lists of models say who they are; Ollama's say whose the model is."""
 _SGLANG_KEEPS = 7
 """Tokens of its ``max_model_len`` that SGLang takes no prompt into (0.5.23: 2,041 of 2,048)."""
 _LISTED = 5
@@ -111,7 +114,7 @@ def find_endpoint(url: str, options: EndpointOptions | None = None) -> Endpoint:
     client = Client(address, seconds=options.seconds, key=api_key(address))
     listed = client.get(f"{address.base}/models")
     try:
-        models = {str(entry["id"]): dict(entry) for entry in listed["data"]}
+        models = {str(entry["id"]): dict(entry) for entry in listed["data"] or ()}
     except MALFORMED:
         raise EndpointError(
             f"{address.url} lists no models, so it is no OpenAI-compatible server.",
@@ -122,9 +125,11 @@ def find_endpoint(url: str, options: EndpointOptions | None = None) -> Endpoint:
     owner = plain(str(entry.get("owned_by") or "unknown"))
     root = entry.get("root")
     served = (root, name) if isinstance(root, str) else (name,)
-    return Endpoint(
-        address, name, _OWNERS.get(owner, owner), served, _context(entry, owner), options.seconds
-    )
+    context = _context(entry, owner)
+    if owner not in _TELLING and is_ollama(client):
+        owner, context = OLLAMA, trained_context(client, name)
+    server = "llama.cpp" if owner == _LLAMACPP else owner
+    return Endpoint(address, name, server, served, context, options.seconds)
 
 
 def probe(
@@ -136,9 +141,10 @@ def probe(
         text: what ``tokens`` spell.
 
     Raises:
-        EndpointError: it can't be reached, or wants a key.
+        EndpointError: it can't be reached, wants a key, or fails at all that it is asked.
     """
     client = endpoint.client(attempts=2)
+    failures: list[RefusedError] = []
 
     def ask(way: Scorer | Generation, body: Mapping[str, Any]) -> Any:
         base = endpoint.address.root if way.native else endpoint.address.base
@@ -147,6 +153,8 @@ def probe(
         except RefusedError as error:
             if error.status in (401, 403):
                 raise
+            if error.status >= 500:
+                failures.append(error)
             return None
 
     def scores(scorer: Scorer) -> bool:
@@ -168,7 +176,10 @@ def probe(
             return False
         return answer.prompt_tokens in (None, len(tokens))
 
-    return next(filter(scores, SCORERS), None), next(filter(continues, GENERATIONS), None)
+    found = next(filter(scores, SCORERS), None), next(filter(continues, GENERATIONS), None)
+    if failures and found == (None, None):
+        raise failures[0]
+    return found
 
 
 def check_tokenizer(endpoint: Endpoint, text: str, tokens: Sequence[int]) -> bool:
@@ -178,6 +189,22 @@ def check_tokenizer(endpoint: Endpoint, text: str, tokens: Sequence[int]) -> boo
         ModelError: it gave others, so it serves a model with another tokenizer.
         EndpointError: it can't be reached.
     """
+    told = _encoded(endpoint, text, len(tokens))
+    if told is None:
+        return False
+    if list(told) != list(tokens):
+        raise ModelError(
+            f"{endpoint.name} has another tokenizer than the one given.",
+            "Name the model that it serves: --reference, or --tokenizer of `eval endpoint`.",
+        )
+    return True
+
+
+def _encoded(endpoint: Endpoint, text: str, count: int) -> Sequence[int] | None:
+    """The server's tokens of ``text``, which has ``count`` here; None if it does not tell."""
+    client = endpoint.client()
+    if endpoint.server == OLLAMA:
+        return encoded(client, endpoint.model, text, count)
     # vLLM and SGLang read the first three, llama-server the others
     body = {
         "model": endpoint.model,
@@ -188,23 +215,17 @@ def check_tokenizer(endpoint: Endpoint, text: str, tokens: Sequence[int]) -> boo
         "parse_special": True,
     }
     try:
-        told = endpoint.client().post(f"{endpoint.address.root}/tokenize", body)["tokens"]
-    except RefusedError:
-        return False
-    except MALFORMED:
-        return False
-    if list(told) != list(tokens):
-        raise ModelError(
-            f"{endpoint.name} has another tokenizer than the one given.",
-            "Name the model that it serves: --reference, or --tokenizer of `eval endpoint`.",
-        )
-    return True
+        return list(client.post(f"{endpoint.address.root}/tokenize", body)["tokens"])
+    except (RefusedError, *MALFORMED):
+        return None
 
 
 def _choose(address: Address, names: list[str], wanted: str | None) -> str:
     listed = ", ".join(plain(name) for name in names[:_LISTED])
     listed += f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
     if wanted is not None:
+        if wanted not in names and f"{wanted}:latest" in names:
+            return f"{wanted}:latest"  # Ollama's names without a tag
         if wanted not in names:
             raise UsageError(
                 f"{address.url} serves no model {wanted!r}.", f"It serves {listed or 'none'}."

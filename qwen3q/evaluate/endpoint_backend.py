@@ -170,9 +170,12 @@ class EndpointBackend(Closing):
                 context=self._context,
             )
             answer = self._ask(request, way)
+            self._require_whole(request, answer)
             told = answer.tokens or self._codec.encode(answer.text, parse_special=True).tolist()
             more = _before_stop(list(told), stop_tokens)
             made += more
+            if answer.looped:
+                return _endless(made or list(prompt.tokens), made, max_tokens)
             if len(more) < len(told) or not answer.cut:
                 # it ended by itself, whatever its tokens count here
                 return made[: max_tokens - 1]
@@ -180,6 +183,21 @@ class EndpointBackend(Closing):
             if not told or over or len(made) >= max_tokens:
                 break
         return made[:max_tokens]
+
+    def _require_whole(self, request: Request, answer: Answer) -> None:
+        """Refuses an answer to a part of the prompt.
+
+        Tokens of an answer, spelled and encoded again, may be fewer than they were.
+        """
+        read = answer.prompt_tokens
+        if read is None or read >= len(request.tokens):
+            return
+        if read < len(self._codec.encode(request.text, parse_special=True)):
+            raise EndpointError(
+                f"{self._artefact.name} read {read:,} of a prompt's {len(request.tokens):,} "
+                "tokens.",
+                "Serve it with a longer context, or choose a smaller --max-tokens.",
+            )
 
     def _ask(self, request: Request, way: Generation) -> Answer:
         reply = self._client.post(self._path(way.native, way.path), way.body(request))
@@ -229,6 +247,11 @@ def require_context(artefact: Artefact, tokens: int) -> None:
 def no_scores(endpoint: Endpoint) -> str:
     """Why there is no perplexity."""
     return f"{endpoint.server} gives no log-probabilities of a prompt's tokens"
+
+
+def _endless(repeated: Sequence[int], made: list[int], max_tokens: int) -> list[int]:
+    """What was made before a server gave up, and on to the end in place of what it kept saying."""
+    return (made + [repeated[-1]] * max_tokens)[:max_tokens]
 
 
 def _before_stop(tokens: list[int], stop_tokens: frozenset[int]) -> list[int]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from qwen3q.evaluate.endpoint_ollama import GENERATE, raw_body
 from qwen3q.evaluate.sampling import Sampling
 
 
@@ -42,12 +43,14 @@ class Answer:
         tokens: None where the server gives only text.
         cut: it ended at ``max_tokens``, not by itself.
         prompt_tokens: how many tokens the server read; None if it does not tell.
+        looped: the server gave it up for repeating itself; it would not have ended.
     """
 
     tokens: tuple[int, ...] | None
     text: str
     cut: bool
     prompt_tokens: int | None
+    looped: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,28 +168,17 @@ def _sglang_read(reply: Any) -> Answer:
 
 
 def _ollama_body(request: Request) -> dict[str, Any]:
-    """Ollama's ``/api/generate``.
-
-    With ``raw`` no template of its own comes around the prompt, and without ``think`` the thinking
-    stays in the text.
-    """
-    return {
-        "model": request.model,
-        "prompt": request.text,
-        "raw": True,
-        "think": False,
-        "stream": False,
-        "options": {
-            "num_predict": request.max_tokens,
-            "num_ctx": request.context,
-            **_llama_sampling(request.sampling),
-        },
-    }
+    options = {"num_predict": request.max_tokens, **_llama_sampling(request.sampling)}
+    body = raw_body(request.model, request.text, request.context, options)
+    return {**body, "stream": False}
 
 
 def _ollama_read(reply: Any) -> Answer:
-    cut = reply["done_reason"] == "length"
-    return Answer(None, _text(reply["response"]), cut, reply.get("prompt_eval_count"))
+    """An answer that is not ``done`` was given up: Ollama ends those that repeat themselves."""
+    text, read = _text(reply["response"]), reply.get("prompt_eval_count")
+    if reply["done"] is False:
+        return Answer(None, text, True, read, looped=True)
+    return Answer(None, text, reply["done_reason"] == "length", read)
 
 
 _BATCHED = 16
@@ -196,7 +188,7 @@ GENERATIONS = (
     Generation("tokens", False, "/completions", _completion_body, _completion_read, True, _BATCHED),
     Generation("llama-server", True, "/completion", _llama_body, _llama_read),
     Generation("SGLang", True, "/generate", _sglang_body, _sglang_read, True, _BATCHED),
-    Generation("Ollama", True, "/api/generate", _ollama_body, _ollama_read, False),
+    Generation("Ollama", True, GENERATE, _ollama_body, _ollama_read, False),
     Generation("prompt tokens", False, "/completions", _plain_body, _completion_read, False),
     Generation("prompt text", False, "/completions", _text_body, _completion_read, False),
 )

@@ -311,7 +311,8 @@ def plain(text: str) -> str:
 
 
 def _reason(body: bytes) -> str:
-    """The sentence in an error's body, however the server wraps it."""
+    """The sentence in an error's body, however the server wraps it: Ollama passes on the whole
+    body of the server behind it."""
     try:
         found: Any = json.loads(body)
     except (ValueError, RecursionError):
@@ -319,7 +320,10 @@ def _reason(body: bytes) -> str:
     for name in ("error", "message", "detail"):
         if isinstance(found, dict) and name in found:
             found = found[name]
-    return plain(found).rstrip(".") if isinstance(found, str) else ""
+    if not isinstance(found, str):
+        return ""
+    inner = _reason(found.encode()) if found.startswith("{") else ""
+    return inner or plain(found).rstrip(".")
 
 
 def _seconds(header: str | None) -> float:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from qwen3q.errors import OutOfMemoryError, UsageError
+from qwen3q.errors import Interrupted, OutOfMemoryError, UsageError
 from qwen3q.evaluate.artefact import Artefact, endpoint_artefact, find_artefact
 from qwen3q.evaluate.backends import BackendOptions, check_generation
 from qwen3q.evaluate.card import update_card
@@ -20,6 +20,7 @@ from qwen3q.evaluate.report import machine_facts, run_report, write_report
 from qwen3q.evaluate.resume import Kept
 from qwen3q.evaluate.speed_options import SpeedOptions
 from qwen3q.evaluate.windows import DocumentWindows
+from qwen3q.files import sole_writer
 from qwen3q.progress import ProgressFn, silent
 
 
@@ -82,10 +83,30 @@ def evaluate(
 
     Raises:
         UsageError: ``resume`` without a folder.
+        Interrupted: by Ctrl-C, with ``out`` to go on from.
+        DiskError: ``out`` can't be written, or another process writes there.
         Qwen3qError: a model is missing, broken or does not fit the reference.
     """
     if options.resume and options.out is None:
         raise UsageError("--resume needs the folder of the earlier call.", "Give its --out.")
+    if options.out is None:
+        return _evaluate(reference, names, text_name, text, options, progress)
+    with sole_writer(options.out / "report.json"):
+        try:
+            return _evaluate(reference, names, text_name, text, options, progress)
+        except KeyboardInterrupt:
+            hint = f"What is measured is kept in {options.out}: go on with --resume."
+            raise Interrupted("Interrupted.", hint) from None
+
+
+def _evaluate(
+    reference: str,
+    names: Sequence[str],
+    text_name: str,
+    text: str | DocumentWindows,
+    options: EvaluationOptions,
+    progress: ProgressFn,
+) -> Evaluation:
     model = find_artefact(reference, offline=options.offline, progress=progress)
     unique = dict.fromkeys(names)
     artefacts = [

@@ -27,10 +27,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen3q.closing import Closing
-from qwen3q.errors import CheckpointError, DiskError, UsageError
+from qwen3q.errors import CheckpointError, UsageError
 from qwen3q.evaluate.backends import LogitRows
 from qwen3q.evaluate.fidelity import Floats, log_softmax_rows
-from qwen3q.files import partial_path
+from qwen3q.files import written_whole
 
 MAGIC = b"Q3QLOGIT"
 VERSION = 2
@@ -233,27 +233,19 @@ def write_reference(
     rows = np.zeros(key.rows, _PER_ROW)
     offsets = np.zeros(key.blocks + 1, "<u8")
     targets = chunks[:, key.first + 1 :].ravel()
-    partial = partial_path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            file.write(MAGIC + struct.pack("<I", len(head)) + head)
-            file.write(np.ascontiguousarray(chunks, "<i4").tobytes())
-            tables = file.tell()
-            file.seek(tables + rows.nbytes + offsets.nbytes)
-            encoded = _encoded(pool, _blocks(logits, key.block_rows), rows, targets)
-            for block, data in enumerate(encoded):
-                file.write(data)
-                offsets[block + 1] = offsets[block] + len(data)
-            file.seek(tables)
-            file.write(rows.tobytes() + offsets.tobytes())
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        raise DiskError(f"Can't write {path}: {error.strerror}.") from None
-    finally:
-        partial.unlink(missing_ok=True)
+    with written_whole(path) as partial, partial.open("wb") as file:
+        file.write(MAGIC + struct.pack("<I", len(head)) + head)
+        file.write(np.ascontiguousarray(chunks, "<i4").tobytes())
+        tables = file.tell()
+        file.seek(tables + rows.nbytes + offsets.nbytes)
+        encoded = _encoded(pool, _blocks(logits, key.block_rows), rows, targets)
+        for block, data in enumerate(encoded):
+            file.write(data)
+            offsets[block + 1] = offsets[block] + len(data)
+        file.seek(tables)
+        file.write(rows.tobytes() + offsets.tobytes())
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _encoded(

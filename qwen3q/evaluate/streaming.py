@@ -7,10 +7,9 @@ has arrived, before it is parsed.
 
 from __future__ import annotations
 
-import json
 import secrets
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from time import perf_counter
@@ -20,8 +19,10 @@ import numpy as np
 
 from qwen3q.errors import UsageError
 from qwen3q.evaluate.endpoint import PROBE_TEXT, Endpoint, check_tokenizer
-from qwen3q.evaluate.endpoint_http import MALFORMED, Client, EndpointError, plain
+from qwen3q.evaluate.endpoint_http import Client, EndpointError
+from qwen3q.evaluate.endpoint_ollama import OLLAMA
 from qwen3q.evaluate.streaming_prompts import Prompt, make_prompts
+from qwen3q.evaluate.streaming_ways import OLLAMA_WAY, WAYS, Asked, Clock, Way
 from qwen3q.evaluate.tokens import TextCodec
 from qwen3q.progress import ProgressFn, silent
 
@@ -84,9 +85,6 @@ class Level:
     seconds: float
 
 
-BodyFn = Callable[[Prompt, int], dict[str, Any]]
-
-
 def stream_endpoint(
     endpoint: Endpoint,
     codec: TextCodec,
@@ -119,7 +117,7 @@ def measure_streaming(
     codec: TextCodec,
     options: StreamingOptions,
     progress: ProgressFn = silent,
-    clock: Callable[[], float] = perf_counter,
+    clock: Clock = perf_counter,
 ) -> list[Level]:
     """Asks ``endpoint`` with every number of clients; a failed request counts, and is not repeated.
 
@@ -131,17 +129,27 @@ def measure_streaming(
         raise UsageError(f"Clients are 1 to {MAX_CLIENTS} at a time.")
     if options.generate < 2:
         raise UsageError(f"--generate {options.generate}: it takes 2 tokens to time between them.")
+    longest = options.prompt + options.generate
+    if endpoint.context is not None and longest > endpoint.context:
+        raise UsageError(
+            f"{endpoint.name} takes {endpoint.context:,} tokens, but {longest:,} are needed.",
+            "Choose a smaller --prompt or --generate, or serve it with a longer context.",
+        )
     counts = [options.count(clients) for clients in options.concurrency]
-    wanted = sum(counts) + sum(options.concurrency) + len(_BODIES)
+    wanted = sum(counts) + sum(options.concurrency) + len(_ways(endpoint))
     prompts = iter(make_prompts(codec, options.prompt, wanted, options.seed or 0))
     client = endpoint.client()
-    body = _find_body(client, endpoint, prompts, clock)
+
+    def asked(prompt: Prompt, tokens: int) -> Asked:
+        return Asked(endpoint.model, prompt, tokens, longest)
+
+    way = _find_way(client, endpoint, (asked(prompt, 2) for prompt in prompts), clock)
     levels: list[Level] = []
     total = sum(counts)
     for clients, count in zip(options.concurrency, counts, strict=True):
 
         def ask(prompt: Prompt, tokens: int = options.generate) -> Stream:
-            return _stream(client, body(prompt, tokens), clock)
+            return _stream(client, endpoint, way, way.body(asked(prompt, tokens)), clock)
 
         with ThreadPoolExecutor(clients) as pool:
             warm_up = [next(prompts) for _ in range(clients)]
@@ -194,96 +202,43 @@ def _percentiles(seconds: Sequence[float]) -> dict[str, float] | None:
     return {"p50": float(p50), "p95": float(p95), "p99": float(p99)}
 
 
-def _stream(client: Client, body: dict[str, Any], clock: Callable[[], float]) -> Stream:
+def _stream(
+    client: Client, endpoint: Endpoint, way: Way, body: dict[str, Any], clock: Clock
+) -> Stream:
     """One answer; a failure is part of it."""
     times: list[float] = []
     sent = clock()
+    base = endpoint.address.root if way.native else endpoint.address.base
     try:
-        with client.stream(f"{client.address.base}/completions", body) as lines:
+        with client.stream(base + way.path, body) as lines:
             sent = clock()
-            usage, finished = _read(lines, times, clock)
+            counts = way.read(lines, times, clock)
     except EndpointError as error:
         return Stream(sent, tuple(times), None, None, error.message)
-    if not finished or not times:
+    if not counts.finished or not times:
         why = "The answer broke off." if times else "The answer held no text."
         return Stream(sent, tuple(times), None, None, why)
-    return Stream(sent, tuple(times), _count(usage, "prompt"), _count(usage, "completion"))
+    return Stream(sent, tuple(times), counts.prompt, counts.generated)
 
 
-def _read(
-    lines: Any, times: list[float], clock: Callable[[], float]
-) -> tuple[dict[str, Any], bool]:
-    """Notes when text came; returns the server's counts, and whether the stream has its end."""
-    usage: dict[str, Any] = {}
-    for line in lines:
-        now = clock()
-        if not line.startswith(b"data:"):
-            continue
-        data = line[5:].strip()
-        if data == b"[DONE]":
-            return usage, True
-        try:
-            event = json.loads(data)
-            if "error" in event:
-                raise EndpointError(f"The server says: {_said(event['error'])}.")
-            usage = event.get("usage") or usage
-            for choice in event.get("choices", ()):
-                if choice.get("text") or choice.get("finish_reason") is None:
-                    times.append(now)
-        except (*MALFORMED, RecursionError):
-            raise EndpointError("The server streams what is no completion.") from None
-    return usage, False
-
-
-def _said(error: Any) -> str:
-    message = error.get("message") if isinstance(error, dict) else error
-    return plain(str(message)).rstrip(".")
-
-
-def _count(usage: dict[str, Any], kind: str) -> int | None:
-    told = usage.get(f"{kind}_tokens")
-    return told if type(told) is int and told > 0 else None
-
-
-def _find_body(
-    client: Client, endpoint: Endpoint, prompts: Any, clock: Callable[[], float]
-) -> BodyFn:
-    """The fullest request that the server takes: tokens or text, and going on past the end.
+def _find_way(client: Client, endpoint: Endpoint, asks: Iterator[Asked], clock: Clock) -> Way:
+    """The fullest way in which the server answers.
 
     Raises:
-        EndpointError: it takes none.
+        EndpointError: it answers in none.
     """
     failure = ""
-    for ids, further in _BODIES:
-
-        def body(
-            prompt: Prompt,
-            tokens: int,
-            ids: bool = ids,
-            further: dict[str, Any] = further,
-        ) -> dict[str, Any]:
-            return {
-                "model": endpoint.model,
-                "prompt": list(prompt.tokens) if ids else prompt.text,
-                "max_tokens": tokens,
-                "temperature": 0,
-                "stream": True,
-                **further,
-            }
-
-        tried = _stream(client, body(next(prompts), 2), clock)
+    for way in _ways(endpoint):
+        tried = _stream(client, endpoint, way, way.body(next(asks)), clock)
         if not tried.failure:
-            return body
+            return way
         failure = tried.failure
     raise EndpointError(
         f"{endpoint.name} streams no completions: {failure}", "The server's log may say more."
     )
 
 
-_USAGE: dict[str, Any] = {"stream_options": {"include_usage": True}}
-_BODIES: tuple[tuple[bool, dict[str, Any]], ...] = (
-    (True, {**_USAGE, "ignore_eos": True}),
-    (False, {**_USAGE, "ignore_eos": True}),
-    (False, _USAGE),
-    (False, {}),
-)
+def _ways(endpoint: Endpoint) -> tuple[Way, ...]:
+    """Ollama's own alone there: its ``/v1/completions`` puts a template around the prompt, and cuts
+    what is too long without a word."""
+    return (OLLAMA_WAY,) if endpoint.server == OLLAMA else WAYS

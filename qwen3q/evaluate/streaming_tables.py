@@ -39,12 +39,20 @@ def _row(row: Mapping[str, Any]) -> tuple[str, ...]:
         str(row["artefact"]),
         str(row["concurrency"]),
         f"{row['requests']}{failed}",
-        f"{read} + {row['generate']}",
+        f"{read} + {_made(row)}",
         _number(row["tokens_per_second"]),
         _number(row["request_tokens_per_second"]),
         _times(row["first_token_ms"]),
         _times(row["between_ms"]),
     )
+
+
+def _made(row: Mapping[str, Any]) -> str:
+    """Tokens of an answer: what was asked for, unless they ended before."""
+    answers, asked = row["requests"] - row["failed"], row["generate"]
+    counted = answers and row["prompt_tokens_read"] is not None
+    made = row["generated_tokens"] / answers if counted else asked
+    return str(asked) if made >= asked else f"{made:.0f} of {asked}"
 
 
 def _number(value: float | None) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from qwen3q.errors import UsageError
 from qwen3q.plan.recipes import AlgorithmRecipe, CalibrationRecipe, Recipe, load_recipe
-from qwen3q.plan.schemes import Scheme
+from qwen3q.plan.schemes import GROUPED_LAYOUTS, Scheme
 from qwen3q.plan.targets import Target, parse_target
 
 
@@ -87,10 +87,30 @@ def job_of(request: QuantizeRequest) -> QuantizeJob:
         "samples": request.samples or base.calibration.samples,
         "length": request.length or base.calibration.length,
     }
-    return QuantizeJob(
-        targets=targets,
+    job = QuantizeJob(
+        targets=tuple(dict.fromkeys(targets)),
         calibration=base.calibration.model_copy(update=text),
         calibration_asked=request.calibration is not None or recipe is not None,
         algorithm=base.algorithm,
         activation_memory_bytes=int(base.activation_memory_gib * 2**30),
     )
+    _require_use(request, job, merged.formats)
+    return job
+
+
+def _require_use(request: QuantizeRequest, job: QuantizeJob, formats: tuple[str, ...]) -> None:
+    """Refuses an option that none of the formats has a use for."""
+    uniform = any(scheme.is_uniform for scheme in job.schemes)
+    grouped = any(scheme.layout in GROUPED_LAYOUTS for scheme in job.schemes)
+    for option, value, used in (
+        ("--group-size", request.group_size, grouped),
+        ("--bits", request.bits, uniform),
+        ("--sym/--asym", request.symmetric, uniform),
+        ("--calibration-samples", request.samples, job.calibrates),
+        ("--calibration-length", request.length, job.calibrates),
+    ):
+        if value is not None and not used:
+            hint = "Leave it out."
+            if option.startswith("--calibration"):
+                hint = "Add --calibration balanced, or leave it out."
+            raise UsageError(f"{option} changes nothing about {', '.join(formats)}.", hint)

@@ -37,6 +37,9 @@ class Layout(StrEnum):
 UNIFORM_LAYOUTS = frozenset({Layout.GPTQ, Layout.AWQ, Layout.PACK_QUANTIZED, Layout.INT_QUANTIZED})
 """Layouts that hold a ``QuantizedLinear``: integer codes on a grid, solved with calibration."""
 
+GROUPED_LAYOUTS = UNIFORM_LAYOUTS - {Layout.INT_QUANTIZED}
+"""Those with a scale per group of inputs."""
+
 
 @dataclass(frozen=True, slots=True)
 class Override:

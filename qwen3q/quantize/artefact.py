@@ -255,16 +255,24 @@ def publish(partial: Path, job: FolderJob, *, replace: bool = False) -> None:
         raise DiskError(f"Can't write {job.target}: {error.strerror}.") from None
 
 
-def require_absent(job: FolderJob) -> None:
-    """Refuses a target that exists.
+def require_target(job: FolderJob, *, replace: bool) -> None:
+    """Refuses a target that exists and may not be replaced.
 
     Raises:
-        UsageError: it does.
+        UsageError: it does; or it is to be replaced and is no folder that this package made.
     """
-    if job.target.exists():
+    if not job.target.exists():
+        return
+    if not replace:
         raise UsageError(
             f"{job.target} exists already.",
             "Choose another folder with --out, or add --force to replace it.",
+        )
+    empty = job.target.is_dir() and not any(job.target.iterdir())
+    if not empty and not (job.target / MANIFEST_NAME).is_file():
+        raise UsageError(
+            f"{job.target} has no {MANIFEST_NAME}, so qwen3q did not make it: it is not replaced.",
+            "Choose another folder with --out, or remove it yourself.",
         )
 
 

@@ -23,8 +23,8 @@ from qwen3q.checkpoint.reader import Checkpoint
 from qwen3q.checkpoint.shards import INDEX_NAME
 from qwen3q.checkpoint.torch_io import TORCH_NAMES
 from qwen3q.checkpoint.writer import file_sha256
-from qwen3q.errors import CheckpointError, Qwen3qError, UsageError
-from qwen3q.files import partial_path, require_free_space
+from qwen3q.errors import CheckpointError, Interrupted, Qwen3qError, UsageError
+from qwen3q.files import partial_path, require_free_space, sole_writer
 from qwen3q.models.config import Qwen3Config
 from qwen3q.models.source import ModelSource
 from qwen3q.models.tensors import check_tensors
@@ -39,7 +39,7 @@ from qwen3q.quantize.artefact import (
     copied_files,
     is_published,
     publish,
-    require_absent,
+    require_target,
     write_side_files,
 )
 from qwen3q.quantize.fingerprint import (
@@ -148,7 +148,7 @@ def quantize_folders(
     Raises:
         UsageError: a target exists, an unfinished run is there or differs, or no calibration.
         CheckpointError: a weight is not finite, or a planned tensor was not made.
-        DiskError: too little room, or a target that can't be written.
+        DiskError: too little room, or a target that can't be written or is being written.
     """
     started = time.perf_counter()
     run = run or RunOptions()
@@ -157,11 +157,13 @@ def quantize_folders(
         raise UsageError("These formats need calibration text.", "Give it with --calibration.")
     predicted = _predicted(source, jobs, rows, run.stream)
     weights = weights_fingerprint(checkpoint)
-    pending = _pending(source, jobs, weights, calibration, run)
     store = None
     if importance:
         store = ImportanceStore(importance, f"{weights}-{rows_fingerprint(rows)}")
     with ExitStack() as stack:
+        for job in jobs:
+            stack.enter_context(sole_writer(job.target))
+        pending = _pending(source, jobs, weights, calibration, run)
         works = [
             stack.enter_context(
                 FolderWork(job, fingerprint, resume=run.resume, replace=run.replace)
@@ -232,8 +234,7 @@ def _pending(
         if run.resume and is_published(job, fingerprint):
             job.journal.unlink(missing_ok=True)
             continue
-        if not run.replace:
-            require_absent(job)
+        require_target(job, replace=run.replace)
         pending.append((job, fingerprint))
     fresh = [job for job, _ in pending if not (run.resume and partial_path(job.target).exists())]
     if fresh:
@@ -404,8 +405,14 @@ def _kept_if_begun(works: Sequence[FolderWork]) -> Iterator[None]:
         for work in works:
             if work not in begun:
                 work.discard()
+        kept = (
+            f"The layers that are done are kept beside {begun[0].job.target}: go on with "
+            "--resume, or start again with --force."
+            if begun
+            else ""
+        )
+        if isinstance(error, KeyboardInterrupt):
+            raise Interrupted("Interrupted.", kept) from None
         if begun and isinstance(error, Qwen3qError):
-            kept = f"The layers that are done are kept beside {begun[0].job.target}: go on with "
-            kept += "--resume, or start again with --force."
             error.hint = f"{error.hint}\n{kept}" if error.hint else kept
         raise

@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from qwen3q.checkpoint.reader import Checkpoint, check_finite
 from qwen3q.errors import CheckpointError, DiskError, LlamaError, UsageError
-from qwen3q.files import partial_path, require_free_space, reserve
+from qwen3q.files import partial_path, require_free_space, reserve, sole_writer
 from qwen3q.formats.gguf_file import Value, encode_header, encode_metadata
 from qwen3q.formats.gguf_metadata import (
     Provenance,
@@ -129,6 +129,7 @@ def write_gguf(
     *,
     threads: int,
     imatrix: ImportanceMatrix | None = None,
+    replace: bool = False,
     progress: ProgressFn = silent,
 ) -> float:
     """Writes all ``jobs``, which are plans of the checkpoint's model, in one pass over it.
@@ -136,26 +137,34 @@ def write_gguf(
     Each file is written beside its target and renamed when all are complete; on any failure
     nothing is left.
 
+    Args:
+        replace: files that are there already.
+
     Returns:
         Seconds it took.
 
     Raises:
         UsageError: a plan needs an importance matrix that was not given.
         CheckpointError: a weight is NaN or Inf.
-        DiskError: too little room, or a target that can't be written.
+        DiskError: too little room, or a target that is there, can't be written or is being
+            written by another process.
     """
     started = time.perf_counter()
     for job in jobs:
         _require_imatrix(job.plan, imatrix)
-    require_free_space(jobs[0].target.parent, sum(job.plan.file_bytes for job in jobs))
     with ExitStack() as stack:
+        for job in jobs:
+            stack.enter_context(sole_writer(job.target))
+            if job.target.exists() and not replace:
+                raise DiskError(f"{job.target} exists already.", "Add --force to replace it.")
+        require_free_space(jobs[0].target.parent, sum(job.plan.file_bytes for job in jobs))
         files = [stack.enter_context(_open_target(job)) for job in jobs]
         importance = imatrix.values if imatrix else {}
         _quantize_all(checkpoint, _outputs(jobs, files), threads, importance, progress)
         for file in files:
             os.fsync(file)
-    for job in jobs:
-        os.replace(partial_path(job.target), job.target)
+        for job in jobs:
+            os.replace(partial_path(job.target), job.target)
     return time.perf_counter() - started
 
 
@@ -185,11 +194,10 @@ def _open_target(job: GgufJob) -> Iterator[int]:
             file.flush()
             yield file.fileno()
     except OSError as error:
-        path.unlink(missing_ok=True)
-        raise DiskError(f"Can't write {path}: {error.strerror}.") from None
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
+        raise DiskError(f"Can't write {job.target}: {error.strerror}.") from None
+    finally:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
 
 
 def _outputs(

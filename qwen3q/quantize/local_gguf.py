@@ -9,6 +9,7 @@ from pathlib import Path
 
 from qwen3q import __version__
 from qwen3q.errors import UsageError
+from qwen3q.files import sole_writer
 from qwen3q.models.source import DEMO, ModelSource, resolve
 from qwen3q.plan.gguf_types import FileType, file_type
 from qwen3q.progress import ProgressFn, silent
@@ -48,10 +49,11 @@ def local_gguf(
     wanted = file_type(type_name)
     source = resolve(model, revision=revision, offline=offline, progress=progress)
     folder = cache_folder() / _key(source)
-    found = _made(folder, wanted)
-    if found is not None:
-        return found
-    return quantize_gguf(source, [wanted], folder, progress=progress)[0].path
+    with sole_writer(folder / f"{wanted.name}.gguf", wait=True):
+        found = _made(folder, wanted)
+        if found is not None:
+            return found
+        return quantize_gguf(source, [wanted], folder, progress=progress)[0].path
 
 
 def cache_folder() -> Path:

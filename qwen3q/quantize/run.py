@@ -92,8 +92,18 @@ def check_job(
     """
     for device in devices:
         check_device(device)
+    if not any(isinstance(target, FileType) for target in job.targets):
+        for option, value in (("--yarn", options.yarn), ("--imatrix", options.imatrix)):
+            if value is not None:
+                raise UsageError(
+                    f"{option} {value} is for GGUF files, and none is asked for.",
+                    "Add --to gguf:Q4_K_M, for instance, or leave it out.",
+                )
     if options.imatrix is not None and not options.imatrix.is_file():
-        raise UsageError(f"There is no importance matrix {options.imatrix}.")
+        raise UsageError(
+            f"There is no importance matrix {options.imatrix}.",
+            "--calibration balanced makes one on the way.",
+        )
     config = source.config
     if config.quant_method is not None:
         raise ModelError(
@@ -131,6 +141,8 @@ def gguf_targets(
     """
     targets = [out / gguf_file_name(source.title, file_type) for file_type in file_types]
     for target in targets:
+        if target.is_dir():
+            raise DiskError(f"{target} is a folder.", "Choose another folder with --out.")
         if target.exists() and not options.replace:
             raise DiskError(f"{target} exists already.", "Add --force to replace it.")
     return targets
@@ -170,6 +182,7 @@ def quantize_gguf(
             jobs,
             threads=options.threads or available_threads(),
             imatrix=imatrix,
+            replace=options.replace,
             progress=progress,
         )
     return [Artefact(job.target, job.plan, seconds) for job in jobs]

@@ -63,7 +63,7 @@ def test_commands_and_mistakes(make_session, tmp_path):
     exists.write_text("precious")
     shown = talk(
         make_session(thinking=False),
-        ["/foo", "/save", f"/save {exists}", f"/save {tmp_path}/no/such", "", "again " * 1500,
+        ["/foo", "/save", f"/save {exists}", f"/save {exists}/such", "", "again " * 1500,
          "/think", "/help", "/reset", f"/save {tmp_path}/empty.json"],
     )  # fmt: skip
     assert "There is no command /foo." in shown

@@ -137,7 +137,7 @@ def test_a_row_without_figures_goes_through_every_report(served, demo, tmp_path)
         ("echo", "prompt tokens", False),
         ("sglang", "SGLang", True),
         ("llamacpp", "llama-server", True),
-        ("ollama", "Ollama", False),
+        ("ollama", "Ollama", True),
         ("text", "prompt text", False),
     ],
 )
