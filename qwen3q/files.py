@@ -68,7 +68,6 @@ def sole_writer(target: Path, *, wait: bool = False) -> Iterator[None]:
     """
     lock = target.with_name(f".{target.name}.lock")
     made = not target.parent.exists()
-    make_folder(target.parent)
     try:
         file = _locked(lock, wait)
     except BlockingIOError:
@@ -89,8 +88,10 @@ def sole_writer(target: Path, *, wait: bool = False) -> Iterator[None]:
 
 
 def _locked(path: Path, wait: bool) -> IO[bytes]:
-    """Opens and locks ``path``; once more if its last owner removed it in between."""
+    """Opens and locks ``path``; once more if its last owner removed it in between, and perhaps the
+    folder that it had made."""
     while True:
+        make_folder(path.parent)
         file = path.open("ab")
         try:
             _lock(file, wait)
@@ -108,6 +109,19 @@ def _lock(file: IO[bytes], wait: bool) -> None:
     except ImportError:
         return
     fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+
+
+def require_file_target(path: Path) -> None:
+    """Checks before the work that a file can be put at ``path``; its folder is made.
+
+    Raises:
+        DiskError: it is a folder, or its folder can't be written.
+    """
+    make_folder(path.parent)
+    if path.is_dir():
+        raise DiskError(f"{path} is a folder.", "Give the name of a file.")
+    if not os.access(path.parent, os.W_OK):
+        raise DiskError(f"Can't write to {path.parent}: permission denied.")
 
 
 def make_folder(folder: Path) -> None:

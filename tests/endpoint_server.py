@@ -82,6 +82,7 @@ def serve(served: Served) -> Iterator[Served]:
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            self.asked = body
             served.requests.append((self.path, body))
             served.keys.append(self.headers.get("Authorization"))
             if served.fault is not None and served.fault(self):

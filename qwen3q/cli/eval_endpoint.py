@@ -58,9 +58,11 @@ def endpoint(
     from qwen3q.evaluate.report import machine_facts
     from qwen3q.evaluate.streaming import StreamingOptions, stream_endpoint
     from qwen3q.evaluate.streaming_prompts import open_tokenizer
-    from qwen3q.files import write_text
+    from qwen3q.files import require_file_target, write_text
 
     options = StreamingOptions(tuple(concurrency or (1, 4)), prompt, generate, requests, seed)
+    if out is not None:
+        require_file_target(Path(out))
     found = find_endpoint(url, EndpointOptions(model, timeout))
     codec = open_tokenizer(tokenizer, found.served, offline=offline)
     with progress_bar(quiet=json_output) as progress:

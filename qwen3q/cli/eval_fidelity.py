@@ -156,6 +156,7 @@ def fidelity(
     from qwen3q.evaluate.backends import BackendKind, BackendOptions
     from qwen3q.evaluate.chunks import Scored
     from qwen3q.evaluate.endpoint import EndpointOptions
+    from qwen3q.evaluate.endpoint_http import is_url
     from qwen3q.evaluate.evaluation import EvaluationOptions, evaluate
     from qwen3q.evaluate.gate_run import passed
     from qwen3q.evaluate.hub_text import find_text
@@ -163,6 +164,11 @@ def fidelity(
     from qwen3q.evaluate.speed_options import SpeedOptions
     from qwen3q.evaluate.suites import Suite, read_suite
 
+    if endpoint_model is not None and not any(map(is_url, artefacts)):
+        raise UsageError(
+            f"--endpoint-model {endpoint_model} is for endpoints, and no URL is given.",
+            "Such as http://127.0.0.1:8080.",
+        )
     if backend not in list(BackendKind):
         raise UsageError(f"{backend!r} is no backend.", f"Known: {', '.join(BackendKind)}.")
     timed = SpeedOptions((128, 512), 64, (0, 512), 5)

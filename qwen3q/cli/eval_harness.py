@@ -25,8 +25,12 @@ def harness_options(
     tasks = tuple(name.strip() for name in (names or "").split(",") if name.strip())
     if tasks:
         return HarnessOptions(tasks, limit, fewshot)
-    if names is not None or limit is not None or fewshot is not None:
-        raise UsageError("No task is named.", "Give --tasks gsm8k,mmlu, for example.")
+    for option, value in (("--task-limit", limit), ("--fewshot", fewshot), ("--tasks", names)):
+        if value is not None:
+            raise UsageError(
+                f"{option} {value} names no task." if value else f"{option} is empty.",
+                "Give --tasks gsm8k,mmlu, for example.",
+            )
     return None
 
 

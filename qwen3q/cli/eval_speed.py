@@ -55,7 +55,7 @@ def speed(
     from qwen3q.evaluate.report import machine_facts
     from qwen3q.evaluate.speed_options import SpeedOptions
     from qwen3q.evaluate.speed_run import run_speed
-    from qwen3q.files import write_text
+    from qwen3q.files import require_file_target, write_text
 
     options = SpeedOptions(
         tuple(prompt or (512,)),
@@ -67,6 +67,8 @@ def speed(
     )
     if device is not None:
         check_device(device)
+    if out is not None:
+        require_file_target(out)
     report: dict[str, Any] = {"machine": machine_facts(), "speed": [], "memory": []}
     bench: list[dict[str, Any]] = []
     notes: list[str] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,21 +16,35 @@ from qwen3q.progress import ProgressFn, silent
 if TYPE_CHECKING:
     from rich.console import Console
 
+_FILE_WIDTH = 240
+
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object for scripts.")]
 
 
 def stdout_console() -> Console:
-    """Where results go; brackets are what they are, as names of files hold some."""
-    from rich.console import Console
-
-    return Console(markup=False, highlight=False, soft_wrap=not sys.stdout.isatty())
+    """Where results go."""
+    return _console(stderr=False)
 
 
 def stderr_console() -> Console:
     """Where notes, warnings and bars go, so that pipes stay clean."""
+    return _console(stderr=True)
+
+
+def _console(*, stderr: bool) -> Console:
+    """Brackets and colons are what they are, as names of files hold some; a table that goes into a
+    file or a pipe is not folded."""
     from rich.console import Console
 
-    return Console(stderr=True, markup=False, highlight=False, soft_wrap=not sys.stderr.isatty())
+    terminal = (sys.stderr if stderr else sys.stdout).isatty()
+    return Console(
+        stderr=stderr,
+        markup=False,
+        emoji=False,
+        highlight=False,
+        soft_wrap=not terminal,
+        width=None if terminal or os.environ.get("COLUMNS") else _FILE_WIDTH,
+    )
 
 
 def print_json(value: dict[str, Any]) -> None:

@@ -110,6 +110,7 @@ def quantize(
     from qwen3q.quantize.run import (
         GgufOptions,
         check_job,
+        check_targets,
         plan_targets,
         predict_memory,
         quantize_targets,
@@ -142,6 +143,7 @@ def quantize(
         show_plans(plans)
         show_legality(known)
         return
+    check_targets(source, job, out, options, resume=resume)
     with progress_bar(quiet=json_output) as progress:
         source = resolve(model, revision=revision, offline=offline, progress=progress)
         known = legality_of(source.config, job.targets)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Iterator, Mapping
+from io import FileIO
 from pathlib import Path
-from typing import IO, Self
+from typing import Self
 
 from qwen3q.errors import DiskError
 from qwen3q.files import write_text
@@ -29,7 +32,7 @@ class Answers:
         """
         self.tokens: dict[int, list[int]] = {}
         self._path = path
-        self._file: IO[str] | None = None
+        self._file: FileIO | None = None
         if path is None:
             return
         if resume:
@@ -48,9 +51,11 @@ class Answers:
         if self._path is None:
             return
         try:
-            self._file = self._file or self._path.open("a", encoding="utf-8")
-            self._file.write(json.dumps((number, tokens)) + "\n")
-            self._file.flush()
+            # unbuffered: what could not be written is not tried once more when it is closed
+            self._file = self._file or self._path.open("ab", buffering=0)
+            line = f"{json.dumps((number, tokens))}\n".encode()
+            if self._file.write(line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             raise DiskError(f"Can't write {self._path}: {error.strerror}.") from None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from enum import StrEnum
-from math import exp, sqrt
+from math import exp, log, sqrt
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,8 @@ _LINE_START = re.compile(r"\n(?=[ \t]*[\w!-~])")
 """Before a line that is not blank. No token spans it: Qwen's pre-tokenizer splits there."""
 
 _CHARACTERS_PER_TOKEN = 8
+
+_LARGEST = 1e300
 
 
 class Scored(StrEnum):
@@ -92,4 +94,11 @@ def summarize(nlls: NDArray[np.float64] | Sequence[float]) -> tuple[float, float
     mean = float(values.mean())
     variance = float((values * values).mean()) - mean * mean
     error = sqrt(variance / (values.size - 1)) if variance > 0 and values.size > 1 else 0.0
-    return exp(mean), error * exp(mean)
+    perplexity = perplexity_of(mean)
+    return perplexity, min(error * perplexity, _LARGEST)
+
+
+def perplexity_of(nats: float) -> float:
+    """``exp`` of a mean negative log-likelihood, as far as a float goes: a broken model's may be
+    beyond."""
+    return exp(min(nats, log(_LARGEST)))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +17,7 @@ from qwen3q.evaluate.artefact import Artefact, vocab_size
 from qwen3q.evaluate.backends import LogitRows
 from qwen3q.evaluate.endpoint import Endpoint
 from qwen3q.evaluate.endpoint_generate import Answer, Generation, Request
-from qwen3q.evaluate.endpoint_http import MALFORMED, EndpointError
+from qwen3q.evaluate.endpoint_http import MALFORMED, Client, EndpointError
 from qwen3q.evaluate.endpoint_scores import PromptScores
 from qwen3q.evaluate.sampling import FinishedFn, Prompt, ignore
 from qwen3q.evaluate.tokens import open_codec
@@ -59,7 +61,6 @@ class EndpointBackend(Closing):
         self._artefact = artefact
         self._context = context
         self._codec = open_codec(artefact)
-        self._client = self.endpoint.client()
         require_context(artefact, context)
 
     @property
@@ -98,16 +99,14 @@ class EndpointBackend(Closing):
         """
         if self.endpoint.scorer is None:
             raise EndpointError(f"{no_scores(self.endpoint)}.")
-        with ThreadPoolExecutor(IN_FLIGHT) as pool:
-            try:
-                yield from pool.map(self._score, prompts)
-            finally:
-                pool.shutdown(cancel_futures=True)
+        client = self.endpoint.client()
+        with _asking(client, IN_FLIGHT) as pool:
+            yield from pool.map(partial(self._score, client), prompts)
 
-    def _score(self, tokens: Sequence[int]) -> PromptScores:
+    def _score(self, client: Client, tokens: Sequence[int]) -> PromptScores:
         scorer = self.endpoint.scorer
         assert scorer is not None
-        reply = self._client.post(
+        reply = client.post(
             self._path(scorer.native, scorer.path), scorer.body(self.endpoint.model, tokens)
         )
         try:
@@ -134,21 +133,27 @@ class EndpointBackend(Closing):
         way = self.endpoint.generation
         assert way is not None
 
-        def answer(prompt: Prompt) -> list[int]:
-            return self._answer(prompt, max_tokens, stop_tokens, way)
+        client = self.endpoint.client()
 
-        made: list[list[int]] = []
-        with ThreadPoolExecutor(way.side_by_side) as pool:
-            try:
-                for tokens in pool.map(answer, prompts):
-                    finished(len(made), tokens)
-                    made.append(tokens)
-            finally:
-                pool.shutdown(cancel_futures=True)
+        def answer(prompt: Prompt) -> list[int]:
+            return self._answer(client, prompt, max_tokens, stop_tokens, way)
+
+        made: list[list[int]] = [[] for _ in prompts]
+        with _asking(client, way.side_by_side) as pool:
+            asked = {pool.submit(answer, prompt): place for place, prompt in enumerate(prompts)}
+            for done in as_completed(asked):
+                place = asked[done]
+                made[place] = done.result()
+                finished(place, made[place])
         return made
 
     def _answer(
-        self, prompt: Prompt, max_tokens: int, stop_tokens: frozenset[int], way: Generation
+        self,
+        client: Client,
+        prompt: Prompt,
+        max_tokens: int,
+        stop_tokens: frozenset[int],
+        way: Generation,
     ) -> list[int]:
         """One continuation, in as many requests as it takes.
 
@@ -156,6 +161,7 @@ class EndpointBackend(Closing):
         than it was asked for and it was cut.
         """
         made: list[int] = []
+        max_tokens = prompt.limit(max_tokens)
         piece = max_tokens if prompt.ended is None else _PIECE
         for _ in range(_ROUNDS + max_tokens // piece):
             wanted = min(piece, max_tokens - len(made))
@@ -169,7 +175,7 @@ class EndpointBackend(Closing):
                 sampling=replace(prompt.sampling, seed=seed),
                 context=self._context,
             )
-            answer = self._ask(request, way)
+            answer = self._ask(client, request, way)
             self._require_whole(request, answer)
             told = answer.tokens or self._codec.encode(answer.text, parse_special=True).tolist()
             more = _before_stop(list(told), stop_tokens)
@@ -199,8 +205,8 @@ class EndpointBackend(Closing):
                 "Serve it with a longer context, or choose a smaller --max-tokens.",
             )
 
-    def _ask(self, request: Request, way: Generation) -> Answer:
-        reply = self._client.post(self._path(way.native, way.path), way.body(request))
+    def _ask(self, client: Client, request: Request, way: Generation) -> Answer:
+        reply = client.post(self._path(way.native, way.path), way.body(request))
         try:
             return way.read(reply)
         except MALFORMED:
@@ -214,6 +220,21 @@ class EndpointBackend(Closing):
 
     def close(self) -> None:
         """Nothing is held open."""
+
+
+@contextmanager
+def _asking(client: Client, size: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads that ask side by side; a failure of one, or Ctrl-C, breaks off what all ask."""
+    with ThreadPoolExecutor(size) as pool:
+        try:
+            yield pool
+        except GeneratorExit:
+            pool.shutdown(cancel_futures=True)
+            raise
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            client.abandon()
+            raise
 
 
 def require_generation(artefact: Artefact) -> None:

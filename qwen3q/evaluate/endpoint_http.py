@@ -8,9 +8,10 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any
@@ -151,6 +152,8 @@ class Client:
             self._headers["Authorization"] = f"Bearer {key}"
         self._sleep = sleep
         self._reached = False
+        self._open: set[http.client.HTTPConnection] = set()
+        self._abandoned = False
 
     def get(self, path: str) -> Any:
         """The JSON at ``path``.
@@ -168,6 +171,13 @@ class Client:
             EndpointError: no connection, too late, too long, or no JSON.
         """
         return self._ask("POST", path, json.dumps(body).encode())
+
+    def abandon(self) -> None:
+        """Breaks off what is being asked, in other threads too; nothing can be asked afterwards."""
+        self._abandoned = True
+        for connection in tuple(self._open):
+            with suppress(OSError, AttributeError):
+                connection.sock.shutdown(socket.SHUT_RDWR)
 
     @contextmanager
     def stream(self, path: str, body: Mapping[str, Any]) -> Iterator[Iterator[bytes]]:
@@ -200,7 +210,7 @@ class Client:
                 with self._connection() as connection, self._failures():
                     return self._json(self._send(connection, method, path, body))
             except _PassingError as error:
-                if attempt == self._attempts or not self._reached:
+                if attempt == self._attempts or not self._reached or self._abandoned:
                     raise error.error from None
                 self._sleep(min(_LONGEST_PAUSE, max(error.pause, 0.5 * 2**attempt)))
         raise AssertionError
@@ -210,13 +220,17 @@ class Client:
         secure = self.address.scheme == "https"
         kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
         connection = kind(self.address.host, self.address.port, timeout=_CONNECT_SECONDS)
+        self._open.add(connection)
         try:
             with self._failures():
+                if self._abandoned:
+                    raise ConnectionAbortedError
                 connection.connect()
                 connection.sock.settimeout(self._seconds)
             self._reached = True
             yield connection
         finally:
+            self._open.discard(connection)
             connection.close()
 
     def _send(

@@ -12,7 +12,8 @@ from qwen3q.evaluate.artefact import Artefact, endpoint_artefact, find_artefact
 from qwen3q.evaluate.backends import BackendOptions, check_generation
 from qwen3q.evaluate.card import update_card
 from qwen3q.evaluate.endpoint import EndpointOptions
-from qwen3q.evaluate.endpoint_http import is_url
+from qwen3q.evaluate.endpoint_backend import no_scores
+from qwen3q.evaluate.endpoint_http import EndpointError, is_url
 from qwen3q.evaluate.gate_run import GateOptions, check_gate, run_gate
 from qwen3q.evaluate.lm_eval_run import HarnessOptions, load_tasks, run_tasks
 from qwen3q.evaluate.measure import TextOptions, measure_fidelity
@@ -115,6 +116,9 @@ def _evaluate(
         else find_artefact(name, offline=options.offline, progress=progress)
         for name in unique
     ]
+    if not any((options.gate, options.speed, options.tasks)):
+        for artefact in artefacts:
+            _require_scores(artefact)
     harness = load_tasks(options.tasks) if options.tasks is not None else None
     kept = Kept(options.out, resume=options.resume)
     gate = _possible_gate(model, artefacts, options, kept)
@@ -142,11 +146,22 @@ def _evaluate(
         _add_streaming(report, artefacts, options.speed, progress)
     written = write_report(report, options.out) if options.out is not None else []
     for artefact in artefacts if options.cards else ():
-        if not artefact.is_gguf and artefact.endpoint is None:
-            card = artefact.path / "README.md"
-            update_card(card, report, artefact.name)
-            written.append(card)
+        if artefact.is_gguf or artefact.endpoint is not None:
+            kept.notes.append(f"{artefact.name} is no folder, so it has no card to update.")
+            continue
+        card = artefact.path / "README.md"
+        update_card(card, report, artefact.name)
+        written.append(card)
     return Evaluation(report, tuple(written), tuple(kept.notes))
+
+
+def _require_scores(artefact: Artefact) -> None:
+    """Refuses an endpoint that can't be measured where nothing else is asked of it."""
+    if artefact.endpoint is not None and artefact.endpoint.scorer is None:
+        raise EndpointError(
+            f"{artefact.name}: {no_scores(artefact.endpoint)}.",
+            "Ask it questions with --gate, or time it with `qwen3q eval endpoint`.",
+        )
 
 
 def _possible_gate(

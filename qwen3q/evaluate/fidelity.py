@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import exp, sqrt
+from math import sqrt
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from qwen3q.evaluate.chunks import perplexity_of
 
 SMALLEST_LOG_PROBABILITY = -16.0
 """Tokens that the reference gives less than e^-16 are left out of the divergence."""
@@ -157,7 +159,7 @@ def summarize_fidelity(scores: TokenScores, reference_nll: Floats) -> Fidelity:
     log_perplexity = mean(scores.nll)
     squares = mean(scores.probability_change**2)
     rms = sqrt(squares.value)
-    perplexity = exp(log_perplexity.value)
+    perplexity = perplexity_of(log_perplexity.value)
     kl = scores.kl
     return Fidelity(
         tokens=count,

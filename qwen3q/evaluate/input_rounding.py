@@ -32,12 +32,15 @@ def int8_per_token(x: torch.Tensor) -> torch.Tensor:
 def int8_beside_outliers(x: torch.Tensor) -> torch.Tensor:
     """LLM.int8(): columns in which any token reaches 6 stay float16, the rest is int8 per token.
 
-    Which columns those are depends on the tokens that are read together
+    Which columns those are depends on the tokens that are read together, here those of one sequence
     (arXiv 2208.07339, section 3.2; ``int8_vectorwise_quant`` in bitsandbytes).
+
+    Args:
+        x: ``[sequences, n, in]`` or ``[n, in]``.
     """
     half = x.half()
     outliers = half.abs() >= OUTLIER
-    columns = outliers.flatten(0, -2).any(dim=0)
+    columns = outliers.any(dim=-2, keepdim=True)
     inner = half.float().masked_fill(outliers, 0)
     return torch.where(columns, half.float(), round_activations(inner, 8))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
+from qwen3q.errors import UsageError
 from qwen3q.evaluate.backends import Backend
 from qwen3q.evaluate.loglikelihood import Continuation, loglikelihoods
 from qwen3q.evaluate.sampling import Prompt, Sampling
@@ -92,7 +94,12 @@ class BackendLM(TemplateLM):  # type: ignore[misc]
         return [sum(next(scores)[0] for _ in range(count)) for count in windows_of]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
-        asked = [self._question(*request.args) for request in requests]
+        again: Counter[str] = Counter()
+        asked = []
+        for request in requests:
+            text, settings = request.args
+            asked.append(self._question(text, settings, again[text]))
+            again[text] += 1
         done = 0
 
         def finished(_number: int, _tokens: list[int]) -> None:
@@ -107,20 +114,24 @@ class BackendLM(TemplateLM):  # type: ignore[misc]
             finished,
         )
         return [
-            question.stops.cut(self._codec.decode(tokens[: question.limit]))
+            question.stops.cut(self._codec.decode(tokens))
             for question, tokens in zip(asked, made, strict=True)
         ]
 
-    def _question(self, text: str, settings: dict[str, Any]) -> _Question:
+    def _question(self, text: str, settings: dict[str, Any], again: int) -> _Question:
         wanted = normalize_gen_kwargs(dict(settings))
         limit = int(wanted["max_gen_toks"])
-        tokens = self.tok_encode(text)[-max(1, self.max_length - limit) :]
+        if limit >= self.max_length:
+            raise UsageError(
+                f"A task asks for answers of {limit:,} tokens, and the model's context holds "
+                f"{self.max_length:,} with the question.",
+                "Leave that task out, or serve the model with a longer context.",
+            )
+        tokens = self.tok_encode(text)[-(self.max_length - limit) :] or [self.prefix_token_id]
         stops = _Stops(tuple(stop for stop in wanted.get("until") or [] if stop), self._codec)
-
-        def ended(made: Sequence[int]) -> bool:
-            return len(made) >= limit or stops.found(made)
-
-        return _Question(Prompt(tokens, _sampling(wanted, text), ended), stops, limit)
+        ended = stops.found if stops.texts else None
+        sampling = _sampling(wanted, text, again)
+        return _Question(Prompt(tokens, sampling, ended, limit), stops, limit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,12 +162,13 @@ class _Question:
     limit: int
 
 
-def _sampling(wanted: dict[str, Any], prompt: str) -> Sampling:
-    """The harness's settings; each answer has random numbers of its own."""
+def _sampling(wanted: dict[str, Any], prompt: str, again: int) -> Sampling:
+    """The harness's settings; each answer has random numbers of its own, and so has each of several
+    to one question."""
     return Sampling(
         temperature=float(wanted.get("temperature") or 0.0),
         top_p=float(wanted.get("top_p") or 1.0),
         top_k=int(wanted.get("top_k") or 0),
         min_p=float(wanted.get("min_p") or 0.0),
-        seed=zlib.crc32(prompt.encode()) >> 1,
+        seed=zlib.crc32(f"{again} {prompt}".encode()) >> 1,
     )

@@ -77,9 +77,20 @@ def load_tasks(options: HarnessOptions) -> TaskManager:
 
 
 def _stands_alone(name: str) -> bool:
-    """Whether a task is a file that names no other tasks."""
+    """Whether a task is a file that names no other tasks.
+
+    Raises:
+        UsageError: it is a file of something else.
+    """
     path = Path(name)
-    return path.is_file() and not re.search(r"(?m)^group\s*:", path.read_text("utf-8"))
+    if not path.is_file():
+        return False
+    try:
+        return not re.search(r"(?m)^group\s*:", path.read_text("utf-8"))
+    except UnicodeDecodeError:
+        raise UsageError(
+            f"{name} is no task: it is not text.", "A task is a YAML file, or a name."
+        ) from None
 
 
 def run_tasks(

@@ -206,15 +206,25 @@ class ReferenceLogits(Closing):
             UsageError: names what differs.
         """
         ours, theirs = asdict(self.key), asdict(key)
-        differing = [name.replace("_", " ") for name in ours if ours[name] != theirs[name]]
+        differing = [
+            f"{name.replace('_', ' ')} {_short(ours[name])}, not {_short(theirs[name])}"
+            for name in ours
+            if ours[name] != theirs[name]
+        ]
         if differing:
             raise UsageError(
-                f"{self.path} holds reference logits of another {', '.join(differing)}.",
+                f"{self.path} holds other reference logits: {'; '.join(differing)}.",
                 "Remove it to compute them again, or choose another --out.",
             )
 
     def close(self) -> None:
         self._map.close()
+
+
+def _short(value: object) -> str:
+    """A hash by its beginning."""
+    text = str(value)
+    return text if len(text) <= 32 else f"{text[:12]}…"
 
 
 def write_reference(

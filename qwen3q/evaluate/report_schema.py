@@ -11,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 Number = Annotated[float, Field(ge=-1e15, le=1e15, allow_inf_nan=False)]
 Spread = Annotated[float, Field(ge=0, le=1e15, allow_inf_nan=False)]
+Large = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+"""A perplexity, which of a broken model is anything that a float holds."""
 Count = Annotated[int, Field(ge=0, lt=1 << 63)]
 
 
@@ -29,8 +31,8 @@ class Reference(_Part):
     artefact: str
     format: str
     file_bytes: Count
-    perplexity: Number
-    perplexity_stderr: Spread
+    perplexity: Large
+    perplexity_stderr: Large
     tokens: Count
     chunks: Count
     context: Count
@@ -66,8 +68,8 @@ class Result(_Row):
     """Fidelity of one artefact; figures that an endpoint can't give are null."""
 
     bits_per_weight: Number | None
-    perplexity: Number | None
-    perplexity_stderr: Spread | None
+    perplexity: Large | None
+    perplexity_stderr: Large | None
     kl_mean: Number | None
     kl_mean_stderr: Spread | None
     kl_median: Number | None = None

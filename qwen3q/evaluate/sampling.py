@@ -51,11 +51,17 @@ class Prompt:
 
     Attributes:
         ended: asked after every token, or now and then by a server; None never ends.
+        max_tokens: fewer than all prompts may have at most; None takes that.
     """
 
     tokens: Sequence[int]
     sampling: Sampling = GREEDY
     ended: EndedFn | None = None
+    max_tokens: int | None = None
+
+    def limit(self, max_tokens: int) -> int:
+        """The most tokens of its continuation, of ``max_tokens`` for all."""
+        return max_tokens if self.max_tokens is None else min(self.max_tokens, max_tokens)
 
 
 FinishedFn = Callable[[int, list[int]], None]

@@ -36,22 +36,21 @@ class Slots(Protocol):
 class _Answer:
     """What becomes of one prompt."""
 
-    def __init__(self, number: int, prompt: Prompt) -> None:
+    def __init__(self, number: int, prompt: Prompt, max_tokens: int) -> None:
         self.number = number
+        self._max_tokens = prompt.limit(max_tokens)
         self.made: list[int] = []
         self._sampling, self._ended = prompt.sampling, prompt.ended
         self._uniforms = uniforms(prompt.sampling.seed)
 
-    def goes_on(
-        self, logits: NDArray[np.float32], max_tokens: int, stop_tokens: frozenset[int]
-    ) -> bool:
+    def goes_on(self, logits: NDArray[np.float32], stop_tokens: frozenset[int]) -> bool:
         """Chooses the next token; False if it ends the answer."""
         token = choose(logits, self._sampling, next(self._uniforms), self.made)
         if token in stop_tokens:
             return False
         self.made.append(token)
         ended = self._ended is not None and self._ended(self.made)
-        return not ended and len(self.made) < max_tokens
+        return not ended and len(self.made) < self._max_tokens
 
 
 def continue_side_by_side(
@@ -69,7 +68,7 @@ def continue_side_by_side(
 
     def take(slot: int, answer: _Answer, logits: NDArray[np.float32]) -> None:
         running[slot] = answer
-        if not answer.goes_on(logits, max_tokens, stop_tokens):
+        if not answer.goes_on(logits, stop_tokens):
             made[answer.number] = answer.made
             del running[slot]
             free.add(slot)
@@ -78,11 +77,14 @@ def continue_side_by_side(
     while waiting or running:
         while waiting and free:
             number, prompt = waiting.popleft()
-            slot = max(free, key=lambda slot: common_prefix(slots.held(slot), prompt.tokens))
+            slot = max(
+                sorted(free), key=lambda slot: common_prefix(slots.held(slot), prompt.tokens)
+            )
             free.remove(slot)
-            take(slot, _Answer(number, prompt), slots.read(slot, prompt.tokens))
+            take(slot, _Answer(number, prompt, max_tokens), slots.read(slot, prompt.tokens))
         if running:
-            now = dict(running)
+            # llama.cpp takes neighbouring sequences in one pass only in ascending order
+            now = dict(sorted(running.items()))
             rows = slots.step(list(now), [answer.made[-1] for answer in now.values()])
             for (slot, answer), logits in zip(now.items(), rows, strict=True):
                 take(slot, answer, logits)

@@ -49,6 +49,18 @@ class StreamingOptions:
     requests: int | None = None
     seed: int | None = None
 
+    def __post_init__(self) -> None:
+        """Raises: UsageError: a number that makes no sense."""
+        for clients in self.concurrency:
+            if not 1 <= clients <= MAX_CLIENTS:
+                raise UsageError(
+                    f"--concurrency {clients}: clients are 1 to {MAX_CLIENTS} at a time."
+                )
+        if not self.concurrency:
+            raise UsageError("No number of clients is given.", "Such as --concurrency 4.")
+        if self.generate < 2:
+            raise UsageError(f"--generate {self.generate}: it takes 2 tokens to time between them.")
+
     def count(self, clients: int) -> int:
         return self.requests or _EACH * clients
 
@@ -122,13 +134,9 @@ def measure_streaming(
     """Asks ``endpoint`` with every number of clients; a failed request counts, and is not repeated.
 
     Raises:
-        UsageError: a number that makes no sense.
+        UsageError: more tokens than the server takes.
         EndpointError: the server can't be reached or streams nothing.
     """
-    if not options.concurrency or not all(1 <= n <= MAX_CLIENTS for n in options.concurrency):
-        raise UsageError(f"Clients are 1 to {MAX_CLIENTS} at a time.")
-    if options.generate < 2:
-        raise UsageError(f"--generate {options.generate}: it takes 2 tokens to time between them.")
     longest = options.prompt + options.generate
     if endpoint.context is not None and longest > endpoint.context:
         raise UsageError(

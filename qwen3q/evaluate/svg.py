@@ -22,7 +22,7 @@ class Scale:
         low, high = self.low, self.high
         if self.log:
             value, low, high = log10(value), log10(low), log10(high)
-        return self.start + (self.end - self.start) * (value - low) / (high - low)
+        return self.start + (self.end - self.start) * (value - low) / (high - low or 1.0)
 
 
 def linear_ticks(low: float, high: float, count: int = 6) -> list[float]:

@@ -132,11 +132,16 @@ def _word(value: Any) -> str:
     return "; ".join(map(_word, value)) if isinstance(value, list) else str(value)
 
 
+def _escaped(cell: str) -> str:
+    """Neither the end of a cell nor a tag; names of files hold anything."""
+    return cell.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
+
+
 def markdown(table: Table) -> str:
     """A pipe table; strong rows are bold in their first cell."""
 
     def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+        return "| " + " | ".join(_escaped(cell) for cell in cells) + " |"
 
     marks = ["---" if c < table.text_columns else "---:" for c in range(len(table.heads))]
     rows = [

@@ -156,7 +156,7 @@ class TorchBackend(Closing):
         longest = max((len(prompt.tokens) for prompt in prompts), default=0) + max_tokens
         model = self.cached_model()
         count = min(len(prompts), self._room_for(longest))
-        if self._slots is None or self._slots.count < count:
+        if self._slots is None or self._slots.count != count:
             self._slots = TorchSlots(model, count)
         return continue_side_by_side(self._slots, prompts, max_tokens, stop_tokens, finished)
 

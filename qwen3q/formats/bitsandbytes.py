@@ -28,7 +28,7 @@ def pack_nf4(weight: torch.Tensor) -> dict[str, torch.Tensor]:
     Raises:
         MissingPackageError: bitsandbytes is not installed.
     """
-    packed, state = _functional().quantize_4bit(
+    packed, state = load_bitsandbytes().quantize_4bit(
         weight.contiguous(), blocksize=NF4_BLOCK, quant_type="nf4", compress_statistics=False
     )
     shape = tuple(weight.shape)
@@ -70,7 +70,7 @@ def pack_int8(weight: torch.Tensor) -> dict[str, torch.Tensor]:
     Raises:
         MissingPackageError: bitsandbytes is not installed.
     """
-    codes, absmax, _ = _functional().int8_vectorwise_quant(weight.to(torch.float16))
+    codes, absmax, _ = load_bitsandbytes().int8_vectorwise_quant(weight.to(torch.float16))
     return {
         "weight": codes,
         "SCB": absmax.view(-1),
@@ -124,7 +124,12 @@ def _nested_absmax(tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]
     return values * scales + float(state["nested_offset"])
 
 
-def _functional() -> Any:
+def load_bitsandbytes() -> Any:
+    """bitsandbytes' functions.
+
+    Raises:
+        MissingPackageError: it is not installed.
+    """
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         import bitsandbytes.functional as functional

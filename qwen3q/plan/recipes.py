@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from importlib import resources
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -182,13 +182,52 @@ def read_recipe(path: Path) -> Recipe:
     try:
         recipe = Recipe.model_validate(raw)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise UsageError(
-            f"{path}: {key}: {first['msg']}.", "recipes/README.md lists the keys."
-        ) from None
+        raise _explained(path, error) from None
     recipe.schemes()
     return recipe
+
+
+def _explained(path: Path, error: ValidationError) -> UsageError:
+    """The first thing that is wrong, with the key as the file has it and its value."""
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        section = _keys_at(first["loc"][:-1])
+        near = difflib.get_close_matches(str(first["loc"][-1]), section, n=1)
+        meant = f"Did you mean {near[0]}? " if near else ""
+        return UsageError(
+            f"{path}: there is no key {key}.",
+            f"{meant}Known there: {', '.join(section) or 'none'}; recipes/README.md tells more.",
+        )
+    value = repr(first["input"])
+    shown = value if len(value) <= 60 else f"{value[:57]}..."
+    said = str(first["msg"]).replace("tuple", "list").replace("Tuple", "List")
+    return UsageError(
+        f"{path}: {key} is {shown}: {said[0].lower()}{said[1:]}.",
+        "recipes/README.md lists the keys.",
+    )
+
+
+def _keys_at(place: tuple[int | str, ...]) -> list[str]:
+    """The keys that a recipe has at ``place``."""
+    model: Any = Recipe
+    for part in place:
+        if isinstance(part, int):
+            continue
+        found = [
+            kind
+            for kind in _kinds(model.model_fields[part].annotation)
+            if isinstance(kind, type) and issubclass(kind, BaseModel)
+        ]
+        if not found:
+            return []
+        model = found[0]
+    return list(model.model_fields)
+
+
+def _kinds(annotation: Any) -> list[Any]:
+    """A type and all that it is made of."""
+    return [annotation, *(kind for part in get_args(annotation) for kind in _kinds(part))]
 
 
 def _first_line(error: Exception) -> str:

@@ -255,23 +255,23 @@ def publish(partial: Path, job: FolderJob, *, replace: bool = False) -> None:
         raise DiskError(f"Can't write {job.target}: {error.strerror}.") from None
 
 
-def require_target(job: FolderJob, *, replace: bool) -> None:
-    """Refuses a target that exists and may not be replaced.
+def require_target(target: Path, *, replace: bool) -> None:
+    """Refuses a folder's place that is taken and may not be given to another.
 
     Raises:
-        UsageError: it does; or it is to be replaced and is no folder that this package made.
+        UsageError: it exists; or it is to be replaced and is no folder that this package made.
     """
-    if not job.target.exists():
+    if not target.exists():
         return
     if not replace:
         raise UsageError(
-            f"{job.target} exists already.",
+            f"{target} exists already.",
             "Choose another folder with --out, or add --force to replace it.",
         )
-    empty = job.target.is_dir() and not any(job.target.iterdir())
-    if not empty and not (job.target / MANIFEST_NAME).is_file():
+    empty = target.is_dir() and not any(target.iterdir())
+    if not empty and not (target / MANIFEST_NAME).is_file():
         raise UsageError(
-            f"{job.target} has no {MANIFEST_NAME}, so qwen3q did not make it: it is not replaced.",
+            f"{target} has no {MANIFEST_NAME}, so qwen3q did not make it: it is not replaced.",
             "Choose another folder with --out, or remove it yourself.",
         )
 

@@ -234,7 +234,7 @@ def _pending(
         if run.resume and is_published(job, fingerprint):
             job.journal.unlink(missing_ok=True)
             continue
-        require_target(job, replace=run.replace)
+        require_target(job.target, replace=run.replace)
         pending.append((job, fingerprint))
     fresh = [job for job, _ in pending if not (run.resume and partial_path(job.target).exists())]
     if fresh:

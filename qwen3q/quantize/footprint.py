@@ -19,7 +19,7 @@ _FIT_COPIES = 4
 """Copies of the weights that scales are fitted on."""
 _INPUT_COPIES = 6
 """Float32 copies of a linear's inputs, for the tokens at work."""
-_SLACK_BYTES = 70_000_000
+_SLACK_BYTES = 130_000_000
 _SLACK_SHARE = 0.03
 """What the allocator and torch's kernels keep beside what is asked for, as runs have shown."""
 

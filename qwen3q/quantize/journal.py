@@ -95,15 +95,41 @@ def continue_journal(path: Path, fingerprint: Mapping[str, str]) -> Journal:
 
 def _compare(path: Path, before: Mapping[str, str], now: Mapping[str, str]) -> None:
     differ = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+    if "calibration" in differ and "calibration rows" in differ:
+        differ.remove("calibration rows")  # a number that says no more than the description does
     if not differ:
         return
-    changes = "; ".join(
-        f"{key} was {_short(before.get(key))}, is {_short(now.get(key))}" for key in differ
-    )
+    changes = "; ".join(_change(key, before.get(key), now.get(key)) for key in differ)
     raise UsageError(
         f"The unfinished run of {path} can't be continued: {changes}.",
         "Call it with the same model, calibration and options, or start again with --force.",
     )
+
+
+def _change(key: str, before: str | None, now: str | None) -> str:
+    """What differs; of descriptions only the entries that do."""
+    old, new = _entries(before), _entries(now)
+    if old is None or new is None:
+        return f"{key} was {_short(before)}, is {_short(now)}"
+    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    shown = [
+        f"{name} {_short(_text(old.get(name)))}, is {_short(_text(new.get(name)))}"
+        for name in names
+        if name != "fingerprint" or len(names) == 1
+    ]
+    return f"{key} was {'; '.join(shown)}"
+
+
+def _entries(value: str | None) -> dict[str, Any] | None:
+    try:
+        entries = json.loads(value or "")
+    except ValueError:
+        return None
+    return entries if isinstance(entries, dict) else None
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None else str(value)
 
 
 def _short(value: str | None) -> str:

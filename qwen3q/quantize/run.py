@@ -18,7 +18,7 @@ from qwen3q.models.tensors import check_tensors
 from qwen3q.plan.gguf_types import FileType
 from qwen3q.plan.job import QuantizeJob
 from qwen3q.plan.plan import Plan
-from qwen3q.plan.schemes import check_scheme
+from qwen3q.plan.schemes import Layout, check_scheme
 from qwen3q.plan.targets import Target, plan_target
 from qwen3q.progress import ProgressFn, silent
 from qwen3q.quantize.artefacts import Artefact
@@ -125,6 +125,27 @@ def check_job(
         check_scheme(scheme, config)
 
 
+def check_targets(
+    source: ModelSource, job: QuantizeJob, out: Path, options: GgufOptions, *, resume: bool = False
+) -> None:
+    """Whether everything may be written, before a model is downloaded or text is run.
+
+    Raises:
+        UsageError: a folder is there, or ``resume`` together with replacing.
+        DiskError: a file is there.
+    """
+    if resume and options.replace:
+        raise UsageError(
+            "--resume goes on with what is there, and --force throws it away.", "Give one of them."
+        )
+    gguf_targets(source, [t for t in job.targets if isinstance(t, FileType)], out, options)
+    if job.schemes and not resume:
+        from qwen3q.quantize.artefact import artefact_name, require_target
+
+        for scheme in job.schemes:
+            require_target(out / artefact_name(source.title, scheme), replace=options.replace)
+
+
 def shares_importance(job: QuantizeJob, options: GgufOptions) -> bool:
     """Whether the job's GGUF files get the importance matrix of its own calibration."""
     gguf = any(isinstance(target, FileType) for target in job.targets)
@@ -213,12 +234,12 @@ def quantize_targets(
     """
     options = options or GgufOptions()
     check_job(source, job, options, devices)
+    check_targets(source, job, out, options, resume=resume)
     file_types = [target for target in job.targets if isinstance(target, FileType)]
     share = shares_importance(job, options)
     if not job.schemes and not share:
         return quantize_gguf(source, file_types, out, options, progress=progress)
-    gguf_targets(source, file_types, out, options)
-    _require_torch()
+    _require_packages(job)
     from qwen3q.quantize.calibrated import default_devices, quantize_calibrated
     from qwen3q.quantize.folder import RunOptions
     from qwen3q.quantize.stream import StreamOptions
@@ -253,14 +274,18 @@ def predict_memory(
     """
     if not any(s.is_uniform for s in job.schemes) and not shares_importance(job, options):
         return None
-    _require_torch()
+    _require_packages(job)
     from qwen3q.quantize.calibrated import predicted_footprint
 
     return predicted_footprint(source.config, job, devices)
 
 
-def _require_torch() -> None:
-    """Refuses with the package's name where torch is missing."""
+def _require_packages(job: QuantizeJob) -> None:
+    """Loads what the job is done with, so that what it takes in memory is there from the start.
+
+    Raises:
+        MissingPackageError: torch or bitsandbytes is not installed.
+    """
     try:
         import torch  # noqa: F401
     except ModuleNotFoundError as error:
@@ -269,6 +294,10 @@ def _require_torch() -> None:
         raise MissingPackageError(
             "torch is not installed, and calibration needs it.", "pip install 'qwen3q[torch]'"
         ) from None
+    if any(scheme.layout in (Layout.BNB_NF4, Layout.BNB_INT8) for scheme in job.schemes):
+        from qwen3q.formats.bitsandbytes import load_bitsandbytes
+
+        load_bitsandbytes()
 
 
 def _position(job: QuantizeJob, artefact: Artefact) -> int:

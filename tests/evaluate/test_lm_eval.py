@@ -127,6 +127,31 @@ def test_harness_requests_are_hflms(demo_folder, transformer):
         assert all("." not in text for text in said)
 
 
+def test_questions_keep_to_their_own_limits_and_numbers():
+    """Several answers to one question differ; one question's limit is not another's."""
+    from lm_eval.api.instance import Instance
+
+    artefact = find_artefact("demo")
+    drawn = {"until": [], "max_gen_toks": 6, "do_sample": True, "temperature": 1.0}
+    longer = drawn | {"max_gen_toks": 20}
+    asked = [Instance("generate_until", {}, ("Once upon", drawn), i) for i in range(4)]
+    asked += [Instance("generate_until", {}, ("The boy", longer), 4)]
+    asked += [Instance("generate_until", {}, ("", drawn), 5)]
+    with open_backend(artefact, OPTIONS, 128) as model:
+        codec = open_codec(artefact)
+        said = BackendLM(model, codec, 64).generate_until(asked)
+        counts = [len(codec.encode(text, parse_special=True)) for text in said]
+        assert len(set(said[:4])) == 4
+        assert all(count <= 6 for count in [*counts[:4], counts[5]])
+        assert counts[4] > 6
+        with pytest.raises(
+            UsageError, match="answers of 64 tokens, and the model's context holds 64"
+        ):
+            BackendLM(model, codec, 64).generate_until(
+                [Instance("generate_until", {}, ("x", {"until": [], "max_gen_toks": 64}), 0)]
+            )
+
+
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory) -> list[str]:
     """Two tasks over local files: a choice between words, and a sum to be generated."""

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from qwen3q.errors import UsageError
+from qwen3q.errors import DiskError, UsageError
+from qwen3q.evaluate import answers as answers_module
 from qwen3q.evaluate.answers import Answers
 from qwen3q.evaluate.artefact import find_artefact
 from qwen3q.evaluate.evaluation import Evaluation, evaluate
@@ -151,6 +152,20 @@ def test_other_options_and_broken_files_are_measured_again(demo_ggufs, tmp_path)
     path.write_text('{"sections": {"part": 7}}')
     assert measured(Kept(tmp_path, resume=True), (2, "a")) == 5
     assert calls == [(1, "a"), (1, "a"), (2, "a"), (2, "a"), (2, "a")]
+
+
+def test_a_full_disk_is_told_in_a_sentence(monkeypatch):
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("this system has no /dev/full")
+    monkeypatch.setattr(answers_module, "write_text", lambda path, text: None)
+
+    def keep() -> None:
+        with Answers(full, {"asked": "this"}, resume=False) as answers:
+            answers.add(0, [1, 2])
+
+    with pytest.raises(DiskError, match="Can't write /dev/full: No space left on device"):
+        keep()
 
 
 def test_answers_stay_until_what_follows_is_kept(tmp_path):

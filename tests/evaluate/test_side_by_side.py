@@ -6,11 +6,13 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+import torch
 from continuing import continued
 
 from qwen3q.evaluate import llama_slots, torch_backend
 from qwen3q.evaluate.artefact import find_artefact
 from qwen3q.evaluate.backends import BackendOptions, open_backend
+from qwen3q.evaluate.input_rounding import int8_beside_outliers
 from qwen3q.evaluate.sampling import GREEDY, Prompt, Sampling, choose, uniforms
 from qwen3q.evaluate.side_by_side import common_prefix, continue_side_by_side
 
@@ -73,10 +75,35 @@ def test_every_prompt_gets_its_own_answer(slots, count):
     made = continue_side_by_side(table, prompts, 12, STOP, told.__setitem__)
     assert made == [alone(prompt, 12) for prompt in prompts]
     assert told == dict(enumerate(made))
-    # as long as prompts wait, no slot does
-    assert sum(table.widths) <= len(table.widths) * slots
     if count > 2 * slots:
         assert table.widths[0] == slots
+
+
+def test_steps_go_over_ascending_slots(monkeypatch):
+    """llama.cpp needs a pass of its own for each descent."""
+    seen = []
+    table = TableSlots(6)
+    step = table.step
+    monkeypatch.setattr(
+        table, "step", lambda slots, tokens: seen.append(slots) or step(slots, tokens)
+    )
+    prompts = [Prompt([seed, 9], Sampling(0.8, seed=seed)) for seed in range(30)]
+    continue_side_by_side(table, prompts, 9, STOP)
+    assert len({tuple(slots) for slots in seen}) > 2
+    assert all(slots == sorted(slots) for slots in seen)
+
+
+def test_a_prompt_may_be_held_to_fewer_tokens():
+    prompts = [Prompt([seed], max_tokens=limit) for seed, limit in enumerate([1, 3, None, 99])]
+    made = continue_side_by_side(TableSlots(2), prompts, 5, frozenset())
+    assert list(map(len, made)) == [1, 3, 5, 5]
+
+
+def test_an_outlier_of_one_sequence_leaves_the_others_as_they_are():
+    x = torch.randn(3, 4, 64, generator=torch.Generator().manual_seed(0))
+    alone = int8_beside_outliers(x[1:2])
+    x[0, 2, 5] = 50.0
+    assert torch.equal(int8_beside_outliers(x)[1:2], alone)
 
 
 def test_a_prompt_goes_where_its_beginning_was_read():

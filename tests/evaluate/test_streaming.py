@@ -215,16 +215,20 @@ def test_a_server_that_does_not_stream_is_an_error(codec):
 @pytest.mark.parametrize(
     "options",
     [
-        StreamingOptions(concurrency=()),
-        StreamingOptions(concurrency=(0,)),
-        StreamingOptions(concurrency=(10_000,)),
-        StreamingOptions(generate=1),
-        StreamingOptions(prompt=0),
+        {"concurrency": ()},
+        {"concurrency": (0,)},
+        {"concurrency": (10_000,)},
+        {"generate": 1},
     ],
 )
-def test_senseless_runs_are_refused(codec, options):
+def test_senseless_options_are_refused_before_a_server_is_asked(options):
+    with pytest.raises(UsageError):
+        StreamingOptions(**options)
+
+
+def test_prompts_of_no_tokens_are_refused(codec):
     with serve(server(codec, lambda write: None)) as served, pytest.raises(UsageError):
-        measure_streaming(find_endpoint(served.url), codec, options)
+        measure_streaming(find_endpoint(served.url), codec, StreamingOptions(prompt=0))
 
 
 def test_the_tokenizer_is_that_of_what_is_served_or_must_be_named(demo_folder, demo_ggufs, codec):
