@@ -118,7 +118,7 @@ def read_generation_config(folder: Path) -> dict[str, Any]:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ModelError(f"{path} is not valid JSON: {error}.") from None
+        raise ModelError(f"{path} is not valid JSON: {error}.", "Fetch the model again.") from None
     return raw if isinstance(raw, dict) else {}
 
 
