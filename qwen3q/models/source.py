@@ -133,6 +133,27 @@ def resolve(
     return ModelSource(_title(repo), kind, config, folder, release, repo, download.commit)
 
 
+def local_folder(name: str) -> Path:
+    """The folder of a model on this machine: ``name`` itself, the demo's, or a downloaded one's.
+
+    Reads nothing in it and asks no Hub.
+
+    Raises:
+        UsageError: ``name`` is a file.
+        SourceError: no such folder, or a model of the Hub that is not downloaded.
+        ModelError: a downloaded config is no Qwen3's.
+    """
+    path = Path(name).expanduser()
+    if name != DEMO and path.is_dir():
+        return path
+    if path.is_file():
+        error = _is_a_file(name, path)
+        raise UsageError(error.message, error.hint)
+    folder = resolve(name, offline=True).folder
+    assert folder is not None
+    return folder
+
+
 def hub_repo(name: str) -> str:
     """The Hub id that ``name`` stands for.
 
