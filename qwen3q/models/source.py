@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from qwen3q.errors import SourceError, UsageError
 from qwen3q.models.catalog import Release, find_release, release_repo, suggest_releases
 from qwen3q.models.config import Qwen3Config, read_config
-from qwen3q.models.nearby import did_you_mean
+from qwen3q.models.nearby import did_you_mean, near_names
 from qwen3q.progress import ProgressFn, silent
 
 if TYPE_CHECKING:
@@ -248,7 +248,10 @@ def _find_repo(name: str) -> tuple[Release | None, str, SourceKind]:
     if _HUB_ID.fullmatch(name):
         return None, name, kind
     error = unknown_model(name)
-    raise SourceError(error.message, did_you_mean(Path(name)) or error.hint)
+    here = [path for path in near_names(Path(name)) if (path / "config.json").is_file()]
+    if here:
+        error.hint = f"Did you mean the folder {' or '.join(map(str, here))}?"
+    raise error
 
 
 def _demo() -> ModelSource:

@@ -161,12 +161,13 @@ def test_a_hub_id_beside_a_local_folder_is_still_fetched(server, site, tmp_path,
     assert resolve("someone/Tune", site=site).kind is SourceKind.HUB
 
 
-def test_a_bare_name_is_looked_for_among_the_folders_here(no_hub, tmp_path, monkeypatch):
+def test_a_bare_name_is_looked_for_among_models_here(demo_folder, no_hub, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "Qwen3-mine-AWQ").mkdir()
+    (tmp_path / "Qwen3-mine-AWX").mkdir()  # no model
+    (tmp_path / "Qwen3-mine-AWQ").symlink_to(demo_folder)
     with pytest.raises(SourceError, match="There is no model 'Qwen3-mine-AWK'") as caught:
         describe("Qwen3-mine-AWK", site=no_hub)
-    assert caught.value.hint == "Did you mean Qwen3-mine-AWQ?"
+    assert caught.value.hint == "Did you mean the folder Qwen3-mine-AWQ?"
 
 
 @pytest.mark.parametrize(
