@@ -9,9 +9,11 @@ from typing import Any
 
 from qwen3q.calibrate.samples import COLUMNS, Sample, parse_record
 from qwen3q.errors import MissingPackageError, UsageError
+from qwen3q.models.nearby import did_you_mean
 
 MOST_TEXT_BYTES = 32 << 20
 MOST_RECORD_BYTES = 1 << 30
+_GIVE = "Give a text, jsonl or parquet file, or a set, such as --calibration balanced."
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
 PARQUET_SUFFIX = ".parquet"
 
@@ -31,11 +33,11 @@ def read_text(path: Path) -> str:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is no UTF-8 text: byte {error.start} is not.") from None
+        raise UsageError(f"{path} is no UTF-8 text: byte {error.start} is not.", _GIVE) from None
     except OSError as error:
-        raise UsageError(f"{path} can't be read: {error.strerror}.") from None
+        raise UsageError(f"{path} can't be read: {error.strerror}.", _GIVE) from None
     if not text.strip():
-        raise UsageError(f"{path} is empty.")
+        raise UsageError(f"{path} is empty.", _GIVE)
     return text
 
 
@@ -50,7 +52,7 @@ def read_records(path: Path) -> list[Sample]:
     records = _parquet(path) if path.suffix.lower() == PARQUET_SUFFIX else _json_lines(path)
     samples = [parse_record(record, where) for record, where in records]
     if not samples:
-        raise UsageError(f"{path} is empty.")
+        raise UsageError(f"{path} is empty.", _GIVE)
     return samples
 
 
@@ -63,10 +65,10 @@ def check_file(path: Path) -> None:
     if path.is_dir():
         raise UsageError(f"{path} is a folder.", "Give one text, jsonl or parquet file.")
     if not path.is_file():
-        raise UsageError(f"There is no file {path}.")
+        raise UsageError(f"There is no file {path}.", did_you_mean(path) or _GIVE)
     size = path.stat().st_size
     if size == 0:
-        raise UsageError(f"{path} is empty.")
+        raise UsageError(f"{path} is empty.", _GIVE)
     most, hint = MOST_TEXT_BYTES, "Cut a part of it, such as: head -c 8M"
     if is_records(path):
         most, hint = MOST_RECORD_BYTES, "Give a part of it."
@@ -82,9 +84,9 @@ def _json_lines(path: Path) -> Iterator[tuple[Any, str]]:
                     where = f"{path} line {number}"
                     yield _json(line, where), where
     except UnicodeDecodeError:
-        raise UsageError(f"{path} is no UTF-8 text.") from None
+        raise UsageError(f"{path} is no UTF-8 text.", _GIVE) from None
     except OSError as error:
-        raise UsageError(f"{path} can't be read: {error.strerror}.") from None
+        raise UsageError(f"{path} can't be read: {error.strerror}.", _GIVE) from None
 
 
 def _json(line: str, where: str) -> Any:
@@ -112,7 +114,8 @@ def _parquet(path: Path) -> Iterator[tuple[Any, str]]:
             if column is None:
                 raise UsageError(
                     f"{path} has no column text, messages or conversations; "
-                    f"it has {', '.join(names) or 'none'}."
+                    f"it has {', '.join(names) or 'none'}.",
+                    "Rename the column that holds the text.",
                 )
             columns = [column, *(name for name in ("tools",) if name in names)]
             row = 0
@@ -121,4 +124,5 @@ def _parquet(path: Path) -> Iterator[tuple[Any, str]]:
                     row += 1
                     yield record, f"{path} row {row}"
     except (ArrowException, OSError) as error:
-        raise UsageError(f"{path} is no valid parquet: {error}.") from None
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise UsageError(f"{path} is no valid parquet: {reason}.", _GIVE) from None

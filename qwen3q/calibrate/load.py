@@ -154,7 +154,7 @@ def _template(folder: Path) -> ChatTemplate | None:
     try:
         config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ModelError(f"{path} is not valid JSON: {error}.") from None
+        raise ModelError(f"{path} is not valid JSON: {error}.", "Fetch the model again.") from None
     source = read_chat_template(folder, config)
     return ChatTemplate(source) if source else None
 

@@ -22,6 +22,7 @@ ROLES = {
 }
 """Roles in OpenAI's spelling and in ShareGPT's."""
 
+_RECORD = 'A record is {"text": "..."} or {"messages": [{"role": "user", "content": "..."}, ...]}.'
 THINK_START = "<think>"
 THINK_END = "</think>"
 
@@ -69,37 +70,46 @@ def parse_record(record: Any, where: str, column: str | None = None) -> Sample:
         column: the field to read; None for the first of ``COLUMNS`` that is there.
 
     Raises:
-        UsageError: no such field, or one that holds neither text nor a conversation.
+        UsageError: no such field, one that holds neither text nor a conversation, or a message
+            without role or content.
     """
     if not isinstance(record, Mapping):
         raise UsageError(f"{where} is no JSON object.", "Each line holds one object.")
+    given = column
     if column is None:
         column = next((name for name in COLUMNS if record.get(name) is not None), None)
     if column is None or column not in record:
         wanted = column or "text, messages or conversations"
         raise UsageError(
-            f"{where} has no {wanted}; it has {', '.join(map(str, record)) or 'none'}."
+            f"{where} has no {wanted}; it has {', '.join(map(str, record)) or 'none'}.",
+            _RECORD,
         )
     value = record[column]
+    if given is None and column != "text" and isinstance(value, str):
+        raise UsageError(f"{where}: {column} is text, not a list of messages.", _RECORD)
     kind, language, id_ = (str(record.get(tag) or "") for tag in ("kind", "language", "id"))
     if isinstance(value, str):
         return Sample(text=value, kind=kind, language=language, id=id_)
     if isinstance(value, Sequence) and value:
         tools = record.get("tools") or ()
         if not isinstance(tools, Sequence) or isinstance(tools, str):
-            raise UsageError(f"{where}: tools is no list of functions.")
+            raise UsageError(f"{where}: tools is no list of functions.", _RECORD)
         messages = tuple(_message(item, where) for item in value)
         return Sample(None, messages, tuple(tools), kind, language, id_)
-    raise UsageError(f"{where}: {column} holds neither text nor a conversation.")
+    raise UsageError(f"{where}: {column} holds neither text nor a conversation.", _RECORD)
 
 
 def _message(item: Any, where: str) -> Message:
     if not isinstance(item, Mapping):
-        raise UsageError(f"{where}: a message is no object.")
+        raise UsageError(f"{where}: a message is no object.", _RECORD)
     name = item.get("role", item.get("from"))
     if not isinstance(name, str) or name not in ROLES:
-        raise UsageError(f"{where}: a message's role is {name!r}; known are {', '.join(ROLES)}.")
+        raise UsageError(
+            f"{where}: a message's role is {name!r}; known are {', '.join(ROLES)}.", _RECORD
+        )
     content = item.get("content", item.get("value"))
+    if content is None and not (item.get("tool_calls") or item.get("reasoning_content")):
+        raise UsageError(f"{where}: a message of role {name} has no content.", _RECORD)
     message: dict[str, Any] = {"role": ROLES[name], "content": _content(content, where)}
     if message["role"] == "assistant":
         message |= _thinking(message["content"], item.get("reasoning_content"))
@@ -116,7 +126,7 @@ def _content(value: Any, where: str) -> str:
         return value
     if isinstance(value, Sequence) and all(isinstance(part, Mapping) for part in value):
         return "".join(str(part.get("text") or "") for part in value)
-    raise UsageError(f"{where}: a message's content is no text.")
+    raise UsageError(f"{where}: a message's content is no text.", _RECORD)
 
 
 def _thinking(content: str, reasoning: Any) -> dict[str, str]:

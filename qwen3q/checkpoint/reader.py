@@ -172,7 +172,10 @@ def _shards(folder: Path) -> dict[Path, list[str] | None]:
                 f"{path} is a pickle, which can run code when read; it is refused.",
                 "Use the safetensors version of this model.",
             )
-    raise CheckpointError(f"{folder} holds no safetensors file.")
+    raise CheckpointError(
+        f"{folder} holds no safetensors file.",
+        "Its weights are missing: fetch the model again, with model*.safetensors.",
+    )
 
 
 def _indexed(folder: Path) -> Iterable[tuple[Path, list[str] | None]]:
@@ -181,7 +184,10 @@ def _indexed(folder: Path) -> Iterable[tuple[Path, list[str] | None]]:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         pairs = list(weight_map.items())
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise CheckpointError(f"{index} is no safetensors index: it lacks weight_map.") from None
+        raise CheckpointError(
+            f"{index} is no safetensors index: it lacks weight_map.",
+            "The download may be incomplete; fetch the model again.",
+        ) from None
     shards: dict[str, list[str]] = {}
     for tensor, shard in pairs:
         _check_shard_name(shard, index)

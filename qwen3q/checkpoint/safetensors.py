@@ -35,6 +35,7 @@ MAX_HEADER_BYTES = 100_000_000
 MAX_DIMENSIONS = 8
 
 _REFETCH = "The download may be incomplete; fetch the file again."
+_UNREADABLE = "Check that it is a file and that you may read it."
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,15 +83,16 @@ def read_header(path: Path) -> Header:
             if length > MAX_HEADER_BYTES:
                 raise CheckpointError(
                     f"{path} claims a header of {length} bytes; "
-                    f"safetensors allows {MAX_HEADER_BYTES}."
+                    f"safetensors allows {MAX_HEADER_BYTES}.",
+                    _REFETCH,
                 )
             raw = file.read(length)
     except OSError as error:
-        raise CheckpointError(f"Can't read {path}: {error.strerror}.") from None
+        raise CheckpointError(f"Can't read {path}: {error.strerror}.", _UNREADABLE) from None
     entries = _parse(raw, path)
     metadata = entries.pop("__metadata__", {})
     if not isinstance(metadata, dict):
-        raise CheckpointError(f"{path}: __metadata__ is no object.")
+        raise CheckpointError(f"{path}: __metadata__ is no object.", _REFETCH)
     data_start = 8 + length
     tensors = [_entry(name, value, path, data_start) for name, value in entries.items()]
     tensors.sort(key=lambda info: (info.start, info.nbytes))
@@ -102,15 +104,17 @@ def _parse(raw: bytes, path: Path) -> dict[str, Any]:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         keys = dict(pairs)
         if len(keys) != len(pairs):
-            raise CheckpointError(f"{path}: its header names a key twice.")
+            raise CheckpointError(f"{path}: its header names a key twice.", _REFETCH)
         return keys
 
     try:
         entries = json.loads(raw.decode("utf-8"), object_pairs_hook=unique)
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
-        raise CheckpointError(f"{path} is no safetensors file: its header is not JSON.") from None
+        raise CheckpointError(
+            f"{path} is no safetensors file: its header is not JSON.", _REFETCH
+        ) from None
     if not isinstance(entries, dict):
-        raise CheckpointError(f"{path} is no safetensors file: its header is no object.")
+        raise CheckpointError(f"{path} is no safetensors file: its header is no object.", _REFETCH)
     return entries
 
 
@@ -119,19 +123,21 @@ def _entry(name: str, value: Any, path: Path, data_start: int) -> TensorInfo:
         dtype, shape, (begin, end) = value["dtype"], value["shape"], value["data_offsets"]
     except (TypeError, KeyError, ValueError):
         raise CheckpointError(
-            f"{path}: tensor {name} lacks dtype, shape or data_offsets."
+            f"{path}: tensor {name} lacks dtype, shape or data_offsets.",
+            _REFETCH,
         ) from None
     if dtype not in DTYPE_BYTES:
-        raise CheckpointError(f"{path}: tensor {name} has unknown dtype {dtype!r}.")
+        raise CheckpointError(f"{path}: tensor {name} has unknown dtype {dtype!r}.", _REFETCH)
     if not isinstance(shape, list) or len(shape) > MAX_DIMENSIONS or not all(map(_count, shape)):
-        raise CheckpointError(f"{path}: tensor {name} has shape {shape!r}.")
+        raise CheckpointError(f"{path}: tensor {name} has shape {shape!r}.", _REFETCH)
     if not _count(begin) or not _count(end) or begin > end:
-        raise CheckpointError(f"{path}: tensor {name} has offsets {begin!r} to {end!r}.")
+        raise CheckpointError(f"{path}: tensor {name} has offsets {begin!r} to {end!r}.", _REFETCH)
     expected = prod(shape) * DTYPE_BYTES[dtype]
     if end - begin != expected:
         raise CheckpointError(
             f"{path}: tensor {name} spans {end - begin} bytes, "
-            f"but {dtype} {shape} takes {expected}."
+            f"but {dtype} {shape} takes {expected}.",
+            _REFETCH,
         )
     return TensorInfo(name, path, dtype, tuple(shape), data_start + begin, end - begin)
 
@@ -144,9 +150,11 @@ def _check_layout(tensors: list[TensorInfo], path: Path, data_start: int, size: 
     position = data_start
     for info in tensors:
         if info.start < position:
-            raise CheckpointError(f"{path}: tensor {info.name} overlaps the one before it.")
+            raise CheckpointError(
+                f"{path}: tensor {info.name} overlaps the one before it.", _REFETCH
+            )
         if info.start > position:
-            raise CheckpointError(f"{path}: there is a gap before tensor {info.name}.")
+            raise CheckpointError(f"{path}: there is a gap before tensor {info.name}.", _REFETCH)
         position = info.start + info.nbytes
     if position > size:
         raise CheckpointError(
@@ -154,5 +162,6 @@ def _check_layout(tensors: list[TensorInfo], path: Path, data_start: int, size: 
         )
     if position < size:
         raise CheckpointError(
-            f"{path} has {size - position} bytes that its header does not describe."
+            f"{path} has {size - position} bytes that its header does not describe.",
+            _REFETCH,
         )

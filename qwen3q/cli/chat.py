@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qwen3q.cli.output import JsonFlag, note, print_json, progress_bar, stdout_console
-from qwen3q.errors import UsageError
+from qwen3q.errors import Qwen3qError, UsageError
 
 if TYPE_CHECKING:
     from qwen3q.chat.session import ChatSession, SamplingChoice, Turn
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from qwen3q.llama.model import LlamaModel
 
 DEFAULT_CONTEXT = 8192
+LEAST_CONTEXT = 256
+"""llama.cpp makes no smaller one, and rounds up to a multiple of it."""
 
 GgufArgument = Annotated[
     str, typer.Argument(help="GGUF file, MODEL:TYPE such as qwen3-8b:Q4_K_M, or demo.")
@@ -39,25 +41,35 @@ def chat(
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
     temperature: Annotated[
         float | None,
-        typer.Option(help="0 is greedy. Default: 0.6 thinking, 0.7 not.", show_default=False),
+        typer.Option(min=0, max=100, help="0 is greedy. Default: 0.6 thinking, 0.7 not."),
     ] = None,
     top_p: Annotated[
-        float | None, typer.Option(help="Default: 0.95 thinking, 0.8 not.", show_default=False)
+        float | None, typer.Option(min=0, max=1, help="Default: 0.95 thinking, 0.8 not.")
     ] = None,
-    top_k: Annotated[int | None, typer.Option(help="Default: 20.", show_default=False)] = None,
-    min_p: Annotated[float | None, typer.Option(help="Default: 0.", show_default=False)] = None,
+    top_k: Annotated[
+        int | None, typer.Option(min=0, max=1 << 20, help="0 keeps all. Default: 20.")
+    ] = None,
+    min_p: Annotated[float | None, typer.Option(min=0, max=1, help="Default: 0.")] = None,
     presence_penalty: Annotated[
-        float | None, typer.Option(help="Up to 2, against repetition.", show_default=False)
+        float | None, typer.Option(min=-2, max=2, help="Against repetition. Default: 0.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="For a repeatable answer.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=(1 << 32) - 2, help="For a repeatable answer.")
+    ] = None,
     max_tokens: Annotated[
         int | None, typer.Option(min=1, help="Default: until the context is full.")
     ] = None,
     context: Annotated[
         int | None,
-        typer.Option(min=1, help=f"Tokens of context. Default: {DEFAULT_CONTEXT} at most."),
+        typer.Option(
+            min=LEAST_CONTEXT,
+            max=1 << 24,
+            help=f"Tokens of context. Default: {DEFAULT_CONTEXT} at most.",
+        ),
     ] = None,
-    yarn: Annotated[float | None, typer.Option(help="YaRN factor for a longer context.")] = None,
+    yarn: Annotated[
+        float | None, typer.Option(help="YaRN factor for a longer context, up to 4.")
+    ] = None,
     cache_type: Annotated[str, typer.Option(help="How the KV cache is stored.")] = "f16",
     flash_attention: Annotated[
         bool | None,
@@ -65,7 +77,7 @@ def chat(
     ] = None,
     gpu_layers: Annotated[int, typer.Option(help="Layers on the GPU; -1 is all.")] = -1,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Default: physical cores.", show_default=False)
+        int | None, typer.Option(min=1, max=1024, help="Default: physical cores.")
     ] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Only what is downloaded.")] = False,
@@ -76,6 +88,7 @@ def chat(
     In a pipe only the answer is printed, without the thinking.
     """
     from qwen3q.chat.session import ChatSession, SamplingChoice
+    from qwen3q.formats.gguf_metadata import check_yarn
     from qwen3q.llama.context import ContextOptions, LlamaContext
     from qwen3q.llama.generate import Generator
     from qwen3q.llama.model import LlamaModel, LoadOptions
@@ -85,6 +98,8 @@ def chat(
     if question is None and json_output:
         raise UsageError("--json needs a question.", "Give one with -p, or pipe it in.")
     choice = SamplingChoice(temperature, top_k, top_p, min_p, presence_penalty, seed)
+    if yarn is not None:
+        check_yarn(yarn)
     _warn_of_greedy(choice, think)
     with progress_bar(quiet=json_output) as progress:
         path = local_gguf(model, revision=revision, offline=offline, progress=progress)
@@ -159,17 +174,41 @@ def _talk(session: ChatSession, model: LlamaModel, options: ContextOptions) -> N
 
 
 def _answer_once(session: ChatSession, question: str, *, json_output: bool) -> None:
-    from qwen3q.chat.terminal import AnswerPrinter, stop_note
+    from qwen3q.chat.terminal import AnswerPrinter
 
     if json_output:
-        print_json(turn_json(session, session.ask(question)))
-        return
-    console = stdout_console()
-    printer = AnswerPrinter(console, show_thinking=console.is_terminal)
-    turn = session.ask(question, printer)
-    printer.end()
-    if stop_note(turn):
-        note(stop_note(turn))
+        turn = session.ask(question)
+        print_json(turn_json(session, turn))
+    else:
+        console = stdout_console()
+        printer = AnswerPrinter(console, show_thinking=console.is_terminal)
+        turn = session.ask(question, printer)
+        printer.end()
+    _tell_of_the_cut(session, turn)
+
+
+def _tell_of_the_cut(session: ChatSession, turn: Turn) -> None:
+    """Says on stderr why the one answer ended early.
+
+    Raises:
+        Qwen3qError: it ended before its first word.
+    """
+    from qwen3q.llama.generate import StopReason
+
+    or_else = ", or add --no-think." if session.thinking else "."
+    if turn.stop_reason is StopReason.LENGTH:
+        cut = f"The answer was cut at --max-tokens {turn.timings.generated_tokens}"
+        hint = f"Raise --max-tokens{or_else}"
+    elif turn.stop_reason is StopReason.CONTEXT:
+        size = session.generator.context.size
+        cut = f"The answer was cut where the context of {size} tokens ends"
+        hint = f"Raise --context{or_else}"
+    else:
+        cut, hint = "The model ended", "Ask in other words, or with another --seed."
+    if not turn.answer:
+        raise Qwen3qError(f"{cut} before the first word of an answer.", hint)
+    if turn.stop_reason is not StopReason.END:
+        note(f"{cut}.")
 
 
 def turn_json(session: ChatSession, turn: Turn) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from typing import Annotated
 import typer
 
 from qwen3q.cli.output import JsonFlag, print_json, progress_bar, stdout_console
+from qwen3q.errors import Qwen3qError, UsageError
+from qwen3q.models.source import local_folder
 
 
 def register(app: typer.Typer) -> None:
@@ -16,9 +18,10 @@ def register(app: typer.Typer) -> None:
 
 
 def verify(
-    folder: Annotated[Path, typer.Argument(help="A quantized model folder.")],
+    folder: Annotated[str, typer.Argument(help="A quantized model folder.")],
     source: Annotated[
-        Path | None, typer.Option(help="The folder it was made from, to compare checksums with.")
+        str | None,
+        typer.Option(help="The model it was made from, to compare checksums with."),
     ] = None,
     json_output: JsonFlag = False,
 ) -> None:
@@ -28,13 +31,15 @@ def verify(
     """
     from qwen3q.quantize.verify import verify_folder
 
+    path = _verified_folder(folder)
+    origin = None if source is None else _source_folder(source)
     with progress_bar(quiet=json_output) as progress:
-        checks = verify_folder(folder, source, progress)
+        checks = verify_folder(path, origin, progress)
     passed = all(check.passed for check in checks)
     if json_output:
         print_json(
             {
-                "folder": str(folder),
+                "folder": str(path),
                 "passed": passed,
                 "checks": [asdict(check) for check in checks],
             }
@@ -47,3 +52,19 @@ def verify(
             console.print(f"{check.name:<9} {check.detail}")
     if not passed:
         raise typer.Exit(1)
+
+
+def _verified_folder(name: str) -> Path:
+    if Path(name).suffix == ".gguf" and Path(name).is_file():
+        raise UsageError(
+            f"{name} is a GGUF file; verify checks folders.",
+            f"`qwen3q inspect {name}` reads its header.",
+        )
+    return local_folder(name)
+
+
+def _source_folder(name: str) -> Path:
+    try:
+        return local_folder(name)
+    except Qwen3qError as error:
+        raise UsageError(f"--source {name}: {error.message}", error.hint) from None

@@ -41,9 +41,9 @@ def read_text(path: Path) -> str:
     try:
         return path.read_bytes().decode("utf-8").removesuffix("\n")
     except OSError as error:
-        raise UsageError(f"Can't read {path}: {error.strerror}.") from None
+        raise UsageError(f"Can't read {path}: {error.strerror}.", "Give a text file.") from None
     except UnicodeDecodeError:
-        raise UsageError(f"{path} is no UTF-8 text.") from None
+        raise UsageError(f"{path} is no UTF-8 text.", "Give a text file.") from None
 
 
 def encode_beginning(

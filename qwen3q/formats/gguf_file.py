@@ -22,6 +22,12 @@ MAGIC = b"GGUF"
 VERSION = 3
 DEFAULT_ALIGNMENT = 32
 MAX_DIMENSIONS = 4
+_REFETCH = "The download may be incomplete; fetch the file again."
+_UNREADABLE = "Check that it is a file and that you may read it."
+_NEWER = "Update qwen3q if the file is newer; else fetch it again."
+_NO_GGUF = (
+    "Fetch it again, or make one from the float model: qwen3q quantize MODEL --to gguf:Q4_K_M."
+)
 _SPLIT_NAME = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
 
 
@@ -105,11 +111,11 @@ def read_header(path: Path) -> GgufHeader:
         with path.open("rb") as file:
             size = path.stat().st_size
             if size < 24 or file.read(4) != MAGIC:
-                raise CheckpointError(f"{path} is no GGUF file.")
+                raise CheckpointError(f"{path} is no GGUF file.", _NO_GGUF)
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 return _Cursor(path, data, 4).header()
     except OSError as error:
-        raise CheckpointError(f"Can't read {path}: {error.strerror}.") from None
+        raise CheckpointError(f"Can't read {path}: {error.strerror}.", _UNREADABLE) from None
 
 
 def split_paths(path: Path) -> list[Path]:
@@ -125,7 +131,10 @@ def split_paths(path: Path) -> list[Path]:
     parts = [path.with_name(f"{stem}-{i + 1:05d}-of-{count}.gguf") for i in range(int(count))]
     for part in parts:
         if not part.is_file():
-            raise CheckpointError(f"{path} is part of a split file; {part.name} is missing.")
+            raise CheckpointError(
+                f"{path} is part of a split file; {part.name} is missing.",
+                "Fetch that part into the same folder.",
+            )
     return parts
 
 
@@ -140,7 +149,9 @@ class _Cursor:
     def header(self) -> GgufHeader:
         version = self.number("I")
         if version not in (2, 3):
-            raise CheckpointError(f"{self.path} is GGUF version {version}; 2 and 3 are read.")
+            raise CheckpointError(
+                f"{self.path} is GGUF version {version}; 2 and 3 are read.", _NEWER
+            )
         n_tensors, n_values = self.number("Q"), self.number("Q")
         self.room(n_values, 13, "metadata values")
         metadata: dict[str, Any] = {}
@@ -150,7 +161,7 @@ class _Cursor:
         self.room(n_tensors, 24, "tensors")
         alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
         if not isinstance(alignment, int) or alignment <= 0 or alignment & (alignment - 1):
-            raise CheckpointError(f"{self.path}: general.alignment is {alignment!r}.")
+            raise CheckpointError(f"{self.path}: general.alignment is {alignment!r}.", _REFETCH)
         entries = [self.tensor() for _ in range(n_tensors)]
         data_start = -(-self.position // alignment) * alignment
         tensors = {}
@@ -160,7 +171,7 @@ class _Cursor:
                 raise CheckpointError(
                     f"{self.path} is truncated: tensor {tensor.name} ends at byte "
                     f"{start + tensor.nbytes} of {len(self.data)}.",
-                    "The download may be incomplete; fetch the file again.",
+                    _REFETCH,
                 )
             tensors[tensor.name] = GgufTensor(
                 tensor.name, tensor.type, tensor.shape, start, tensor.nbytes
@@ -169,7 +180,7 @@ class _Cursor:
 
     def room(self, count: int, each: int, what: str) -> None:
         if count * each > len(self.data) - self.position:
-            raise CheckpointError(f"{self.path} is truncated: it claims {count} {what}.")
+            raise CheckpointError(f"{self.path} is truncated: it claims {count} {what}.", _REFETCH)
 
     def number(self, code: str) -> Any:
         size = struct.calcsize("<" + code)
@@ -194,7 +205,9 @@ class _Cursor:
         for _ in range(count):
             end = start + 8 + (read_length(data, start)[0] if start + 8 <= size else 0)
             if end > size:
-                raise CheckpointError(f"{self.path} is truncated: it claims {count} strings.")
+                raise CheckpointError(
+                    f"{self.path} is truncated: it claims {count} strings.", _REFETCH
+                )
             found.append(data[start + 8 : end].decode("utf-8", "replace"))
             start = end
         self.position = start
@@ -205,7 +218,7 @@ class _Cursor:
         try:
             return ValueType(kind)
         except ValueError:
-            raise CheckpointError(f"{self.path}: unknown metadata type {kind}.") from None
+            raise CheckpointError(f"{self.path}: unknown metadata type {kind}.", _NEWER) from None
 
     def value(self, kind: ValueType) -> Any:
         if kind is ValueType.STRING:
@@ -214,7 +227,7 @@ class _Cursor:
             return self.number(_FORMATS[kind])
         items, count = self.value_type(), self.number("Q")
         if items is ValueType.ARRAY:
-            raise CheckpointError(f"{self.path}: nested metadata arrays are not read.")
+            raise CheckpointError(f"{self.path}: nested metadata arrays are not read.", _NEWER)
         if items is ValueType.STRING:
             return self.strings(count)
         code = _FORMATS[items]
@@ -227,15 +240,18 @@ class _Cursor:
         name = self.string()
         dimensions = self.number("I")
         if not 1 <= dimensions <= MAX_DIMENSIONS:
-            raise CheckpointError(f"{self.path}: tensor {name} has {dimensions} dimensions.")
+            raise CheckpointError(
+                f"{self.path}: tensor {name} has {dimensions} dimensions.", _REFETCH
+            )
         shape = tuple(self.number("Q") for _ in range(dimensions))[::-1]
         kind, offset = self.number("I"), self.number("Q")
         if kind not in GGML_TYPES_BY_ID:
-            raise CheckpointError(f"{self.path}: tensor {name} has unknown type {kind}.")
+            raise CheckpointError(f"{self.path}: tensor {name} has unknown type {kind}.", _NEWER)
         ggml = GGML_TYPES_BY_ID[kind]
         if shape[-1] % ggml.block_size:
             raise CheckpointError(
-                f"{self.path}: rows of {shape[-1]} do not fit {ggml.name}'s blocks ({name})."
+                f"{self.path}: rows of {shape[-1]} do not fit {ggml.name}'s blocks ({name}).",
+                _REFETCH,
             )
         return GgufTensor(
             name, ggml.name, shape, offset, prod(shape[:-1]) * ggml.row_bytes(shape[-1])

@@ -46,17 +46,26 @@ class Provenance:
     revision: str | None = None
 
 
-def with_yarn(config: Qwen3Config, factor: float) -> Qwen3Config:
-    """The config with YaRN context extension by ``factor``.
+def check_yarn(factor: float) -> None:
+    """Refuses a factor outside 1 to 4, which is as far as Qwen3 was validated.
 
     Raises:
-        UsageError: a factor outside 1 to 4, which is as far as Qwen3 was validated.
+        UsageError: such a factor.
     """
     if not 1.0 < factor <= LONGEST_YARN_FACTOR:
         raise UsageError(
             f"--yarn {factor:g} is outside what Qwen3 was validated for.",
             f"Give a factor above 1 and up to {LONGEST_YARN_FACTOR:g}.",
         )
+
+
+def with_yarn(config: Qwen3Config, factor: float) -> Qwen3Config:
+    """The config with YaRN context extension by ``factor``.
+
+    Raises:
+        UsageError: a factor that ``check_yarn`` refuses.
+    """
+    check_yarn(factor)
     trained = config.max_position_embeddings
     base = HYBRID_YARN_BASE if trained == HYBRID_CONTEXT else trained
     return replace(config, yarn=Yarn(factor, base), max_position_embeddings=int(base * factor))
@@ -118,7 +127,7 @@ def read_generation_config(folder: Path) -> dict[str, Any]:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ModelError(f"{path} is not valid JSON: {error}.") from None
+        raise ModelError(f"{path} is not valid JSON: {error}.", "Fetch the model again.") from None
     return raw if isinstance(raw, dict) else {}
 
 

@@ -20,6 +20,7 @@ from qwen3q.models.tensors import model_tensors
 from qwen3q.plan.gguf import gguf_name
 
 _SUMS, _COUNTS = ".in_sum2", ".counts"
+_MAKE = "Make one with llama-imatrix (GGUF output), or use --calibration balanced."
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +59,7 @@ def read_imatrix(path: Path, config: Qwen3Config) -> ImportanceMatrix:
     """
     header = read_header(path)
     if header.metadata.get("general.type") != "imatrix":
-        raise CheckpointError(
-            f"{path} is no importance matrix.", "Make one with llama-imatrix (GGUF output)."
-        )
+        raise CheckpointError(f"{path} is no importance matrix.", _MAKE)
     means = {
         name.removesuffix(_SUMS): _means(path, tensor, header.tensors.get(_counts_of(name)))
         for name, tensor in header.tensors.items()
@@ -80,7 +79,9 @@ def read_imatrix(path: Path, config: Qwen3Config) -> ImportanceMatrix:
             )
         values[spec.name] = np.ascontiguousarray(rows[spec.expert or 0])
     if not values:
-        raise ModelError(f"{path} covers no tensor of this model.")
+        raise ModelError(
+            f"{path} covers no tensor of this model.", "It was made for another model."
+        )
     chunks = header.metadata.get("imatrix.chunk_count", 0)
     return ImportanceMatrix(values, path.name, len(means), chunks if isinstance(chunks, int) else 0)
 
@@ -92,11 +93,11 @@ def _counts_of(name: str) -> str:
 def _means(path: Path, sums: GgufTensor, counts: GgufTensor | None) -> NDArray[np.float32]:
     """``[experts, in]``: sums over counts."""
     if counts is None or sums.type != "F32" or counts.type != "F32":
-        raise CheckpointError(f"{path}: {sums.name} has no float32 counts beside it.")
+        raise CheckpointError(f"{path}: {sums.name} has no float32 counts beside it.", _MAKE)
     total = _floats(path, sums).reshape(-1, sums.shape[-1])
     count = _floats(path, counts).reshape(-1, 1)
     if len(count) != len(total) or not np.isfinite(total).all():
-        raise CheckpointError(f"{path}: {sums.name} is damaged.")
+        raise CheckpointError(f"{path}: {sums.name} is damaged.", _MAKE)
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(count > 0, total / count, np.float32(1))
 

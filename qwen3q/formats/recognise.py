@@ -15,6 +15,8 @@ from qwen3q.errors import CheckpointError
 from qwen3q.models.config import Qwen3Config
 from qwen3q.models.tensors import TensorSpec, model_tensors
 
+_REFETCH = "Config and weights may be of different models; fetch the model again."
+
 
 class Storage(StrEnum):
     """How one checkpoint tensor is stored."""
@@ -70,13 +72,15 @@ def recognise(
     for name in tensors:
         module = _module(name, known)
         if module is None:
-            raise CheckpointError(f"{where} holds {name}, which belongs to nothing in the model.")
+            raise CheckpointError(
+                f"{where} holds {name}, which belongs to nothing in the model.", _REFETCH
+            )
         modules.setdefault(module, {})[name.removeprefix(f"{module}.")] = name
     found = {}
     for spec in specs:
         parts = modules.get(spec.name.removesuffix(".weight"))
         if parts is None:
-            raise CheckpointError(f"{where} has nothing stored for {spec.name}.")
+            raise CheckpointError(f"{where} has nothing stored for {spec.name}.", _REFETCH)
         found[spec.name] = _recognise_one(spec, parts, tensors, where)
     return found
 
@@ -112,7 +116,8 @@ def _recognise_one(
                 _require(spec, infos, shapes, where)
                 return StoredWeight(spec, storage, bits, group, parts)
     raise CheckpointError(
-        f"{where} stores {spec.name} as {', '.join(sorted(parts))}, a layout that is not known."
+        f"{where} stores {spec.name} as {', '.join(sorted(parts))}, a layout that is not known.",
+        f"Layouts that are read: {', '.join(Storage)}.",
     )
 
 
@@ -215,5 +220,6 @@ def _require(
         if infos[suffix].shape != shape:
             raise CheckpointError(
                 f"{where}: {infos[suffix].name} has shape {list(infos[suffix].shape)}; "
-                f"for {spec.name} it should be {list(shape)}."
+                f"for {spec.name} it should be {list(shape)}.",
+                _REFETCH,
             )

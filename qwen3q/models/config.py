@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from qwen3q.errors import ModelError
+from qwen3q.models.nearby import did_you_mean
 from qwen3q.models.quantization_config import quant_method
 
 MODEL_TYPES = ("qwen3", "qwen3_moe")
 _LIMITS = {"num_hidden_layers": 512, "num_experts": 1024, "vocab_size": 1 << 24}
 """Several times what any release has: plans list tensors and tokens, and must not be endless."""
+_WANTED = "Give a folder that holds config.json, tokenizer.json and *.safetensors."
+_REFETCH = "Fetch the model's config.json again; qwen3q reads the text models of Qwen3 alone."
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,18 +95,18 @@ def read_config_json(folder: Path) -> dict[str, Any]:
     """The raw ``config.json`` of a model folder."""
     path = folder / "config.json"
     if not folder.exists():
-        raise ModelError(f"There is no folder {folder}.")
+        raise ModelError(f"There is no folder {folder}.", did_you_mean(folder) or _WANTED)
     if not path.is_file():
         raise ModelError(
             f"{folder} has no config.json, so it is no model folder.",
-            "Give a folder that holds config.json, tokenizer.json and *.safetensors.",
+            _WANTED,
         )
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ModelError(f"{path} is not valid JSON: {error}.", "Download it again.") from None
     if not isinstance(raw, dict):
-        raise ModelError(f"{path} holds a {type(raw).__name__}, not an object.")
+        raise ModelError(f"{path} holds a {type(raw).__name__}, not an object.", _REFETCH)
     return raw
 
 
@@ -172,25 +175,29 @@ class _Fields:
             if value is None:
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
-                raise ModelError(f"{self.where}: {name} is {value!r}, not a positive whole number.")
+                raise ModelError(
+                    f"{self.where}: {name} is {value!r}, not a positive whole number.", _REFETCH
+                )
             return value
         if default is None:
-            raise ModelError(f"{self.where} has no {names[0]}.")
+            raise ModelError(f"{self.where} has no {names[0]}.", _REFETCH)
         return default
 
     def indices(self, name: str) -> tuple[int, ...]:
         """A list of layers, empty if absent."""
         value = self.raw.get(name) or []
         if not isinstance(value, list):
-            raise ModelError(f"{self.where}: {name} is {value!r}, not a list of layers.")
+            raise ModelError(f"{self.where}: {name} is {value!r}, not a list of layers.", _REFETCH)
         for index in value:
             if not isinstance(index, int) or index < 0:
-                raise ModelError(f"{self.where}: {name} holds {index!r}, not a layer index.")
+                raise ModelError(
+                    f"{self.where}: {name} holds {index!r}, not a layer index.", _REFETCH
+                )
         return tuple(value)
 
     def number(self, name: str, value: Any) -> float:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-            raise ModelError(f"{self.where}: {name} is {value!r}, not a positive number.")
+            raise ModelError(f"{self.where}: {name} is {value!r}, not a positive number.", _REFETCH)
         return float(value)
 
 
@@ -220,25 +227,39 @@ def _yarn(rope: Mapping[str, Any], fields: _Fields) -> Yarn | None:
 def _check(config: Qwen3Config, raw: Mapping[str, Any], where: str) -> None:
     for name, most in _LIMITS.items():
         if getattr(config, name) > most:
-            raise ModelError(f"{where}: {name} is {getattr(config, name)}, more than {most}.")
+            raise ModelError(
+                f"{where}: {name} is {getattr(config, name)}, more than {most}.", _REFETCH
+            )
     if config.num_attention_heads % config.num_key_value_heads:
         raise ModelError(
             f"{where}: num_attention_heads {config.num_attention_heads} is no multiple of "
-            f"num_key_value_heads {config.num_key_value_heads}."
+            f"num_key_value_heads {config.num_key_value_heads}.",
+            _REFETCH,
         )
     if config.head_dim % 2:
-        raise ModelError(f"{where}: head_dim {config.head_dim} is odd, so RoPE can't pair it.")
+        raise ModelError(
+            f"{where}: head_dim {config.head_dim} is odd, so RoPE can't pair it.", _REFETCH
+        )
     if config.num_experts_per_tok > config.num_experts:
         raise ModelError(
             f"{where}: num_experts_per_tok {config.num_experts_per_tok} is more than "
-            f"num_experts {config.num_experts}."
+            f"num_experts {config.num_experts}.",
+            _REFETCH,
         )
     if raw.get("attention_bias"):
-        raise ModelError(f"{where}: attention_bias is true; no Qwen3 release has attention biases.")
+        raise ModelError(
+            f"{where}: attention_bias is true; no Qwen3 release has attention biases.", _REFETCH
+        )
     if raw.get("use_sliding_window"):
-        raise ModelError(f"{where}: use_sliding_window is true; no Qwen3 release uses it.")
+        raise ModelError(
+            f"{where}: use_sliding_window is true; no Qwen3 release uses it.", _REFETCH
+        )
     if raw.get("hidden_act", "silu") != "silu":
-        raise ModelError(f"{where}: hidden_act is {raw['hidden_act']!r}; Qwen3 uses silu.")
+        raise ModelError(
+            f"{where}: hidden_act is {raw['hidden_act']!r}; Qwen3 uses silu.", _REFETCH
+        )
     for token in (config.bos_token_id, *config.eos_token_ids):
         if token is not None and not isinstance(token, int):
-            raise ModelError(f"{where}: {token!r} is no token id (bos_token_id or eos_token_id).")
+            raise ModelError(
+                f"{where}: {token!r} is no token id (bos_token_id or eos_token_id).", _REFETCH
+            )

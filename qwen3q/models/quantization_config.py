@@ -8,6 +8,7 @@ from typing import Any
 from qwen3q.errors import ModelError
 
 _KEY = "quantization_config"
+_REFETCH = "Fetch the model's config.json again, or quantize the float model anew."
 
 
 def quant_method(raw: Mapping[str, Any], where: str) -> str | None:
@@ -17,19 +18,28 @@ def quant_method(raw: Mapping[str, Any], where: str) -> str | None:
     called by the key.
 
     Raises:
-        ModelError: it is no object, or a compressed-tensors one whose groups are not.
+        ModelError: it is no object, a compressed-tensors one whose groups are not, or has bits or a
+            group size that are no numbers.
     """
     stated = raw.get(_KEY)
     if stated is None or stated == {}:
         return None
     if not isinstance(stated, dict):
-        raise ModelError(f"{where}: {_KEY} is {stated!r}, not an object.")
+        raise ModelError(f"{where}: {_KEY} is {stated!r}, not an object.", _REFETCH)
+    for name, least, most in (("bits", 1, 32), ("group_size", -1, 1 << 20)):
+        value = stated.get(name)
+        if value is not None and (type(value) is not int or not least <= value <= most):
+            raise ModelError(
+                f"{where}: {_KEY}: {name} is {value!r}, not {least} to {most}.", _REFETCH
+            )
     for place, part in _parts(stated):
         if part is not None and not isinstance(part, dict):
-            raise ModelError(f"{where}: {_KEY}: {place} is {part!r}, not an object.")
+            raise ModelError(f"{where}: {_KEY}: {place} is {part!r}, not an object.", _REFETCH)
         bits = part.get("num_bits") if part else None
         if bits is not None and (not isinstance(bits, int) or not 0 < bits <= 32):
-            raise ModelError(f"{where}: {_KEY}: {place}: num_bits is {bits!r}, not 1 to 32.")
+            raise ModelError(
+                f"{where}: {_KEY}: {place}: num_bits is {bits!r}, not 1 to 32.", _REFETCH
+            )
     return str(stated.get("quant_method") or _KEY)
 
 

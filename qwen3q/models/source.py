@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib import resources
@@ -13,12 +15,14 @@ from typing import TYPE_CHECKING
 from qwen3q.errors import SourceError, UsageError
 from qwen3q.models.catalog import Release, find_release, release_repo, suggest_releases
 from qwen3q.models.config import Qwen3Config, read_config
+from qwen3q.models.nearby import did_you_mean, near_names
 from qwen3q.progress import ProgressFn, silent
 
 if TYPE_CHECKING:
     from qwen3q.models.hub import HubSite
 
 DEMO = "demo"
+GGUF_SUFFIX = ".gguf"
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _KINDS = (
@@ -33,6 +37,9 @@ class SourceKind(StrEnum):
     HUB = "hub"
     ALIAS = "alias"
     DEMO = "demo"
+
+
+GGUF_SUFFIX = ".gguf"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +92,8 @@ def describe(
     else:
         from qwen3q.models import hub
 
-        download = hub.fetch_config(repo, revision, site or hub.default_site(offline=offline))
+        with _or_no_folder(name):
+            download = hub.fetch_config(repo, revision, site or hub.default_site(offline=offline))
         config, revision = read_config(download.folder), download.commit
     return ModelSource(_title(repo), kind, config, release=release, repo=repo, revision=revision)
 
@@ -118,10 +126,32 @@ def resolve(
     from qwen3q.models import hub
 
     release, repo, kind = _find_repo(name)
-    download = hub.plan_download(repo, revision, site or hub.default_site(offline=offline))
+    with _or_no_folder(name):
+        download = hub.plan_download(repo, revision, site or hub.default_site(offline=offline))
     folder = hub.execute(download, progress=progress)
     config = read_config(folder)
     return ModelSource(_title(repo), kind, config, folder, release, repo, download.commit)
+
+
+def local_folder(name: str) -> Path:
+    """The folder of a model on this machine: ``name`` itself, the demo's, or a downloaded one's.
+
+    Reads nothing in it and asks no Hub.
+
+    Raises:
+        UsageError: ``name`` is a file.
+        SourceError: no such folder, or a model of the Hub that is not downloaded.
+        ModelError: a downloaded config is no Qwen3's.
+    """
+    path = Path(name).expanduser()
+    if name != DEMO and path.is_dir():
+        return path
+    if path.is_file():
+        error = _is_a_file(name, path)
+        raise UsageError(error.message, error.hint)
+    folder = resolve(name, offline=True).folder
+    assert folder is not None
+    return folder
 
 
 def hub_repo(name: str) -> str:
@@ -159,11 +189,10 @@ def _find_local(name: str, revision: str | None) -> ModelSource | None:
     elif is_release:
         return None
     elif path.exists():
-        raise SourceError(
-            f"{name} is a file, not a model folder.", f"Give its folder: {path.parent}."
-        )
+        raise _is_a_file(name, path)
     elif _looks_like_path(name):
-        raise SourceError(f"There is no folder {name}.", _KINDS)
+        kind = "file" if path.suffix == GGUF_SUFFIX else "folder"
+        raise SourceError(f"There is no {kind} {name}.", did_you_mean(path) or _KINDS)
     else:
         return None
     if revision is not None:
@@ -175,7 +204,40 @@ def _find_local(name: str, revision: str | None) -> ModelSource | None:
 
 
 def _looks_like_path(name: str) -> bool:
-    return name.startswith((".", "~", os.sep)) or name.endswith(os.sep) or name.count(os.sep) > 1
+    return (
+        name.startswith((".", "~", os.sep))
+        or name.endswith((os.sep, GGUF_SUFFIX))
+        or name.count(os.sep) > 1
+    )
+
+
+def _is_a_file(name: str, path: Path) -> SourceError:
+    if path.suffix == GGUF_SUFFIX:
+        return SourceError(
+            f"{name} is a GGUF file, not a model folder.",
+            "Give the float model that it was made from: its folder, Hub id or alias.",
+        )
+    inside = (path.parent / "config.json").is_file()
+    return SourceError(
+        f"{name} is a file, not a model folder.",
+        f"Give its folder: {path.parent}." if inside else _KINDS,
+    )
+
+
+@contextmanager
+def _or_no_folder(name: str) -> Iterator[None]:
+    """Says of a name the Hub does not give that it is no folder either, where it looks like one:
+    its parent is a local folder."""
+    try:
+        yield
+    except SourceError as error:
+        path = Path(name)
+        if len(path.parts) < 2 or not path.parent.is_dir():
+            raise
+        raise SourceError(
+            f"There is no folder {name}, and the Hub does not give it: {error.message}",
+            did_you_mean(path) or error.hint,
+        ) from None
 
 
 def _find_repo(name: str) -> tuple[Release | None, str, SourceKind]:
@@ -185,7 +247,11 @@ def _find_repo(name: str) -> tuple[Release | None, str, SourceKind]:
         return find_release(name), repo, kind
     if _HUB_ID.fullmatch(name):
         return None, name, kind
-    raise unknown_model(name)
+    error = unknown_model(name)
+    here = [path for path in near_names(Path(name)) if (path / "config.json").is_file()]
+    if here:
+        error.hint = f"Did you mean the folder {' or '.join(map(str, here))}?"
+    raise error
 
 
 def _demo() -> ModelSource:

@@ -18,6 +18,9 @@ QWEN2_PATTERN = (
 )
 """How Qwen2 and Qwen3 split text before BPE."""
 
+_REFETCH = "The download may be incomplete; fetch the model again."
+_FOREIGN = "qwen3q handles Qwen3's own tokenizer alone; fetch its tokenizer.json again."
+
 
 @dataclass(frozen=True, slots=True)
 class AddedToken:
@@ -75,7 +78,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises bare Exception
-        raise ModelError(f"{path} is no tokenizer: {error}.") from None
+        raise ModelError(f"{path} is no tokenizer: {error}.", _REFETCH) from None
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
@@ -96,11 +99,11 @@ def read_tokenizer(folder: Path) -> TokenizerFiles:
         added = tuple(_added_token(token) for token in raw.get("added_tokens", ()))
         pattern = split_pattern(raw)
     except (AttributeError, KeyError, TypeError):
-        raise ModelError(f"{path} is no byte-level BPE tokenizer.") from None
+        raise ModelError(f"{path} is no byte-level BPE tokenizer.", _FOREIGN) from None
     if pattern != QWEN2_PATTERN:
         raise ModelError(
             f"{path} splits text by {pattern!r}, which is not Qwen's pattern.",
-            "qwen3q handles Qwen3's own tokenizer; this model brings another one.",
+            _FOREIGN,
         )
     config_path = folder / "tokenizer_config.json"
     config = _read_json(config_path) if config_path.is_file() else {}
@@ -137,9 +140,7 @@ def read_chat_template(folder: Path, tokenizer_config: dict[str, Any]) -> str | 
 
 
 def _missing(path: Path) -> ModelError:
-    return ModelError(
-        f"{path} is missing.", "The download may be incomplete; fetch the model again."
-    )
+    return ModelError(f"{path} is missing.", _REFETCH)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -148,7 +149,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise _missing(path) from None
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise ModelError(f"{path} is not valid JSON: {error}.") from None
+        raise ModelError(f"{path} is not valid JSON: {error}.", _REFETCH) from None
     if not isinstance(raw, dict):
-        raise ModelError(f"{path} holds no JSON object.")
+        raise ModelError(f"{path} holds no JSON object.", _REFETCH)
     return raw

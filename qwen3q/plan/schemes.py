@@ -10,6 +10,7 @@ from enum import StrEnum
 from qwen3q.errors import UsageError
 from qwen3q.models.config import Qwen3Config
 from qwen3q.models.tensors import TensorSpec, model_tensors
+from qwen3q.plan.gguf_types import FILE_TYPES
 
 PER_CHANNEL = -1
 """A group size of -1: one scale per output channel, as GPTQ configs spell it."""
@@ -382,8 +383,15 @@ def _group_name(size: int) -> str:
 
 
 def _suggest(key: str) -> str:
-    near = difflib.get_close_matches(key, [*_KNOWN, *_ALIASES, "gguf:Q4_K_M"], n=4, cutoff=0.5)
-    names = list(dict.fromkeys(_ALIASES.get(alias, alias) for alias in near))
-    if names:
-        return f"Did you mean {' or '.join(names)}?"
-    return f"Known: {', '.join(_KNOWN)}, gguf:Q4_K_M and other GGUF types."
+    gguf = {name.lower(): f"gguf:{name}" for name in FILE_TYPES}
+    if key in gguf:
+        return f"Did you mean {gguf[key]}?"
+    known = {
+        name: f"{name} (only estimated)" if scheme.is_plan_only else name
+        for name, scheme in _KNOWN.items()
+    }
+    names = gguf | known | _ALIASES
+    near = difflib.get_close_matches(key, names, n=4, cutoff=0.6)
+    if near:
+        return f"Did you mean {' or '.join(dict.fromkeys(names[name] for name in near))}?"
+    return f"Known: {', '.join(known.values())}, gguf:Q4_K_M and other GGUF types."

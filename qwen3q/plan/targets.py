@@ -6,7 +6,7 @@ from qwen3q.errors import UsageError
 from qwen3q.models.config import Qwen3Config
 from qwen3q.plan.folder import plan_folder
 from qwen3q.plan.gguf import plan_gguf
-from qwen3q.plan.gguf_types import FileType, file_type
+from qwen3q.plan.gguf_types import FILE_TYPES, FileType, file_type
 from qwen3q.plan.plan import Plan
 from qwen3q.plan.schemes import Scheme, parse_scheme
 
@@ -32,6 +32,12 @@ def parse_target(
         return file_type(name[len(GGUF_PREFIX) :])
     if name.lower() == "gguf":
         raise UsageError("gguf needs a type.", "Write gguf:Q4_K_M, for instance.")
+    if name.lower().startswith("gguf"):
+        kind = name[len("gguf") :].strip(" -_/").upper()
+        raise UsageError(
+            f"{name!r} has no colon after gguf.",
+            f"Write {GGUF_PREFIX}{kind if kind in FILE_TYPES else 'Q4_K_M'}, for instance.",
+        )
     return parse_scheme(name, group_size=group_size, bits=bits, symmetric=symmetric)
 
 

@@ -173,7 +173,8 @@ def _require_imatrix(plan: Plan, imatrix: ImportanceMatrix | None) -> None:
         raise UsageError(
             f"{plan.format} needs an importance matrix: {len(plan.needs_imatrix)} tensors such as "
             f"{plan.needs_imatrix[0]} come out broken without one.",
-            "Give one with --imatrix FILE, or choose a type that needs none, such as gguf:Q3_K_S.",
+            "Add --calibration balanced, which makes one, or --imatrix FILE; or choose a type that "
+            "needs none, such as gguf:Q3_K_S.",
         )
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from qwen3q import __version__
 from qwen3q.errors import UsageError
 from qwen3q.files import sole_writer
-from qwen3q.models.source import DEMO, ModelSource, resolve
+from qwen3q.models.source import DEMO, GGUF_SUFFIX, ModelSource, describe, resolve
+from qwen3q.plan.gguf import plan_gguf
 from qwen3q.plan.gguf_types import FileType, file_type
 from qwen3q.progress import ProgressFn, silent
 from qwen3q.quantize.run import quantize_gguf
@@ -31,22 +32,27 @@ def local_gguf(
         name: a ``.gguf`` file, ``MODEL:TYPE`` such as ``qwen3-8b:Q4_K_M``, or ``demo``.
 
     Raises:
-        UsageError: no file type was given, or llama.cpp has no such type.
+        UsageError: no file type was given, llama.cpp has no such type, the model is quantized
+            already, or the type needs an importance matrix.
         SourceError: no such model.
         Qwen3qError: what else can go wrong in a download or in quantizing.
     """
     path = Path(name).expanduser()
-    if path.is_file() or path.suffix == ".gguf":
+    if path.is_file() or path.suffix == GGUF_SUFFIX:
         return path
     if name == DEMO:
         name = f"{DEMO}:{DEMO_TYPE}"
     model, colon, type_name = name.rpartition(":")
     if not colon or "/" in type_name or "\\" in type_name:
+        _check_float(name, describe(name, revision=revision, offline=offline))
         raise UsageError(
             f"{name} names no GGUF file.",
             f"Add a type, such as {name}:Q4_K_M, or give the path of a .gguf file.",
         )
     wanted = file_type(type_name)
+    described = describe(model, revision=revision, offline=offline)
+    _check_float(model, described)
+    _check_needs_no_matrix(model, described, wanted)
     source = resolve(model, revision=revision, offline=offline, progress=progress)
     folder = cache_folder() / _key(source)
     with sole_writer(folder / f"{wanted.name}.gguf", wait=True):
@@ -62,6 +68,27 @@ def cache_folder() -> Path:
     if chosen:
         return Path(chosen)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qwen3q" / "gguf"
+
+
+def _check_float(name: str, source: ModelSource) -> None:
+    """Refuses a model that no GGUF file can be made from."""
+    if source.config.quant_method is not None:
+        raise UsageError(
+            f"{name} is quantized already ({source.config.quant_method}), and llama.cpp runs GGUF "
+            "files.",
+            "Give the float model that it was made from, as MODEL:Q4_K_M, or a .gguf file.",
+        )
+
+
+def _check_needs_no_matrix(name: str, source: ModelSource, wanted: FileType) -> None:
+    """Refuses a type whose importance matrix only ``quantize`` makes."""
+    if plan_gguf(source.title, source.config, wanted).needs_imatrix:
+        raise UsageError(
+            f"{name}:{wanted.name} needs an importance matrix: its weights come out broken without "
+            "one.",
+            f"`qwen3q quantize {name} --to gguf:{wanted.name} --calibration balanced` writes it "
+            "with one; give that file, or another type, such as Q3_K_S.",
+        )
 
 
 def _made(folder: Path, wanted: FileType) -> Path | None:

@@ -12,10 +12,11 @@ from typing import Any
 from qwen3q.checkpoint.reader import Checkpoint, check_finite
 from qwen3q.checkpoint.shards import lay_out_shards
 from qwen3q.checkpoint.writer import file_sha256
-from qwen3q.errors import CheckpointError, Qwen3qError
+from qwen3q.errors import CheckpointError, Qwen3qError, UsageError
 from qwen3q.formats.recognise import recognise
 from qwen3q.models.config import Qwen3Config, read_config
 from qwen3q.models.tensors import model_tensors
+from qwen3q.models.tokenizer import read_tokenizer
 from qwen3q.plan.folder import plan_folder
 from qwen3q.plan.schemes import Override, Scheme, parse_scheme
 from qwen3q.progress import ProgressFn, silent
@@ -40,9 +41,9 @@ class Check:
 def verify_folder(
     folder: Path, source: Path | None = None, progress: ProgressFn = silent
 ) -> list[Check]:
-    """Checks a folder that qwen3q made: checksums, plan, layout, values, report.
+    """Checks a folder that qwen3q made: layout, values, tokenizer, plan, report, checksums.
 
-    A folder that another tool made has no manifest; of it, layout and values are checked.
+    A folder that another tool made has no manifest; of it, the first three are checked.
 
     Args:
         source: the folder it was made from, to compare with the manifest's inputs.
@@ -50,12 +51,19 @@ def verify_folder(
 
     Raises:
         ModelError: no model folder.
+        UsageError: a source for a folder without manifest.
         CheckpointError: a manifest that can't be read.
     """
     config = read_config(folder)
+    if source is not None and not (folder / MANIFEST_NAME).is_file():
+        raise UsageError(
+            f"{folder} has no {MANIFEST_NAME}, so there is nothing to compare --source with.",
+            "Leave --source out; layout, values and tokenizer are checked without it.",
+        )
     checks = [
         _check("layout", lambda: _layout(folder, config)),
         _check("values", lambda: _values(folder, progress)),
+        _check("tokenizer", lambda: _tokenizer(folder)),
     ]
     if not (folder / MANIFEST_NAME).is_file():
         return checks
@@ -115,6 +123,12 @@ def _values(folder: Path, progress: ProgressFn) -> str:
             checkpoint.release(name)
             progress(done, len(checkpoint.tensors), "values")
         return f"{len(checkpoint.tensors)} tensors, all finite"
+
+
+def _tokenizer(folder: Path) -> str:
+    """The tokenizer is there and whole: without it no engine serves the weights."""
+    found = read_tokenizer(folder)
+    return f"{len(found.vocab)} tokens and {len(found.added)} added ones"
 
 
 def _plan(folder: Path, config: Qwen3Config, manifest: Mapping[str, Any]) -> str:

@@ -98,7 +98,7 @@ def test_parquet(demo, tmp_path):
     with pytest.raises(UsageError, match="no column text, messages or conversations; it has body"):
         read_records(path)
     path.write_bytes(b"PAR1 nonsense")
-    with pytest.raises(UsageError, match="no valid parquet"):
+    with pytest.raises(UsageError, match=r"no valid parquet: .*[^.]\.$"):
         read_records(path)
 
 
@@ -124,18 +124,25 @@ def test_parquet_without_pyarrow(tmp_path, monkeypatch):
         ("a.jsonl", '{"messages": [{"role": "narrator", "content": "x"}]}', "role is 'narrator'"),
         ("a.jsonl", '{"messages": [{"role": "user", "content": 5}]}', "content is no text"),
         ("a.jsonl", '{"messages": ["x"]}', "a message is no object"),
+        ("a.jsonl", '{"text": "x"}\n{"messages": "no list"}', "line 2: messages is text, not a"),
+        ("a.jsonl", '{"conversations": "x"}', "line 1: conversations is text, not a list"),
+        ("a.jsonl", '{"messages": [{"role": "user"}]}', "line 1: a message of role user has no"),
+        ("a.jsonl", '{"messages": [{"role": "assistant"}]}', "of role assistant has no content"),
     ],
 )  # fmt: skip
 def test_bad_files(demo, tmp_path, name, content, message):
     path = tmp_path / name
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(UsageError, match=message):
+    with pytest.raises(UsageError, match=message) as caught:
         load_calibration(str(path), demo, options())
+    assert caught.value.hint
 
 
 def test_names_that_lead_nowhere(demo, tmp_path):
-    with pytest.raises(UsageError, match="There is no file"):
-        load_calibration("missing.txt", demo, options())
+    (tmp_path / "prose.txt").touch()
+    with pytest.raises(UsageError, match="There is no file") as caught:
+        load_calibration(str(tmp_path / "prosa.txt"), demo, options())
+    assert caught.value.hint == f"Did you mean {tmp_path / 'prose.txt'}?"
     with pytest.raises(UsageError, match="is a folder"):
         load_calibration(str(tmp_path), demo, options())
     with pytest.raises(UsageError, match="no calibration set 'ballanced'"):
@@ -144,6 +151,16 @@ def test_names_that_lead_nowhere(demo, tmp_path):
         load_calibration(None, demo, options(length=1))
     with pytest.raises(UsageError, match="--calibration-samples 0"):
         load_calibration(None, demo, options(samples=0))
+
+
+def test_a_call_of_tools_needs_no_content():
+    call = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
+    sample = parse_record({"messages": [{"role": "user", "content": "?"}, call]}, "x")
+    assert sample.messages[1]["content"] == ""
+
+
+def test_a_column_that_is_asked_for_by_name_may_hold_text():
+    assert parse_record({"conversations": "x"}, "here", "conversations").text == "x"
 
 
 def test_thinking_inside_the_answer_is_set_apart():

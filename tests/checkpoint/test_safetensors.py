@@ -73,8 +73,9 @@ def test_sharded_folder_is_one_checkpoint(demo_folder, tmp_path):
     ],
 )
 def test_header_that_does_not_fit_is_refused(tmp_path, header, data, says):
-    with pytest.raises(CheckpointError, match=says):
+    with pytest.raises(CheckpointError, match=says) as caught:
         read_header(raw_file(tmp_path / "x.safetensors", header, data))
+    assert caught.value.hint
 
 
 def test_header_length_is_checked_before_it_is_read(tmp_path):
@@ -114,6 +115,12 @@ def test_index_that_promises_too_much_is_refused(tmp_path):
     (tmp_path / INDEX_NAME).write_text(json.dumps({"weight_map": {"b": "s.safetensors"}}))
     with pytest.raises(CheckpointError, match="lacks it"):
         Checkpoint(tmp_path)
+
+
+def test_a_folder_without_weights_is_told_to_get_them(tmp_path):
+    with pytest.raises(CheckpointError, match="holds no safetensors file") as caught:
+        Checkpoint(tmp_path)
+    assert "fetch the model again" in caught.value.hint
 
 
 def test_pickle_is_refused(tmp_path):

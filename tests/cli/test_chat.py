@@ -72,9 +72,23 @@ def test_modes_have_their_own_sampling(cli, demo_gguf):
 
 
 def test_an_answer_cut_short_says_so(cli, demo_gguf):
-    run = cli("chat", demo_gguf, "-p", SUM, *GREEDY, "--max-tokens", 5)
+    run = cli("chat", demo_gguf, "-p", SUM, *GREEDY, "--no-think", "--max-tokens", 5)
     assert run.returncode == 0
-    assert "Stopped at --max-tokens. There was no answer yet" in run.stderr
+    assert run.stdout.startswith("413")
+    assert run.stderr == "The answer was cut at --max-tokens 5.\n"
+
+
+@pytest.mark.parametrize("json_flag", [[], ["--json"]])
+def test_no_answer_is_a_failure(cli, demo_gguf, json_flag):
+    run = cli("chat", demo_gguf, "-p", SUM, *GREEDY, "--max-tokens", 5, *json_flag)
+    assert run.returncode == 1
+    assert "The answer was cut at --max-tokens 5 before the first word of an answer." in run.stderr
+    assert "Raise --max-tokens, or add --no-think." in run.stderr
+    assert bool(run.stdout) == bool(json_flag)
+    run = cli("chat", demo_gguf, "-p", "again " * 242, *GREEDY, "--context", 256, *json_flag)
+    assert run.returncode == 1
+    assert "where the context of 256 tokens ends before the first word" in run.stderr
+    assert "Raise --context" in run.stderr
 
 
 @pytest.mark.parametrize(
@@ -83,7 +97,13 @@ def test_an_answer_cut_short_says_so(cli, demo_gguf):
         (["none.gguf", "-p", "x"], 1, "no GGUF file at none.gguf"),
         (["{gguf}", "-p", " "], 2, "The question is empty."),
         (["{gguf}", "-p", "x " * 300, "--context", "256"], 2, "context holds 256"),
-        (["{gguf}", "-p", "x", "--temperature", "-1"], 2, "temperature -1 is outside"),
+        (["{gguf}", "-p", "x", "--temperature", "-1"], 2, "'--temperature': -1.0 is not in the"),
+        (["{gguf}", "-p", "x", "--top-p", "1.5"], 2, "'--top-p': 1.5 is not in the range 0<=x<=1"),
+        (["{gguf}", "-p", "x", "--seed", "-1"], 2, "'--seed': -1 is not in the range"),
+        (["{gguf}", "-p", "x", "--context", "1"], 2, "'--context': 1 is not in the range 256<=x"),
+        (["{gguf}", "-p", "x", "--context", "99999999"], 2, "'--context': 99999999 is not in"),
+        (["{gguf}", "-p", "x", "--yarn", "9"], 2, "--yarn 9 is outside what Qwen3"),
+        (["nope", "-p", "x"], 1, "There is no model 'nope'."),
         (["{gguf}", "-p", "x", "--cache-type", "q3"], 2, "'q3' is no type for the KV cache"),
         (["{gguf}", "-f", "none.txt"], 2, "Can't read none.txt"),
     ],

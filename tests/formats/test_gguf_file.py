@@ -71,8 +71,9 @@ def test_every_truncation_is_refused(tmp_path):
     path = tmp_path / "cut.gguf"
     for length in range(0, len(whole), 3):
         path.write_bytes(whole[:length])
-        with pytest.raises(CheckpointError):
+        with pytest.raises(CheckpointError) as caught:
             read_header(path)
+        assert caught.value.hint
 
 
 @pytest.mark.parametrize("at", [8, 16])
@@ -95,6 +96,14 @@ def test_every_flipped_byte_is_read_or_refused(tmp_path):
         path.write_bytes(flipped)
         with contextlib.suppress(CheckpointError):
             read_header(path)
+
+
+def test_what_is_no_gguf_is_told_how_to_get_one(tmp_path):
+    path = tmp_path / "m.gguf"
+    path.write_bytes(bytes(64))
+    with pytest.raises(CheckpointError, match=r"m\.gguf is no GGUF file") as caught:
+        read_header(path)
+    assert "qwen3q quantize MODEL --to gguf:Q4_K_M" in caught.value.hint
 
 
 def test_split_parts_are_found(tmp_path):

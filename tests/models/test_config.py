@@ -127,8 +127,25 @@ def test_yarn_in_both_spellings(demo_folder, key):
     ],
 )
 def test_config_that_is_no_qwen3_names_what_is_wrong(demo_folder, changes, says):
-    with pytest.raises(ModelError, match=says):
+    with pytest.raises(ModelError, match=says) as caught:
         parse_config(raw_config(demo_folder, **changes))
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("stated", "says"),
+    [
+        ({"bits": "four"}, "bits is 'four', not 1 to 32"),
+        ({"bits": True}, "bits is True"),
+        ({"bits": 0}, "bits is 0"),
+        ({"group_size": "128"}, "group_size is '128'"),
+    ],
+)
+def test_a_quantization_config_of_no_numbers_is_refused(demo_folder, stated, says):
+    stated |= {"quant_method": "awq"}
+    with pytest.raises(ModelError, match=f"quantization_config: {says}") as caught:
+        parse_config(raw_config(demo_folder, quantization_config=stated))
+    assert caught.value.hint
 
 
 def test_tensors_that_do_not_fit_are_named(demo_folder):

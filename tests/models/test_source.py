@@ -125,6 +125,7 @@ def test_home_folder_is_expanded(demo_folder, tmp_path, monkeypatch, no_hub):
         ("llama", "There is no model 'llama'", "A model is a folder"),
         ("./missing", "There is no folder ./missing", "A model is a folder"),
         ("/a/b/c", "There is no folder /a/b/c", "A model is a folder"),
+        ("some.gguf", "There is no file some.gguf", "A model is a folder"),
         ("some/where/deep", "There is no folder some/where/deep", "A model is a folder"),
         ("../../etc", "There is no folder", ""),
     ],
@@ -138,10 +139,54 @@ def test_unknown_names(find, name, words, hint, no_hub, tmp_path, monkeypatch):
     assert not no_hub.cache.exists()
 
 
-def test_file_in_place_of_a_folder(demo_folder, no_hub):
-    with pytest.raises(SourceError, match="is a file, not a model folder") as caught:
-        resolve(str(demo_folder / "model.safetensors"), site=no_hub)
-    assert str(demo_folder) in caught.value.hint
+@pytest.mark.parametrize("find", [describe, resolve])
+@pytest.mark.parametrize("prefix", ["", "./", "{here}/"])
+def test_a_mistyped_folder_is_named_with_what_lies_beside(
+    find, prefix, no_hub, tmp_path, monkeypatch
+):
+    """Though ``out/Model`` might be a Hub id too, it is told that it is no folder."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "out" / "Qwen3-demo-AWQ").mkdir(parents=True)
+    name = f"{prefix.format(here=tmp_path)}out/qwen3-demo-AWK"
+    with pytest.raises(SourceError) as caught:
+        find(name, site=no_hub)
+    assert f"There is no folder {name}" in caught.value.message
+    assert caught.value.hint.startswith("Did you mean")
+    assert caught.value.hint.endswith("out/Qwen3-demo-AWQ?")
+
+
+def test_a_hub_id_beside_a_local_folder_is_still_fetched(server, site, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "someone").mkdir()
+    assert resolve("someone/Tune", site=site).kind is SourceKind.HUB
+
+
+def test_a_bare_name_is_looked_for_among_models_here(demo_folder, no_hub, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "Qwen3-mine-AWX").mkdir()  # no model
+    (tmp_path / "Qwen3-mine-AWQ").symlink_to(demo_folder)
+    with pytest.raises(SourceError, match="There is no model 'Qwen3-mine-AWK'") as caught:
+        describe("Qwen3-mine-AWK", site=no_hub)
+    assert caught.value.hint == "Did you mean the folder Qwen3-mine-AWQ?"
+
+
+@pytest.mark.parametrize(
+    ("place", "hint"),
+    [
+        ("model/model.safetensors", "Give its folder: model."),
+        ("alone", "A model is a folder"),
+        (os.devnull, "A model is a folder"),
+        ("model.gguf", "Give the float model that it was made from"),
+    ],
+)
+def test_file_in_place_of_a_folder(demo_folder, no_hub, tmp_path, monkeypatch, place, hint):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").symlink_to(demo_folder)
+    for name in ("alone", "model.gguf"):
+        (tmp_path / name).touch()
+    with pytest.raises(SourceError, match="file, not a model folder") as caught:
+        resolve(place, site=no_hub)
+    assert hint in caught.value.hint
 
 
 def test_folder_without_config(tmp_path, no_hub):

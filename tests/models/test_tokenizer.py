@@ -48,8 +48,9 @@ def test_a_misshapen_tokenizer_is_refused(folder, place, value):
         part = part[key]
     part[place[-1]] = value
     path.write_text(json.dumps(raw))
-    with pytest.raises(ModelError, match=r"tokenizer\.json is no byte-level BPE"):
+    with pytest.raises(ModelError, match=r"tokenizer\.json is no byte-level BPE") as caught:
         read_tokenizer(folder)
+    assert caught.value.hint
 
 
 @pytest.mark.parametrize(

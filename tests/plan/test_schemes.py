@@ -16,6 +16,7 @@ from qwen3q.plan.schemes import (
     fitting_group_sizes,
     parse_scheme,
 )
+from qwen3q.plan.targets import parse_target
 
 
 @pytest.fixture
@@ -46,7 +47,11 @@ def test_bits_rename_the_scheme() -> None:
     ("name", "options", "message", "hint"),
     [
         ("gptq:in4", {}, "'gptq:in4' is no format", "gptq:int4"),
-        ("awk", {}, "'awk' is no format", "awq:int4"),
+        ("awk", {}, "'awk' is no format", "Did you mean awq:int4?"),
+        ("q4_k_m", {}, "'q4_k_m' is no format", "Did you mean gguf:Q4_K_M?"),
+        ("Q4KM", {}, "'Q4KM' is no format", "Did you mean gguf:Q4_K_M"),
+        ("nvfp", {}, "'nvfp' is no format", "nvfp4 (only estimated)"),
+        ("exl3", {}, "'exl3' is no format", "fp8, nvfp4 (only estimated), bf16"),
         ("gguf:Q4_K_M", {}, "is a GGUF file type", "plan_gguf"),
         ("awq:int4", {"bits": 8}, "can't have 8 bits", "4"),
         ("gptq:int4", {"bits": 5}, "can't have 5 bits", "2, 3, 4, 8"),
@@ -62,6 +67,13 @@ def test_what_is_refused(name: str, options: dict[str, int], message: str, hint:
     assert message in error.value.message
     assert hint in error.value.hint
     assert error.value.exit_code == 2
+
+
+@pytest.mark.parametrize("name", ["gguf-q5_k_m", "GGUF/Q5_K_M", "ggufQ5_K_M"])
+def test_a_gguf_type_without_its_colon_is_spelled_out(name: str) -> None:
+    with pytest.raises(UsageError, match="has no colon after gguf") as error:
+        parse_target(name)
+    assert "Write gguf:Q5_K_M" in error.value.hint
 
 
 def test_overrides_in_their_order() -> None:

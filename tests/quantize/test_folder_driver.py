@@ -256,7 +256,7 @@ def escape(folder: Path) -> None:
         (scale_of_infinity, {"values", "plan", "checksums"}),
         (drop_row, {"report"}),
         (other_scheme, {"plan", "report"}),
-        (lose_tokenizer, {"checksums"}),
+        (lose_tokenizer, {"tokenizer", "checksums"}),
         (add_to_card, set()),
         (escape, {"checksums", "source"}),
     ],
@@ -268,7 +268,7 @@ def test_verify_finds(
     folder = tmp_path / "Tiny-FP8"
     checks = verify_folder(folder, model)
     assert {check.name for check in checks if not check.passed} == set()
-    assert len(checks) == 6
+    assert len(checks) == 7
     damage(folder)
     try:
         found = {check.name for check in verify_folder(folder, model) if not check.passed}
@@ -279,7 +279,10 @@ def test_verify_finds(
 
 def test_verify_without_a_manifest(model: Path) -> None:
     checks = verify_folder(model)
-    assert [(check.name, check.passed) for check in checks] == [("layout", True), ("values", True)]
+    assert [check.name for check in checks if check.passed] == ["layout", "values", "tokenizer"]
+    assert len(checks) == 3
+    with pytest.raises(UsageError, match=r"has no manifest\.json"):
+        verify_folder(model, model)
 
 
 def test_configs_of_version_5_are_written_as_both_versions_read(demo_folder: Path) -> None:

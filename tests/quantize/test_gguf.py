@@ -130,8 +130,9 @@ def test_threads_do_not_change_a_byte(demo_folder, tmp_path):
 
 
 def test_imatrix_type_is_refused_without_one(demo_folder, tmp_path):
-    with pytest.raises(UsageError, match="importance matrix"):
+    with pytest.raises(UsageError, match="importance matrix") as caught:
         write(demo_folder, tmp_path, ["IQ2_XS"])
+    assert "Add --calibration balanced" in caught.value.hint
     assert not list(tmp_path.iterdir())
 
 

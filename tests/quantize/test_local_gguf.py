@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 
-from qwen3q.errors import UsageError
+from qwen3q.errors import SourceError, UsageError
 from qwen3q.quantize.local_gguf import cache_folder, local_gguf
 
 
@@ -48,10 +49,36 @@ def test_files_are_taken_as_they_are(tmp_path):
     assert local_gguf("not/there.gguf") == Path("not/there.gguf")
 
 
-@pytest.mark.parametrize("name", ["qwen3-8b", "C:\\models\\qwen", "hub:org/name"])
-def test_a_model_without_type_is_refused(name):
-    with pytest.raises(UsageError, match="names no GGUF file"):
+def test_a_model_without_type_is_refused(model):
+    for name in ("qwen3-8b", str(model)):
+        with pytest.raises(UsageError, match="names no GGUF file") as caught:
+            local_gguf(name)
+        assert f"such as {name}:Q4_K_M" in caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["nope", "nope:Q4_K_M", "C:\\models\\qwen", "hub:org/name"])
+def test_a_model_that_is_not_there_is_not_offered_a_type(name):
+    with pytest.raises(SourceError, match="There is no model") as caught:
         local_gguf(name)
+    assert f"{name}:Q4_K_M" not in caught.value.hint
+
+
+@pytest.mark.parametrize("suffix", ["", ":Q4_K_M"])
+def test_what_is_quantized_already_is_not_offered_a_type(model, suffix, cache):
+    config = json.loads((model / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "awq", "bits": 4}
+    (model / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UsageError, match=r"is quantized already \(awq\), and llama") as caught:
+        local_gguf(f"{model}{suffix}")
+    assert "float model that it was made from, as MODEL:Q4_K_M" in caught.value.hint
+    assert not cache.exists()
+
+
+def test_a_type_that_needs_a_matrix_leads_to_the_verb_that_makes_one(cache):
+    with pytest.raises(UsageError, match="demo:IQ2_XS needs an importance matrix") as caught:
+        local_gguf("demo:IQ2_XS")
+    assert "qwen3q quantize demo --to gguf:IQ2_XS --calibration balanced" in caught.value.hint
+    assert not cache.exists()
 
 
 def test_the_cache_is_the_users(monkeypatch):
