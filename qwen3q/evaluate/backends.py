@@ -98,9 +98,10 @@ class Backend(Protocol):
     ) -> list[list[int]]:
         """Each prompt's continuation; a token of ``stop_tokens`` ends it and is not returned.
 
-        Several are made side by side where that is faster. The same prompts with the same
-        ``sampling``, seeds included, give the same tokens again. Backends that see logits draw the
-        same random numbers; a server is asked for the seed, as far as it has one.
+        Several are made side by side where that is faster. Backends that see logits draw the same
+        random numbers for the same seed; a server is asked for it, as far as it has one. In float32
+        the same prompts give the same tokens again. Where inputs are rounded (W8A8, GGUF), or keys
+        and values are, what is run beside turns a rounding now and then, and with it an answer.
 
         Args:
             finished: told of each continuation as soon as it is complete.
