@@ -152,7 +152,7 @@ class Client:
             self._headers["Authorization"] = f"Bearer {key}"
         self._sleep = sleep
         self._reached = False
-        self._open: set[http.client.HTTPConnection] = set()
+        self._open: set[socket.socket] = set()
         self._abandoned = False
 
     def get(self, path: str) -> Any:
@@ -175,9 +175,9 @@ class Client:
     def abandon(self) -> None:
         """Breaks off what is being asked, in other threads too; nothing can be asked afterwards."""
         self._abandoned = True
-        for connection in tuple(self._open):
-            with suppress(OSError, AttributeError):
-                connection.sock.shutdown(socket.SHUT_RDWR)
+        for connected in tuple(self._open):
+            with suppress(OSError):
+                connected.shutdown(socket.SHUT_RDWR)
 
     @contextmanager
     def stream(self, path: str, body: Mapping[str, Any]) -> Iterator[Iterator[bytes]]:
@@ -220,17 +220,20 @@ class Client:
         secure = self.address.scheme == "https"
         kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
         connection = kind(self.address.host, self.address.port, timeout=_CONNECT_SECONDS)
-        self._open.add(connection)
+        connected: socket.socket | None = None
         try:
             with self._failures():
+                connection.connect()
+                connected = connection.sock
+                connected.settimeout(self._seconds)
+                self._open.add(connected)
                 if self._abandoned:
                     raise ConnectionAbortedError
-                connection.connect()
-                connection.sock.settimeout(self._seconds)
             self._reached = True
             yield connection
         finally:
-            self._open.discard(connection)
+            if connected is not None:
+                self._open.discard(connected)
             connection.close()
 
     def _send(
