@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -60,6 +61,8 @@ def stream_hub_set(hub: HubSet, seed: int) -> Iterator[Sample]:
             f"hub:{hub.repo} needs the package datasets.", "pip install datasets"
         ) from None
     datasets.config.HF_DATASETS_TRUST_REMOTE_CODE = False
+    for library in ("huggingface_hub", "datasets"):  # they tell of every attempt
+        logging.getLogger(library).setLevel(logging.ERROR)
     try:
         stream = datasets.load_dataset(hub.repo, hub.config, split=hub.split, streaming=True)
         records = stream.shuffle(seed=seed, buffer_size=SHUFFLE_RECORDS)
@@ -69,4 +72,7 @@ def stream_hub_set(hub: HubSet, seed: int) -> Iterator[Sample]:
         raise
     except Exception as error:  # datasets raises its readers' and the network's own errors
         reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise SourceError(f"The data set {hub.repo} can't be read: {reason[0]}") from None
+        raise SourceError(
+            f"The data set {hub.repo} can't be read: {reason[0].rstrip('.')}.",
+            "Sets are named hub:ORG/NAME; --calibration balanced and files need no network.",
+        ) from None

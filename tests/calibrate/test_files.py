@@ -206,7 +206,7 @@ def test_hub_failure_is_one_sentence(monkeypatch):
 
     fake = SimpleNamespace(config=SimpleNamespace(), load_dataset=refuse)
     monkeypatch.setitem(sys.modules, "datasets", fake)
-    with pytest.raises(SourceError, match=r"org/name can't be read: no such split 'tarin'$"):
+    with pytest.raises(SourceError, match=r"org/name can't be read: no such split 'tarin'\.$"):
         next(stream_hub_set(HubSet("org/name"), 0))
 
 
