@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -16,10 +17,14 @@ if TYPE_CHECKING:
     from qwen3q.memory.source import Model
 
 DEFAULT_CONTEXT = 8192
+MAX_GPUS = 64
+"""The most GPUs that tensor parallelism splits a Qwen3 over: one attention head each."""
+
+_COUNT = re.compile(r"(\d{1,18})\s*[xX×]\s*(.*)")
 
 GpuOption = Annotated[
     list[str] | None,
-    typer.Option("--gpu", help="A GPU by name, auto for this machine's; repeat, or write 2x."),
+    typer.Option("--gpu", help='GPU by name, as "RTX 4090" or "2x RTX 4090"; auto for those here.'),
 ]
 VramOption = Annotated[
     list[str] | None,
@@ -118,6 +123,11 @@ def choose_gpus(names: list[str] | None, vram: list[str] | None) -> tuple[list[G
             gpus += _detected(notes)
             continue
         count, part = _count(name)
+        if len(gpus) + count > MAX_GPUS or count == 0:
+            raise UsageError(
+                f"--gpu {name!r}: 1 to {MAX_GPUS} GPUs can be estimated.",
+                f'Write it like --gpu "2x {part}".',
+            )
         found = find_gpu(part)
         others = other_sizes(part, found)
         if others:
@@ -183,11 +193,24 @@ def _detected(notes: list[str]) -> list[Gpu]:
 
 
 def _count(name: str) -> tuple[int, str]:
-    """``2x RTX 3090`` is 2 and ``RTX 3090``."""
-    head, _, rest = name.strip().partition(" ")
-    if rest and head[:-1].isdigit() and head[-1] in "xX×" and int(head[:-1]) > 0:
-        return int(head[:-1]), rest
-    return 1, name
+    """``2x RTX 3090`` is 2 and ``RTX 3090``, but ``7900xtx`` is one card.
+
+    Raises:
+        UsageError: a number alone.
+    """
+    from qwen3q.memory.gpus import match_gpu
+
+    found = _COUNT.fullmatch(name.strip())
+    if found is None or match_gpu(name) is not None:
+        return 1, name
+    count, part = int(found[1]), found[2]
+    if not part:
+        raise UsageError(
+            f"--gpu {name!r} names no GPU.", 'Name it within quotes: --gpu "2x RTX 4090".'
+        )
+    if count > MAX_GPUS and match_gpu(part) is None:
+        return 1, name
+    return count, part
 
 
 def _cpu_experts(text: str | None, model: Model) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from qwen3q.memory.estimate import Estimate, Verdict
@@ -224,7 +225,8 @@ def _kv(settings: Settings) -> str:
 
 
 def _gpu_names(gpus: Sequence[Gpu]) -> str:
-    return " + ".join(gpu.name for gpu in gpus)
+    runs = [(name, len(list(run))) for name, run in groupby(gpu.name for gpu in gpus)]
+    return " + ".join(name if count == 1 else f"{count}x {name}" for name, count in runs)
 
 
 def _mib(nbytes: int) -> str:

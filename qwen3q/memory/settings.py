@@ -14,6 +14,8 @@ HYBRID_POSITIONS = 40960
 """Positions of the hybrid releases: 32,768 of context and 8,192 of answer."""
 HYBRID_CONTEXT = 32768
 MAX_YARN = 4.0
+LLAMA_MAX_GPUS = 16
+"""Devices that llama.cpp spreads a model over (``llama_max_devices``)."""
 
 
 class Engine(StrEnum):
@@ -101,6 +103,11 @@ def check_settings(
     """
     check_context(config, settings)
     if engine is Engine.LLAMA_CPP:
+        if gpus > LLAMA_MAX_GPUS:
+            raise UsageError(
+                f"llama.cpp spreads a model over at most {LLAMA_MAX_GPUS} GPUs, not {gpus}.",
+                f"Give {LLAMA_MAX_GPUS} or fewer, or a format that vLLM runs: --quant awq:int4.",
+            )
         _check_llama(config, settings)
     if engine is Engine.VLLM and gpus > 1:
         check_tensor_parallel(config, fmt, gpus)
@@ -160,11 +167,11 @@ def check_tensor_parallel(config: Qwen3Config, fmt: str, gpus: int) -> None:
     """Refuses a number of GPUs that vLLM can't split this model in this format over."""
     reason = _split_reason(config, fmt, gpus)
     if reason:
-        legal = [n for n in (1, 2, 4, 8, 16, 32) if not _split_reason(config, fmt, n)]
+        legal = [n for n in (1, 2, 4, 8, 16, 32, 64) if not _split_reason(config, fmt, n)]
         near = [n for n in legal if n < gpus][-1:] + [n for n in legal if n > gpus][:1]
         raise UsageError(
             f"{gpus} GPUs can't share {fmt} by tensor parallelism: {reason}.",
-            f"Nearest: {' or '.join(map(str, near))} GPUs.",
+            f"Nearest: {' or '.join(map(str, near))} GPU{'s' * (near != [1])}.",
         )
 
 

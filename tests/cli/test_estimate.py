@@ -8,6 +8,9 @@ import sys
 
 import pytest
 
+from qwen3q.cli.estimate import choose_gpus
+from qwen3q.errors import UsageError
+
 
 def qwen3q(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -88,6 +91,8 @@ def test_fit_in_json_and_text() -> None:
         (("estimate", "qwen3-8b", "--context", "long"), "32k"),
         (("estimate", "qwen3-30b-a3b", "--offload-experts", "some"), "all"),
         (("fit",), "--vram"),
+        (("estimate", "qwen3-8b", "--gpu", "99999999x RTX 4090"), '"2x RTX 4090"'),
+        (("estimate", "qwen3-8b", "--quant", "gguf:Q4_K_M", "--gpu", "17x 4090"), "16 or fewer"),
         (("fit", "--vram", "100MiB"), "shorter"),
     ],
 )
@@ -97,6 +102,37 @@ def test_wrong_input_is_one_sentence_and_a_choice(arguments: tuple[str, ...], hi
     assert hint in done.stderr
     assert len(done.stderr.strip().splitlines()) == 2
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "part"),
+    [
+        ("2x RTX 4090", 2, "GeForce RTX 4090"),
+        ("2xRTX 4090", 2, "GeForce RTX 4090"),
+        ("4 X 3090", 4, "GeForce RTX 3090"),
+        ("7900xtx", 1, "Radeon RX 7900 XTX"),
+        ("2x7900xtx", 2, "Radeon RX 7900 XTX"),
+    ],
+)
+def test_a_count_stands_before_a_name_with_or_without_a_blank(
+    name: str, count: int, part: str
+) -> None:
+    assert [gpu.name for gpu in choose_gpus([name], None)[0]] == [part] * count
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("0x RTX 4090", "1 to 64 GPUs"),
+        ("65xRTX 4090", "1 to 64 GPUs"),
+        ("2x", "names no GPU"),
+        ("2xRTX 4091", "No GPU is called 'RTX 4091'"),
+        ("7901xtx", "No GPU is called '7901xtx'"),
+    ],
+)
+def test_counts_that_name_no_gpus(name: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        choose_gpus([name], None)
 
 
 def test_neither_torch_nor_llama_cpp_is_imported() -> None:

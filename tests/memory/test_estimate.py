@@ -140,6 +140,7 @@ def test_cache_types_by_engine() -> None:
         ("qwen3-32b", "bf16", 3, "2 or 4"),  # 64 heads
         ("qwen3-14b", "bf16", 5, "4 or 8"),  # 40 heads, but 8 of keys and values
         ("qwen3-30b-a3b", "gptq:int4", 4, "Nearest: 2"),  # 768 inputs in groups of 128
+        ("qwen3-32b", "bf16", 63, "32 or 64"),
     ],
 )
 def test_tensor_parallelism_must_divide_heads_and_groups(
