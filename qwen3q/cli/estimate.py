@@ -115,7 +115,8 @@ def choose_gpus(names: list[str] | None, vram: list[str] | None) -> tuple[list[G
     """
     from qwen3q.memory.gpus import custom_gpu, find_gpu, other_sizes, parse_bytes
 
-    amounts = [parse_bytes(text) for text in vram or []]
+    texts = vram or []
+    amounts = [parse_bytes(text) for text in texts]
     gpus: list[Gpu] = []
     notes: list[str] = []
     for name in names or []:
@@ -145,7 +146,10 @@ def choose_gpus(names: list[str] | None, vram: list[str] | None) -> tuple[list[G
     if gpus:
         each = amounts * len(gpus) if len(amounts) == 1 else amounts
         return [custom_gpu(a, like=g) for a, g in zip(each, gpus, strict=True)], notes
-    return [custom_gpu(amount) for amount in amounts], notes
+    return [
+        custom_gpu(amount, amount=_typed_amount(text))
+        for amount, text in zip(amounts, texts, strict=True)
+    ], notes
 
 
 def parse_engine(name: str | None) -> Engine | None:
@@ -211,6 +215,11 @@ def _count(name: str) -> tuple[int, str]:
     if count > MAX_GPUS and match_gpu(part) is None:
         return 1, name
     return count, part
+
+
+def _typed_amount(text: str) -> str:
+    """An amount of memory with its unit: GiB where none was typed."""
+    return text.strip() if text.strip()[-1].isalpha() else f"{text.strip()} GiB"
 
 
 def _cpu_experts(text: str | None, model: Model) -> int:

@@ -87,7 +87,7 @@ def show_table(
         body.append(cells)
     lines = [f"{model.title}: GiB of GPU memory, context and all, one sequence"]
     if gpus:
-        lines[0] += f", on {_gpu_names(gpus)} (+ fits, ~ just, - does not)"
+        lines[0] += f", on {gpu_names(gpus)} (+ fits, ~ just, - does not)"
     lines += ["", *_columns([head, *body]), ""]
     if not gpus:
         lines.append("(n): the smallest card, in GB, that holds it by itself:")
@@ -130,7 +130,7 @@ def show_fits(
             ]
         )
     lines = [
-        f"On {_gpu_names(gpus)}, context {settings.context:,}: {total} choices fit, best expected "
+        f"On {gpu_names(gpus)}, context {settings.context:,}: {total} choices fit, best expected "
         f"quality first (+ fits, ~ just)",
         "",
         *_columns([head, *body], left=(0, 1, 2, 7)),
@@ -224,7 +224,8 @@ def _kv(settings: Settings) -> str:
     return f"{settings.type_k}/{settings.type_v}"
 
 
-def _gpu_names(gpus: Sequence[Gpu]) -> str:
+def gpu_names(gpus: Sequence[Gpu]) -> str:
+    """``2x RTX 3090 + RTX 4090``."""
     runs = [(name, len(list(run))) for name, run in groupby(gpu.name for gpu in gpus)]
     return " + ".join(name if count == 1 else f"{count}x {name}" for name, count in runs)
 

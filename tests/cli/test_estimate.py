@@ -93,7 +93,12 @@ def test_fit_in_json_and_text() -> None:
         (("fit",), "--vram"),
         (("estimate", "qwen3-8b", "--gpu", "99999999x RTX 4090"), '"2x RTX 4090"'),
         (("estimate", "qwen3-8b", "--quant", "gguf:Q4_K_M", "--gpu", "17x 4090"), "16 or fewer"),
-        (("fit", "--vram", "100MiB"), "shorter"),
+        (("fit", "--vram", "24GiB", "--min-speed", "10"), "Name the card too"),
+        (("fit", "--gpu", "4090", "--min-speed", "nan"), "such as 10"),
+        (("fit", "--gpu", "4090", "--min-speed", "-1"), "such as 10"),
+        (("fit", "--gpu", "4090", "--context", "99999m"), "--context 1048576"),
+        (("fit", "--gpu", "2x 4090", "--engine", "transformers"), "--engine vllm"),
+        (("estimate", "qwen3-8b", "--gpu", "2x 4090", "--engine", "transformers"), "--engine vllm"),
     ],
 )
 def test_wrong_input_is_one_sentence_and_a_choice(arguments: tuple[str, ...], hint: str) -> None:
@@ -102,6 +107,33 @@ def test_wrong_input_is_one_sentence_and_a_choice(arguments: tuple[str, ...], hi
     assert hint in done.stderr
     assert len(done.stderr.strip().splitlines()) == 2
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "said", "changes"),
+    [
+        (("--vram", "100MB"), "100MB GPU with 8,192 tokens.", "a shorter --context or --kv q8_0."),
+        (
+            ("--vram", "1", "--parallel", "3", "--kv", "q8_0"),
+            "1 GiB GPU with 8,192 tokens.",
+            "a shorter --context or a smaller --parallel.",
+        ),
+        (
+            ("--gpu", "2x 4090", "--min-speed", "100000"),
+            "2x GeForce RTX 4090 with 8,192 tokens at 100000 tokens/s.",
+            "a shorter --context, --kv q8_0 or a lower --min-speed.",
+        ),
+    ],
+)
+def test_nothing_fits_is_no_wrong_use_and_the_hint_is_about_what_was_given(
+    options: tuple[str, ...], said: str, changes: str
+) -> None:
+    done = qwen3q("fit", *options)
+    assert done.returncode == 1
+    message, hint = done.stderr.strip().splitlines()
+    assert message == f"qwen3q: No Qwen3 fits {said}"
+    assert hint.endswith(f"Try {changes}")
+    assert ("The smallest, Qwen3-0.6B in gguf:" in hint) == ("--vram" in options)
 
 
 @pytest.mark.parametrize(
