@@ -89,7 +89,7 @@ def estimate(
     if not 0.0 < utilization <= 1.0:
         raise UsageError(f"--gpu-memory-utilization {utilization:g} is no share between 0 and 1.")
     settings = Settings(
-        context=parse_context(context) if context else DEFAULT_CONTEXT,
+        context=_tokens(context, found),
         parallel=parallel,
         ubatch=ubatch,
         flash_attention=not no_flash_attn,
@@ -175,11 +175,12 @@ def parse_engine(name: str | None) -> Engine | None:
 def parse_context(text: str) -> int:
     """Tokens of ``32768``, ``32k`` or ``1m``."""
     key = text.strip().lower().replace(",", "").replace("_", "")
-    factor = {"k": 1024, "m": 1024 * 1024}.get(key[-1:], 1)
-    digits = key.rstrip("km")
-    if not digits.isdigit() or int(digits) == 0:
-        raise UsageError(f"{text!r} is no context length.", "Write it like 32768 or 32k.")
-    return int(digits) * factor
+    found = re.fullmatch(r"(\d{1,18})([km]?)", key)
+    if found is None or int(found[1]) == 0:
+        raise UsageError(
+            f"--context {text!r} is no number of tokens.", "Write it like 32768 or 32k."
+        )
+    return int(found[1]) * {"": 1, "k": 1024, "m": 1024 * 1024}[found[2]]
 
 
 def _detected(notes: list[str]) -> list[Gpu]:
@@ -220,6 +221,21 @@ def _count(name: str) -> tuple[int, str]:
 def _typed_amount(text: str) -> str:
     """An amount of memory with its unit: GiB where none was typed."""
     return text.strip() if text.strip()[-1].isalpha() else f"{text.strip()} GiB"
+
+
+def _tokens(context: str | None, model: Model) -> int:
+    """Tokens of ``--context``, else the default, of a model with fewer its own."""
+    from qwen3q.memory.settings import MAX_YARN, longest_context, native_context
+
+    if context is None:
+        return min(DEFAULT_CONTEXT, native_context(model.config))
+    tokens, longest = parse_context(context), longest_context(model.config)
+    if tokens > longest:
+        raise UsageError(
+            f"--context {context} is beyond YaRN's limit for {model.title}.",
+            f"The longest is --context {longest} (--yarn {MAX_YARN:g}).",
+        )
+    return tokens
 
 
 def _cpu_experts(text: str | None, model: Model) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 
@@ -89,6 +90,7 @@ def test_fit_in_json_and_text() -> None:
         (("estimate", "qwen3-32b", "--quant", "awq:int4", "--gpu", "3x 3090"), "2 or 4"),
         (("estimate", "qwen3-8b", "--engine", "vlm"), "vllm"),
         (("estimate", "qwen3-8b", "--context", "long"), "32k"),
+        (("estimate", "qwen3-8b", "--context", "1mk"), "32k"),
         (("estimate", "qwen3-30b-a3b", "--offload-experts", "some"), "all"),
         (("fit",), "--vram"),
         (("estimate", "qwen3-8b", "--gpu", "99999999x RTX 4090"), '"2x RTX 4090"'),
@@ -107,6 +109,38 @@ def test_wrong_input_is_one_sentence_and_a_choice(arguments: tuple[str, ...], hi
     assert hint in done.stderr
     assert len(done.stderr.strip().splitlines()) == 2
     assert "Traceback" not in done.stderr
+
+
+def table(*arguments: str) -> dict[str, list[str]]:
+    """The cells of each quantization's row."""
+    lines = qwen3q("estimate", *arguments).stdout.splitlines()
+    return {cells[0]: cells for line in lines if (cells := re.split(r" {2,}", line))[2:]}
+
+
+def test_what_does_not_fit_has_no_speed() -> None:
+    rows = table("qwen3-8b", "--gpu", "RTX 3060")
+    assert rows["bf16"][-2:] == ["-", "-"]
+    assert float(rows["gguf:Q4_K_M"][-1]) > 30
+    [run] = json_of("estimate", "qwen3-8b", "--quant", "bf16", "--gpu", "RTX 3060")["estimates"]
+    assert run["decode_tokens_per_second"] is None
+
+
+def test_bits_and_size_are_the_same_in_the_table_and_of_one_run() -> None:
+    one = qwen3q("estimate", "qwen3-8b", "--quant", "gguf:Q4_K_M").stdout
+    bits, size = table("qwen3-8b")["gguf:Q4_K_M"][2:4]
+    assert f"File: {size}, {bits} bits per weight." in one
+
+
+def test_a_small_model_in_fitting_units_at_its_own_context() -> None:
+    text = qwen3q("estimate", "demo", "--quant", "gguf:Q4_K_M").stdout
+    assert "context 2,048" in text
+    assert "YaRN" not in text
+    assert "File: 5.28 MB" in text
+
+
+def test_a_context_beyond_reach_is_named_as_typed() -> None:
+    done = qwen3q("estimate", "qwen3-8b", "--context", "99999m")
+    assert "--context 99999m is beyond YaRN's limit for Qwen3-8B." in done.stderr
 
 
 @pytest.mark.parametrize(
