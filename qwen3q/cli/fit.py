@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qwen3q.cli.estimate import (
+from qwen3q.cli.estimate_options import (
     EngineOption,
     GpuOption,
     KvOption,

@@ -182,7 +182,7 @@ def parse_bytes(text: str, *, unit: str = "gib") -> int:
     except (KeyError, ValueError):
         amount = 0.0
     if not 1 <= amount < _MOST_BYTES:
-        raise UsageError(f"{text!r} is no amount of memory.", "Write it like 24GiB or 24GB.")
+        raise UsageError(f"--vram {text!r} is no amount of memory.", "Write it like 24GiB or 24GB.")
     return round(amount)
 
 

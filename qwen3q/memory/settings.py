@@ -14,6 +14,10 @@ HYBRID_POSITIONS = 40960
 """Positions of the hybrid releases: 32,768 of context and 8,192 of answer."""
 HYBRID_CONTEXT = 32768
 MAX_YARN = 4.0
+DEFAULT_UBATCH = 512
+DEFAULT_UTILIZATION = 0.9
+LLAMA_MAX_SEQUENCES = 256
+"""Sequences that one context of llama.cpp holds (``llama_max_parallel_sequences``)."""
 LLAMA_MAX_GPUS = 16
 """Devices that llama.cpp spreads a model over (``llama_max_devices``)."""
 
@@ -59,12 +63,12 @@ class Settings:
     parallel: int = 1
     type_k: str = "f16"
     type_v: str = "f16"
-    ubatch: int = 512
+    ubatch: int = DEFAULT_UBATCH
     flash_attention: bool = True
     gpu_layers: int | None = None
     cpu_experts: int = 0
     yarn: float | None = None
-    utilization: float = 0.9
+    utilization: float = DEFAULT_UTILIZATION
 
     def at(self, context: int) -> Settings:
         """The same run with another context."""
@@ -78,15 +82,18 @@ def kv_types(text: str | None, engine: Engine) -> tuple[str, str]:
         UsageError: a type that the engine's cache does not have; names the nearest.
     """
     known = KV_TYPES[engine]
-    halves = (text or "").strip().lower().split("/")
-    if len(halves) > 2 or (len(halves) == 2 and engine is not Engine.LLAMA_CPP):
-        raise UsageError(f"{text!r} is no cache type of {engine}.", f"One of: {', '.join(known)}.")
+    halves = ("auto" if text is None else text).strip().lower().split("/")
+    most = 2 if engine is Engine.LLAMA_CPP else 1
+    if len(halves) > most or "" in halves:
+        raise UsageError(
+            f"--kv {text!r} is no cache type of {engine}.", f"One of: {', '.join(known)}."
+        )
     found = []
     for half in halves:
         name = _KV_ALIASES.get(half, half) or known[0]
         if name not in known:
             raise UsageError(
-                f"{engine} can't keep its cache in {half}{_why_not(name)}.",
+                f"--kv {text}: {engine} can't keep its cache in {half}{_why_not(name)}.",
                 f"Nearest: {_nearest(name, known)}. It takes {', '.join(known)}.",
             )
         found.append(name)
@@ -215,15 +222,22 @@ def _check_llama(config: Qwen3Config, settings: Settings) -> None:
                 "into them.",
                 "Take --kv f16.",
             )
-    if not 0 <= settings.cpu_experts <= config.num_hidden_layers:
-        raise UsageError(
-            f"--offload-experts {settings.cpu_experts}: "
-            f"the model has {config.num_hidden_layers} layers."
-        )
     if settings.cpu_experts and not config.is_moe:
         raise UsageError(
             "--offload-experts is for mixture-of-experts models, and this one is dense.",
             "Keep some layers on the CPU instead: --gpu-layers.",
+        )
+    if not 0 <= settings.cpu_experts <= config.num_hidden_layers:
+        raise UsageError(
+            f"--offload-experts {settings.cpu_experts}: "
+            f"the model has {config.num_hidden_layers} layers.",
+            f"Give 0 to {config.num_hidden_layers}, or all.",
+        )
+    if settings.parallel > LLAMA_MAX_SEQUENCES:
+        raise UsageError(
+            f"--parallel {settings.parallel}: llama.cpp holds at most {LLAMA_MAX_SEQUENCES} "
+            "sequences at once.",
+            f"Give --parallel {LLAMA_MAX_SEQUENCES}, or a format that vLLM runs: --quant awq:int4.",
         )
 
 

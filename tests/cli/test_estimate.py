@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from qwen3q.cli.estimate import choose_gpus
+from qwen3q.cli.estimate_options import choose_gpus
 from qwen3q.errors import UsageError
 
 
@@ -95,6 +95,25 @@ def test_fit_in_json_and_text() -> None:
         (("fit",), "--vram"),
         (("estimate", "qwen3-8b", "--gpu", "99999999x RTX 4090"), '"2x RTX 4090"'),
         (("estimate", "qwen3-8b", "--quant", "gguf:Q4_K_M", "--gpu", "17x 4090"), "16 or fewer"),
+        (("estimate", "qwen3-8b", "--quant", "awq:int4", "--gpu-layers", "10"), "gguf:Q4_K_M"),
+        (("estimate", "qwen3-8b", "--engine", "vllm", "--ubatch", "64"), "gguf:Q4_K_M"),
+        (
+            (
+                "estimate",
+                "qwen3-8b",
+                "--quant",
+                "gguf:Q4_K_M",
+                "--gpu-memory-utilization",
+                "0.5",
+            ),
+            "awq:int4",
+        ),
+        (("estimate", "qwen3-8b", "--gpu-memory-utilization", "5"), "at most 1"),
+        (("estimate", "qwen3-8b", "--quant", ""), "--quant gguf:Q4_K_M"),
+        (("estimate", "qwen3-8b", "--kv", ""), "One of"),
+        (("estimate", "qwen3-30b-a3b", "--offload-experts", "9999"), "0 to 48, or all"),
+        (("estimate", "qwen3-8b", "--quant", "gguf:Q8_0", "--parallel", "257"), "--parallel 256"),
+        (("fit", "--gpu", "4090", "--vram", "1GiB", "--vram", "1GiB"), "one for each"),
         (("fit", "--vram", "24GiB", "--min-speed", "10"), "Name the card too"),
         (("fit", "--gpu", "4090", "--min-speed", "nan"), "such as 10"),
         (("fit", "--gpu", "4090", "--min-speed", "-1"), "such as 10"),
@@ -136,6 +155,17 @@ def test_a_small_model_in_fitting_units_at_its_own_context() -> None:
     assert "context 2,048" in text
     assert "YaRN" not in text
     assert "File: 5.28 MB" in text
+
+
+def test_an_option_of_one_engine_keeps_only_its_rows_in_the_table() -> None:
+    runs = json_of("estimate", "qwen3-8b", "--gpu-layers", "10", "--context", "1k")["estimates"]
+    assert {run["engine"] for run in runs} == {"llama.cpp"}
+
+
+def test_more_sequences_than_any_engine_serves_are_refused() -> None:
+    done = qwen3q("estimate", "qwen3-8b", "--parallel", "99999999999")
+    assert done.returncode == 2
+    assert "--parallel" in done.stderr
 
 
 def test_a_context_beyond_reach_is_named_as_typed() -> None:
