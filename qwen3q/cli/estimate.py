@@ -34,7 +34,10 @@ def register(app: typer.Typer) -> None:
 
 
 def estimate(
-    model: Annotated[str, typer.Argument(help="Alias, Hub id, folder, GGUF or safetensors file.")],
+    model: Annotated[
+        str,
+        typer.Argument(help="Alias, Hub id, folder, .gguf, or .safetensors beside config.json."),
+    ],
     quant: Annotated[
         str | None, typer.Option("--quant", help="Such as gguf:Q4_K_M or awq:int4; all if absent.")
     ] = None,
