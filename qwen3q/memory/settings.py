@@ -138,6 +138,13 @@ def longest_context(config: Qwen3Config) -> int:
     return max(native_context(config), int(yarn_base(config) * MAX_YARN))
 
 
+def reach(config: Qwen3Config, yarn: float | None) -> int:
+    """The longest context with YaRN at factor ``yarn``, at the largest for None or no legal one."""
+    if yarn is None or not 1.0 < yarn <= MAX_YARN:
+        return longest_context(config)
+    return min(longest_context(config), int(yarn_base(config) * yarn))
+
+
 def needed_yarn(config: Qwen3Config, context: int) -> float | None:
     """The YaRN factor that ``context`` needs, or None where the model has it by itself."""
     if context <= native_context(config):
@@ -161,12 +168,12 @@ def check_context(config: Qwen3Config, settings: Settings) -> None:
             f"A context of {settings.context:,} is beyond YaRN's limit for this model.",
             f"The longest is --context {longest} (--yarn {MAX_YARN:g}).",
         )
-    if settings.yarn is not None and settings.context > yarn_base(config) * settings.yarn:
-        reach = int(yarn_base(config) * settings.yarn)
+    most = reach(config, settings.yarn)
+    if settings.yarn is not None and settings.context > most:
         raise UsageError(
-            f"--yarn {settings.yarn:g} reaches {reach:,} tokens, not {settings.context:,}.",
+            f"--yarn {settings.yarn:g} reaches {most:,} tokens, not {settings.context:,}.",
             f"Take --yarn {needed_yarn(config, settings.context) or MAX_YARN:g} "
-            f"or --context {reach}.",
+            f"or --context {most}.",
         )
 
 

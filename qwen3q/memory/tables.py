@@ -16,7 +16,7 @@ from qwen3q.memory.estimate import (
     reads,
 )
 from qwen3q.memory.gpus import Gpu, gpus
-from qwen3q.memory.settings import Engine, Settings, kv_types, longest_context
+from qwen3q.memory.settings import Engine, Settings, kv_types, reach
 from qwen3q.memory.source import Model
 from qwen3q.memory.weights import Weights
 
@@ -55,7 +55,8 @@ def model_table(
     """
     if engine is not None and len(formats) > 1:
         formats = [fmt for fmt in formats if reads(model.config, fmt, engine)]
-    reachable = [context for context in contexts if context <= longest_context(model.config)]
+    most = reach(model.config, settings.yarn)
+    reachable = [context for context in contexts if context <= most]
     rows = []
     refusal: UsageError | None = None
     for fmt in formats:

@@ -91,6 +91,7 @@ def test_fit_in_json_and_text() -> None:
         (("estimate", "qwen3-8b", "--engine", "vlm"), "vllm"),
         (("estimate", "qwen3-8b", "--context", "long"), "32k"),
         (("estimate", "qwen3-8b", "--context", "1mk"), "32k"),
+        (("estimate", "qwen3-8b", "--yarn", "inf"), "up to 4"),
         (("estimate", "qwen3-30b-a3b", "--offload-experts", "some"), "all"),
         (("fit",), "--vram"),
         (("estimate", "qwen3-8b", "--gpu", "99999999x RTX 4090"), '"2x RTX 4090"'),
@@ -160,6 +161,11 @@ def test_a_small_model_in_fitting_units_at_its_own_context() -> None:
 def test_an_option_of_one_engine_keeps_only_its_rows_in_the_table() -> None:
     runs = json_of("estimate", "qwen3-8b", "--gpu-layers", "10", "--context", "1k")["estimates"]
     assert {run["engine"] for run in runs} == {"llama.cpp"}
+
+
+def test_yarn_leaves_out_contexts_that_it_does_not_reach() -> None:
+    found = json_of("estimate", "qwen3-8b", "--yarn", "2")
+    assert {run["context"] for run in found["estimates"]} == {1024, 8192, 32768, 65536}
 
 
 def test_more_sequences_than_any_engine_serves_are_refused() -> None:
