@@ -6,6 +6,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from qwen3q.cli.estimate_options import (
+    EngineOption,
+    GpuOption,
+    KvOption,
+    ParallelOption,
+    VramOption,
+    choose_gpus,
+    cpu_experts_of,
+    engine_with,
+    parse_engine,
+    parse_format,
+    tokens_of,
+)
 from qwen3q.cli.output import JsonFlag, print_json
 from qwen3q.errors import UsageError
 
@@ -15,33 +28,16 @@ if TYPE_CHECKING:
     from qwen3q.memory.settings import Engine, Settings
     from qwen3q.memory.source import Model
 
-DEFAULT_CONTEXT = 8192
-
-GpuOption = Annotated[
-    list[str] | None,
-    typer.Option("--gpu", help="A GPU by name, auto for this machine's; repeat, or write 2x."),
-]
-VramOption = Annotated[
-    list[str] | None,
-    typer.Option("--vram", help="Free memory of a GPU, such as 24GiB; repeat for several."),
-]
-EngineOption = Annotated[
-    str | None, typer.Option("--engine", help="llama.cpp, transformers or vllm.")
-]
-KvOption = Annotated[
-    str | None, typer.Option("--kv", help="Type of the KV cache, such as q8_0 or q8_0/f16.")
-]
-ParallelOption = Annotated[
-    int, typer.Option("--parallel", min=1, help="Sequences at once, each with its context.")
-]
-
 
 def register(app: typer.Typer) -> None:
     app.command("estimate")(estimate)
 
 
 def estimate(
-    model: Annotated[str, typer.Argument(help="Alias, Hub id, folder, GGUF or safetensors file.")],
+    model: Annotated[
+        str,
+        typer.Argument(help="Alias, Hub id, folder, .gguf, or .safetensors beside config.json."),
+    ],
     quant: Annotated[
         str | None, typer.Option("--quant", help="Such as gguf:Q4_K_M or awq:int4; all if absent.")
     ] = None,
@@ -62,8 +58,11 @@ def estimate(
     ] = None,
     parallel: ParallelOption = 1,
     ubatch: Annotated[
-        int, typer.Option("--ubatch", min=1, help="Tokens of one pass (llama.cpp's -ub).")
-    ] = 512,
+        int | None,
+        typer.Option(
+            "--ubatch", min=1, help="Tokens of one pass (llama.cpp's -ub), 512 if absent."
+        ),
+    ] = None,
     no_flash_attn: Annotated[
         bool, typer.Option("--no-flash-attn", help="Without flash attention.")
     ] = False,
@@ -71,136 +70,49 @@ def estimate(
         float | None, typer.Option("--yarn", help="YaRN factor, for a longer context.")
     ] = None,
     utilization: Annotated[
-        float, typer.Option("--gpu-memory-utilization", help="Share of a GPU that vLLM takes.")
-    ] = 0.9,
+        float | None,
+        typer.Option(
+            "--gpu-memory-utilization", help="Share of a GPU that vLLM takes, 0.9 if absent."
+        ),
+    ] = None,
     json_output: JsonFlag = False,
 ) -> None:
     """Memory and speed of a model before it is downloaded: per device, in the loader's names."""
-    from qwen3q.memory.settings import Settings
-    from qwen3q.memory.source import canonical_format, find_model
+    from qwen3q.memory.settings import DEFAULT_UBATCH, DEFAULT_UTILIZATION, Settings
+    from qwen3q.memory.source import find_model
 
     found = find_model(model)
     gpus, notes = choose_gpus(gpu, vram)
-    if not 0.0 < utilization <= 1.0:
-        raise UsageError(f"--gpu-memory-utilization {utilization:g} is no share between 0 and 1.")
+    if utilization is not None and not 0.0 < utilization <= 1.0:
+        raise UsageError(
+            f"--gpu-memory-utilization {utilization:g} is no share of a GPU.",
+            "Give more than 0 and at most 1; vLLM's own is 0.9.",
+        )
+    wanted = found.stored.format if found.stored is not None else None
+    if quant is not None:
+        wanted = parse_format(quant)
+    given = {
+        "--gpu-layers": gpu_layers, "--offload-experts": offload_experts, "--ubatch": ubatch,
+        "--no-flash-attn": no_flash_attn or None, "--gpu-memory-utilization": utilization,
+    }  # fmt: skip
+    runner = engine_with(
+        [option for option, value in given.items() if value is not None],
+        wanted, parse_engine(engine),
+    )  # fmt: skip
     settings = Settings(
-        context=parse_context(context) if context else DEFAULT_CONTEXT,
+        context=tokens_of(context, found),
         parallel=parallel,
-        ubatch=ubatch,
+        ubatch=DEFAULT_UBATCH if ubatch is None else ubatch,
         flash_attention=not no_flash_attn,
         gpu_layers=gpu_layers,
-        cpu_experts=_cpu_experts(offload_experts, found),
+        cpu_experts=cpu_experts_of(offload_experts, found),
         yarn=yarn,
-        utilization=utilization,
+        utilization=DEFAULT_UTILIZATION if utilization is None else utilization,
     )
-    runner = parse_engine(engine)
-    wanted = canonical_format(quant) if quant else None
-    if wanted is None and found.stored is not None:
-        wanted = found.stored.format
     if wanted is not None:
         _one(found, wanted, settings, gpus, notes, kv, runner, json_output)
     else:
         _table(found, settings, gpus, notes, kv, runner, context is not None, json_output)
-
-
-def choose_gpus(names: list[str] | None, vram: list[str] | None) -> tuple[list[Gpu], list[str]]:
-    """The GPUs of ``--gpu`` and ``--vram``, and notes about them; none if neither is given.
-
-    ``--gpu NAME --vram AMOUNT`` is that part with another amount of free memory.
-    """
-    from qwen3q.memory.gpus import custom_gpu, find_gpu, other_sizes, parse_bytes
-
-    amounts = [parse_bytes(text) for text in vram or []]
-    gpus: list[Gpu] = []
-    notes: list[str] = []
-    for name in names or []:
-        if name.strip().lower() == "auto":
-            gpus += _detected(notes)
-            continue
-        count, part = _count(name)
-        found = find_gpu(part)
-        others = other_sizes(part, found)
-        if others:
-            notes.append(
-                f"{part} is taken as {found.name}; also sold: "
-                f"{', '.join(other.name for other in others)}."
-            )
-        if found.uncertain:
-            notes.append(f"Uncertain values of {found.name}: {', '.join(found.uncertain)}.")
-        gpus += [found] * count
-    if not amounts:
-        return gpus, notes
-    if gpus and len(amounts) not in (1, len(gpus)):
-        raise UsageError(f"{len(amounts)} --vram amounts for {len(gpus)} GPUs.")
-    if gpus:
-        each = amounts * len(gpus) if len(amounts) == 1 else amounts
-        return [custom_gpu(a, like=g) for a, g in zip(each, gpus, strict=True)], notes
-    return [custom_gpu(amount) for amount in amounts], notes
-
-
-def parse_engine(name: str | None) -> Engine | None:
-    """The engine called ``name``; None where each format's own is wanted."""
-    from qwen3q.memory.settings import Engine
-
-    if name is None:
-        return None
-    key = name.lower().replace("llamacpp", "llama.cpp").replace("llama-cpp", "llama.cpp")
-    try:
-        return Engine({"hf": "transformers", "llama": "llama.cpp"}.get(key, key))
-    except ValueError:
-        import difflib
-
-        known = [engine.value for engine in Engine]
-        near = difflib.get_close_matches(key, known, n=1, cutoff=0.3)
-        hint = f"Did you mean {near[0]}? " if near else ""
-        raise UsageError(
-            f"{name!r} is no engine that is estimated.", f"{hint}Known: {', '.join(known)}."
-        ) from None
-
-
-def parse_context(text: str) -> int:
-    """Tokens of ``32768``, ``32k`` or ``1m``."""
-    key = text.strip().lower().replace(",", "").replace("_", "")
-    factor = {"k": 1024, "m": 1024 * 1024}.get(key[-1:], 1)
-    digits = key.rstrip("km")
-    if not digits.isdigit() or int(digits) == 0:
-        raise UsageError(f"{text!r} is no context length.", "Write it like 32768 or 32k.")
-    return int(digits) * factor
-
-
-def _detected(notes: list[str]) -> list[Gpu]:
-    from qwen3q.memory.detect import detect_gpus
-    from qwen3q.memory.gpus import custom_gpu
-
-    gpus = []
-    for found in detect_gpus():
-        notes.append(
-            f"{found.gpu.name}: {found.free_bytes / 2**30:.2f} of "
-            f"{found.gpu.memory_bytes / 2**30:.2f} GiB are free now."
-        )
-        gpus.append(custom_gpu(found.free_bytes, like=found.gpu))
-    return gpus
-
-
-def _count(name: str) -> tuple[int, str]:
-    """``2x RTX 3090`` is 2 and ``RTX 3090``."""
-    head, _, rest = name.strip().partition(" ")
-    if rest and head[:-1].isdigit() and head[-1] in "xX×" and int(head[:-1]) > 0:
-        return int(head[:-1]), rest
-    return 1, name
-
-
-def _cpu_experts(text: str | None, model: Model) -> int:
-    if text is None:
-        return 0
-    if text.strip().lower() == "all":
-        return model.config.num_hidden_layers
-    if not text.strip().isdigit():
-        raise UsageError(
-            f"--offload-experts {text!r} is neither a number of layers nor all.",
-            f"Give 0 to {model.config.num_hidden_layers}, or all.",
-        )
-    return int(text)
 
 
 def _one(

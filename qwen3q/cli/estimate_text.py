@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING
 
+from qwen3q.cli.output import format_bytes
 from qwen3q.memory.estimate import Estimate, Verdict
 from qwen3q.memory.gpus import MIB, Gpu
 from qwen3q.memory.settings import Engine, Settings, native_context
@@ -44,8 +46,7 @@ def show_estimate(
     if found.verdict is not Verdict.NO:
         lines += _speed_lines(found)
     lines.append(
-        f"File: {weights.file_bytes / 1e9:.2f} GB, "
-        f"{weights.total * 8 / weights.parameters:.2f} bits per weight."
+        f"File: {format_bytes(weights.file_bytes)}, {weights.bits_per_weight:.2f} bits per weight."
     )
     lines += [*found.notes, *notes]
     if advice:
@@ -61,7 +62,7 @@ def show_table(
 ) -> None:
     """Every quantization at several contexts."""
     contexts = [run.settings.context for run in rows[0].estimates]
-    head = ["quantization", "engine", "bits", "file GB", *(_tokens(c) for c in contexts)]
+    head = ["quantization", "engine", "bits", "file", *(_tokens(c) for c in contexts)]
     head += ["longest", "tok/s"] if gpus else []
     body = []
     used: set[int] = set()
@@ -70,8 +71,8 @@ def show_table(
         cells = [
             row.weights.format,
             first.engine.value,
-            f"{row.weights.linear_bits:.2f}",
-            f"{row.weights.file_bytes / 1e9:.2f}",
+            f"{row.weights.bits_per_weight:.2f}",
+            format_bytes(row.weights.file_bytes),
         ]
         for run in row.estimates:
             if run.verdict is not None:
@@ -81,12 +82,15 @@ def show_table(
             cells.append(f"{run.total / GIB:.2f} ({size or '-'})")
             used |= {size} if size else set()
         if gpus:
-            cells.append(f"{first.max_context:,}" if first.max_context else "-")
-            cells.append(f"{first.speed.decode:.0f}" if first.speed else "")
+            fits = bool(first.max_context)
+            cells.append(f"{first.max_context:,}" if fits else "-")
+            cells.append(f"{first.speed.decode:.0f}" if fits and first.speed else "-")
         body.append(cells)
-    lines = [f"{model.title}: GiB of GPU memory, context and all, one sequence"]
+    count = rows[0].estimates[0].settings.parallel
+    sequences = "one sequence" if count == 1 else f"{count} sequences"
+    lines = [f"{model.title}: GiB of GPU memory, context and all, {sequences}"]
     if gpus:
-        lines[0] += f", on {_gpu_names(gpus)} (+ fits, ~ just, - does not)"
+        lines[0] += f", on {gpu_names(gpus)} (+ fits, ~ just, - does not)"
     lines += ["", *_columns([head, *body]), ""]
     if not gpus:
         lines.append("(n): the smallest card, in GB, that holds it by itself:")
@@ -121,7 +125,7 @@ def show_fits(
                 fit.release.title,
                 run.weights.format,
                 run.engine.value,
-                f"{run.weights.linear_bits:.2f}",
+                f"{run.weights.bits_per_weight:.2f}",
                 f"{run.total / GIB:.2f}",
                 _MARKS[run.verdict],
                 f"{run.speed.decode_full:.0f}" if run.speed else "",
@@ -129,7 +133,7 @@ def show_fits(
             ]
         )
     lines = [
-        f"On {_gpu_names(gpus)}, context {settings.context:,}: {total} choices fit, best expected "
+        f"On {gpu_names(gpus)}, context {settings.context:,}: {total} choices fit, best expected "
         f"quality first (+ fits, ~ just)",
         "",
         *_columns([head, *body], left=(0, 1, 2, 7)),
@@ -223,8 +227,10 @@ def _kv(settings: Settings) -> str:
     return f"{settings.type_k}/{settings.type_v}"
 
 
-def _gpu_names(gpus: Sequence[Gpu]) -> str:
-    return " + ".join(gpu.name for gpu in gpus)
+def gpu_names(gpus: Sequence[Gpu]) -> str:
+    """``2x RTX 3090 + RTX 4090``."""
+    runs = [(name, len(list(run))) for name, run in groupby(gpu.name for gpu in gpus)]
+    return " + ".join(name if count == 1 else f"{count}x {name}" for name, count in runs)
 
 
 def _mib(nbytes: int) -> str:

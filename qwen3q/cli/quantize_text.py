@@ -93,7 +93,8 @@ def _lines(legality: Legality) -> Iterator[str]:
         parts = (f"{g.role} {g.in_features} / {g.group_size} = {g.count}" for g in legality.groups)
         yield f"Groups, in_features / group size: {', '.join(parts)}."
     legal = [str(split.parallel.size) for split in legality.splits if split.parallel.is_legal]
-    yield f"Tensor parallel over {', '.join(legal)} GPUs is legal."
+    gpus = "GPU" if legal == ["1"] else "GPUs"
+    yield f"Tensor parallel over {', '.join(legal)} {gpus} is legal."
     for split in legality.splits:
         if not split.parallel.is_legal:
             group = split.legal_group_size

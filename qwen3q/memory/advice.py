@@ -139,7 +139,7 @@ def _format_tries(model: Model, found: Estimate) -> list[tuple[str, str, Weights
     smaller.sort(key=lambda weights: -weights.total)
     fitting = []
     for weights in smaller:
-        text = f"quantize to {weights.format} ({weights.linear_bits:.2f} bits per weight)"
+        text = f"quantize to {weights.format} ({weights.bits_per_weight:.2f} bits per weight)"
         fitting.append((text, f"--quant {weights.format}", weights, found.settings))
     return _first_fitting(fitting, found)
 

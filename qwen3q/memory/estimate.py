@@ -104,6 +104,15 @@ def check_engine(config: Qwen3Config, fmt: str, engine: Engine) -> None:
         )
 
 
+def reads(config: Qwen3Config, fmt: str, engine: Engine) -> bool:
+    """Whether ``check_engine`` lets the format pass."""
+    try:
+        check_engine(config, fmt, engine)
+    except UsageError:
+        return False
+    return True
+
+
 def estimate(
     model: str,
     config: Qwen3Config,

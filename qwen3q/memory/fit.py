@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from qwen3q.errors import UsageError
-from qwen3q.memory.estimate import Estimate, Verdict, default_engine, estimate
+from qwen3q.memory.estimate import Estimate, Verdict, default_engine, estimate, reads
 from qwen3q.memory.gpus import Gpu
 from qwen3q.memory.quality import expected_quality
 from qwen3q.memory.settings import Engine, Settings, kv_types
@@ -43,6 +43,9 @@ def fitting(
         engine: only what this engine runs.
         min_speed: decode tokens per second at the end of the context, at least; drops what can't
             be predicted.
+
+    Raises:
+        UsageError: no model runs so on any GPU, with the reason of the first one.
     """
     found = [
         Fit(release, run, expected_quality(release, run.weights), command(release, run))
@@ -50,6 +53,13 @@ def fitting(
         if run.verdict is not Verdict.NO and _fast_enough(run, min_speed)
     ]
     return sorted(found, key=lambda fit: (-fit.quality, fit.estimate.total))
+
+
+def smallest(
+    gpus: Sequence[Gpu], settings: Settings, *, kv: str | None = None, engine: Engine | None = None
+) -> Estimate:
+    """The run that takes the least memory, whether it fits or not; arguments as of ``fitting``."""
+    return min((run for _, run in _runs(gpus, settings, kv, engine)), key=lambda run: run.total)
 
 
 def command(release: Release, run: Estimate) -> str:
@@ -64,25 +74,31 @@ def command(release: Release, run: Estimate) -> str:
 
 def _runs(
     gpus: Sequence[Gpu], settings: Settings, kv: str | None, engine: Engine | None
-) -> Iterator[tuple[Release, Estimate]]:
+) -> list[tuple[Release, Estimate]]:
+    runs = []
+    refusal: UsageError | None = None
     for release in catalog():
         for fmt in FORMATS:
             runner = engine or default_engine(fmt)
             if fmt in _NOT_OFFERED or (fmt == "gguf:MXFP4_MOE" and not release.config.is_moe):
                 continue
+            if not reads(release.config, fmt, runner):
+                continue
             try:
                 type_k, type_v = kv_types(kv, runner)
                 shape = _with_types(settings, type_k, type_v)
                 weights = release_weights(release, fmt)
-                yield (
-                    release,
-                    estimate(
-                        release.title, release.config, weights, runner, shape, gpus,
-                        find_max_context=False,
-                    ),
+                run = estimate(
+                    release.title, release.config, weights, runner, shape, gpus,
+                    find_max_context=False,
                 )  # fmt: skip
-            except UsageError:
+            except UsageError as error:
+                refusal = refusal or error
                 continue
+            runs.append((release, run))
+    if not runs and refusal is not None:
+        raise refusal
+    return runs
 
 
 def _with_types(settings: Settings, type_k: str, type_v: str) -> Settings:

@@ -35,6 +35,7 @@ _OPTIONAL = frozenset(
 )
 _SIZE_WORD = re.compile(r"\d+(gb|gib)")
 _NEAR_SIZE = 0.12
+_MOST_BYTES = 1 << 60
 
 
 class Family(StrEnum):
@@ -155,12 +156,16 @@ def other_sizes(name: str, gpu: Gpu) -> list[Gpu]:
     return [other for other in gpus() if other is not gpu and _without_size(other) == base]
 
 
-def custom_gpu(memory_bytes: int, like: Gpu | None = None) -> Gpu:
-    """A part with just an amount of free memory; ``like`` gives the rest."""
+def custom_gpu(memory_bytes: int, like: Gpu | None = None, amount: str = "") -> Gpu:
+    """A part with just an amount of free memory; ``like`` gives the rest.
+
+    Args:
+        amount: the memory as it was typed, for the name.
+    """
     if like is not None:
         return replace(like, memory_bytes=memory_bytes, usable_bytes=memory_bytes)
-    label = f"{memory_bytes / (1 << 30):g} GiB GPU"
-    return Gpu(label, "custom", Family.UNKNOWN, memory_bytes, memory_bytes, 0.0, 0.0)
+    label = amount or f"{memory_bytes / (1 << 30):.4g} GiB"
+    return Gpu(f"{label} GPU", "custom", Family.UNKNOWN, memory_bytes, memory_bytes, 0.0, 0.0)
 
 
 def parse_bytes(text: str, *, unit: str = "gib") -> int:
@@ -176,8 +181,8 @@ def parse_bytes(text: str, *, unit: str = "gib") -> int:
         amount = float(match[1]) * _SIZES[suffix] if match else 0.0
     except (KeyError, ValueError):
         amount = 0.0
-    if amount < 1:
-        raise UsageError(f"{text!r} is no amount of memory.", "Write it like 24GiB or 24GB.")
+    if not 1 <= amount < _MOST_BYTES:
+        raise UsageError(f"--vram {text!r} is no amount of memory.", "Write it like 24GiB or 24GB.")
     return round(amount)
 
 

@@ -15,8 +15,9 @@ from qwen3q.models.config import Qwen3Config
 
 
 def estimate_json(found: Estimate, advice: Sequence[Advice] = ()) -> dict[str, Any]:
-    """One estimate. The sums count the GPUs; ``devices`` has the CPU too."""
-    settings, speed, weights = found.settings, found.speed, found.weights
+    """One estimate; sums count GPUs, ``devices`` the CPU too; what does not fit has no speed."""
+    settings, weights = found.settings, found.weights
+    speed = None if found.verdict is Verdict.NO else found.speed
     fields: dict[str, Any] = {
         "model": found.model,
         "quantization": weights.format,
@@ -26,7 +27,7 @@ def estimate_json(found: Estimate, advice: Sequence[Advice] = ()) -> dict[str, A
         "kv_types": [settings.type_k, settings.type_v],
         "file_bytes": weights.file_bytes,
         "tensor_bytes": weights.total,
-        "bits_per_weight": round(weights.total * 8 / weights.parameters, 4),
+        "bits_per_weight": round(weights.bits_per_weight, 4),
         "weights_bytes": sum(d.weights for d in found.on_gpus),
         "kv_bytes": sum(d.kv for d in found.on_gpus),
         "compute_bytes": sum(d.compute for d in found.on_gpus),

@@ -14,6 +14,12 @@ HYBRID_POSITIONS = 40960
 """Positions of the hybrid releases: 32,768 of context and 8,192 of answer."""
 HYBRID_CONTEXT = 32768
 MAX_YARN = 4.0
+DEFAULT_UBATCH = 512
+DEFAULT_UTILIZATION = 0.9
+LLAMA_MAX_SEQUENCES = 256
+"""Sequences that one context of llama.cpp holds (``llama_max_parallel_sequences``)."""
+LLAMA_MAX_GPUS = 16
+"""Devices that llama.cpp spreads a model over (``llama_max_devices``)."""
 
 
 class Engine(StrEnum):
@@ -57,12 +63,12 @@ class Settings:
     parallel: int = 1
     type_k: str = "f16"
     type_v: str = "f16"
-    ubatch: int = 512
+    ubatch: int = DEFAULT_UBATCH
     flash_attention: bool = True
     gpu_layers: int | None = None
     cpu_experts: int = 0
     yarn: float | None = None
-    utilization: float = 0.9
+    utilization: float = DEFAULT_UTILIZATION
 
     def at(self, context: int) -> Settings:
         """The same run with another context."""
@@ -76,15 +82,18 @@ def kv_types(text: str | None, engine: Engine) -> tuple[str, str]:
         UsageError: a type that the engine's cache does not have; names the nearest.
     """
     known = KV_TYPES[engine]
-    halves = (text or "").strip().lower().split("/")
-    if len(halves) > 2 or (len(halves) == 2 and engine is not Engine.LLAMA_CPP):
-        raise UsageError(f"{text!r} is no cache type of {engine}.", f"One of: {', '.join(known)}.")
+    halves = ("auto" if text is None else text).strip().lower().split("/")
+    most = 2 if engine is Engine.LLAMA_CPP else 1
+    if len(halves) > most or "" in halves:
+        raise UsageError(
+            f"--kv {text!r} is no cache type of {engine}.", f"One of: {', '.join(known)}."
+        )
     found = []
     for half in halves:
         name = _KV_ALIASES.get(half, half) or known[0]
         if name not in known:
             raise UsageError(
-                f"{engine} can't keep its cache in {half}{_why_not(name)}.",
+                f"--kv {text}: {engine} can't keep its cache in {half}{_why_not(name)}.",
                 f"Nearest: {_nearest(name, known)}. It takes {', '.join(known)}.",
             )
         found.append(name)
@@ -101,6 +110,11 @@ def check_settings(
     """
     check_context(config, settings)
     if engine is Engine.LLAMA_CPP:
+        if gpus > LLAMA_MAX_GPUS:
+            raise UsageError(
+                f"llama.cpp spreads a model over at most {LLAMA_MAX_GPUS} GPUs, not {gpus}.",
+                f"Give {LLAMA_MAX_GPUS} or fewer, or a format that vLLM runs: --quant awq:int4.",
+            )
         _check_llama(config, settings)
     if engine is Engine.VLLM and gpus > 1:
         check_tensor_parallel(config, fmt, gpus)
@@ -122,6 +136,13 @@ def yarn_base(config: Qwen3Config) -> int:
 def longest_context(config: Qwen3Config) -> int:
     """Positions with YaRN at the largest factor that Qwen3 was validated for."""
     return max(native_context(config), int(yarn_base(config) * MAX_YARN))
+
+
+def reach(config: Qwen3Config, yarn: float | None) -> int:
+    """The longest context with YaRN at factor ``yarn``, at the largest for None or no legal one."""
+    if yarn is None or not 1.0 < yarn <= MAX_YARN:
+        return longest_context(config)
+    return min(longest_context(config), int(yarn_base(config) * yarn))
 
 
 def needed_yarn(config: Qwen3Config, context: int) -> float | None:
@@ -147,12 +168,12 @@ def check_context(config: Qwen3Config, settings: Settings) -> None:
             f"A context of {settings.context:,} is beyond YaRN's limit for this model.",
             f"The longest is --context {longest} (--yarn {MAX_YARN:g}).",
         )
-    if settings.yarn is not None and settings.context > yarn_base(config) * settings.yarn:
-        reach = int(yarn_base(config) * settings.yarn)
+    most = reach(config, settings.yarn)
+    if settings.yarn is not None and settings.context > most:
         raise UsageError(
-            f"--yarn {settings.yarn:g} reaches {reach:,} tokens, not {settings.context:,}.",
+            f"--yarn {settings.yarn:g} reaches {most:,} tokens, not {settings.context:,}.",
             f"Take --yarn {needed_yarn(config, settings.context) or MAX_YARN:g} "
-            f"or --context {reach}.",
+            f"or --context {most}.",
         )
 
 
@@ -160,11 +181,11 @@ def check_tensor_parallel(config: Qwen3Config, fmt: str, gpus: int) -> None:
     """Refuses a number of GPUs that vLLM can't split this model in this format over."""
     reason = _split_reason(config, fmt, gpus)
     if reason:
-        legal = [n for n in (1, 2, 4, 8, 16, 32) if not _split_reason(config, fmt, n)]
+        legal = [n for n in (1, 2, 4, 8, 16, 32, 64) if not _split_reason(config, fmt, n)]
         near = [n for n in legal if n < gpus][-1:] + [n for n in legal if n > gpus][:1]
         raise UsageError(
             f"{gpus} GPUs can't share {fmt} by tensor parallelism: {reason}.",
-            f"Nearest: {' or '.join(map(str, near))} GPUs.",
+            f"Nearest: {' or '.join(map(str, near))} GPU{'s' * (near != [1])}.",
         )
 
 
@@ -208,15 +229,22 @@ def _check_llama(config: Qwen3Config, settings: Settings) -> None:
                 "into them.",
                 "Take --kv f16.",
             )
-    if not 0 <= settings.cpu_experts <= config.num_hidden_layers:
-        raise UsageError(
-            f"--offload-experts {settings.cpu_experts}: "
-            f"the model has {config.num_hidden_layers} layers."
-        )
     if settings.cpu_experts and not config.is_moe:
         raise UsageError(
             "--offload-experts is for mixture-of-experts models, and this one is dense.",
             "Keep some layers on the CPU instead: --gpu-layers.",
+        )
+    if not 0 <= settings.cpu_experts <= config.num_hidden_layers:
+        raise UsageError(
+            f"--offload-experts {settings.cpu_experts}: "
+            f"the model has {config.num_hidden_layers} layers.",
+            f"Give 0 to {config.num_hidden_layers}, or all.",
+        )
+    if settings.parallel > LLAMA_MAX_SEQUENCES:
+        raise UsageError(
+            f"--parallel {settings.parallel}: llama.cpp holds at most {LLAMA_MAX_SEQUENCES} "
+            "sequences at once.",
+            f"Give --parallel {LLAMA_MAX_SEQUENCES}, or a format that vLLM runs: --quant awq:int4.",
         )
 
 

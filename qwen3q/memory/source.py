@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qwen3q.errors import CheckpointError, UsageError
+from qwen3q.errors import CheckpointError, SourceError, UsageError
 from qwen3q.memory.weights import (
     FORMATS,
     GGUF_PREFIX,
@@ -68,6 +68,10 @@ def find_model(name: str) -> Model:
         return Model(release.name, release.title, release.config, _repo(name, release), release)
     if path.is_file():
         return _gguf(path) if path.suffix == ".gguf" else _safetensors_file(path)
+    if path.suffix in (".gguf", ".safetensors") and not path.exists():
+        raise SourceError(
+            f"There is no file {name}.", "Give a file that is there, or an alias such as qwen3-8b."
+        )
     from qwen3q.models.source import describe
 
     found = describe(name)
@@ -140,6 +144,11 @@ def _safetensors_file(path: Path) -> Model:
         raise UsageError(
             f"{path} is neither a .gguf nor a .safetensors file.",
             "Give a GGUF file, a safetensors file or a model folder.",
+        )
+    if not (path.parent / "config.json").is_file():
+        raise CheckpointError(
+            f"{path} has no config.json beside it, which says the model's shape.",
+            "Put the model's config.json into the same folder.",
         )
     raw = read_config_json(path.parent)
     config = parse_config(raw, str(path.parent / "config.json"))

@@ -97,7 +97,7 @@ def predict_speed(
 ) -> Speed | None:
     """The speed of a run whose memory is ``devices``; None where a GPU's bandwidth is unknown."""
     parts = [d.gpu for d in devices if d.gpu is not None]
-    if not parts or any(gpu.family not in BEHAVIOUR or not gpu.bandwidth for gpu in parts):
+    if not parts or not all(map(is_predictable, parts)):
         return None
     depth = min(SHORT_DEPTH, settings.context // 2)
     times = [
@@ -112,6 +112,11 @@ def predict_speed(
         prefill=None if uses_cpu else _prefill(config, weights, engine, parts),
         band=max(band, _CPU_BAND if uses_cpu else _ENGINE_BAND[engine]),
     )
+
+
+def is_predictable(gpu: Gpu) -> bool:
+    """Whether its bandwidth is known: of a mere amount of memory it is not."""
+    return gpu.family in BEHAVIOUR and gpu.bandwidth > 0
 
 
 def read_bytes(config: Qwen3Config, weights: Weights) -> int:

@@ -7,9 +7,16 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 from qwen3q.errors import UsageError
-from qwen3q.memory.estimate import Estimate, Verdict, default_engine, estimate, on_single_gpus
+from qwen3q.memory.estimate import (
+    Estimate,
+    Verdict,
+    default_engine,
+    estimate,
+    on_single_gpus,
+    reads,
+)
 from qwen3q.memory.gpus import Gpu, gpus
-from qwen3q.memory.settings import Engine, Settings, kv_types, longest_context
+from qwen3q.memory.settings import Engine, Settings, kv_types, reach
 from qwen3q.memory.source import Model
 from qwen3q.memory.weights import Weights
 
@@ -44,9 +51,12 @@ def model_table(
         engine: only what this engine runs; each format's own if None.
 
     Raises:
-        UsageError: nothing is left, with the reason of the last one.
+        UsageError: nothing is left, with the reason of the first one.
     """
-    reachable = [context for context in contexts if context <= longest_context(model.config)]
+    if engine is not None and len(formats) > 1:
+        formats = [fmt for fmt in formats if reads(model.config, fmt, engine)]
+    most = reach(model.config, settings.yarn)
+    reachable = [context for context in contexts if context <= most]
     rows = []
     refusal: UsageError | None = None
     for fmt in formats:
@@ -64,7 +74,7 @@ def model_table(
                 for context in reachable or contexts
             )  # fmt: skip
         except UsageError as error:
-            refusal = error
+            refusal = refusal or error
             continue
         rows.append(Row(weights, runs))
     if not rows and refusal is not None:

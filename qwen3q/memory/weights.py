@@ -99,6 +99,11 @@ class Weights:
         return self.embedding + self.head + self.final_norm + sum(x.total for x in self.layers)
 
     @property
+    def bits_per_weight(self) -> float:
+        """Bits per weight of all tensors: what a file of this size holds each parameter in."""
+        return self.total * 8 / self.parameters
+
+    @property
     def linear_bits(self) -> float:
         """Bits per weight of the decoder's linears, scales and zeros counted."""
         nbytes = sum(layer.attention + layer.ffn for layer in self.layers)

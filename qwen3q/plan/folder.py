@@ -224,9 +224,12 @@ def _linear_split_misfit(config: Qwen3Config, scheme: Scheme, spec: TensorSpec, 
         return ""
     if spec.role in (Role.K, Role.V):
         size = min(size, config.num_key_value_heads)
+    if out % size:
+        return f"{out} outputs do not divide by {size}"
     unit = _output_unit(scheme)
-    if out % size or out // size % unit:
-        return f"{out} outputs over {size} GPUs do not divide by {unit}"
+    part = out // size
+    if part % unit:
+        return f"{part} of {out} outputs per GPU do not divide by {unit}"
     return ""
 
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 
 import pytest
+
+from qwen3q.cli.estimate_options import choose_gpus
+from qwen3q.errors import UsageError
 
 
 def qwen3q(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -86,9 +90,37 @@ def test_fit_in_json_and_text() -> None:
         (("estimate", "qwen3-32b", "--quant", "awq:int4", "--gpu", "3x 3090"), "2 or 4"),
         (("estimate", "qwen3-8b", "--engine", "vlm"), "vllm"),
         (("estimate", "qwen3-8b", "--context", "long"), "32k"),
+        (("estimate", "qwen3-8b", "--context", "1mk"), "32k"),
+        (("estimate", "qwen3-8b", "--yarn", "inf"), "up to 4"),
         (("estimate", "qwen3-30b-a3b", "--offload-experts", "some"), "all"),
         (("fit",), "--vram"),
-        (("fit", "--vram", "100MiB"), "shorter"),
+        (("estimate", "qwen3-8b", "--gpu", "99999999x RTX 4090"), '"2x RTX 4090"'),
+        (("estimate", "qwen3-8b", "--quant", "gguf:Q4_K_M", "--gpu", "17x 4090"), "16 or fewer"),
+        (("estimate", "qwen3-8b", "--quant", "awq:int4", "--gpu-layers", "10"), "gguf:Q4_K_M"),
+        (("estimate", "qwen3-8b", "--engine", "vllm", "--ubatch", "64"), "gguf:Q4_K_M"),
+        (
+            (
+                "estimate",
+                "qwen3-8b",
+                "--quant",
+                "gguf:Q4_K_M",
+                "--gpu-memory-utilization",
+                "0.5",
+            ),
+            "awq:int4",
+        ),
+        (("estimate", "qwen3-8b", "--gpu-memory-utilization", "5"), "at most 1"),
+        (("estimate", "qwen3-8b", "--quant", ""), "--quant gguf:Q4_K_M"),
+        (("estimate", "qwen3-8b", "--kv", ""), "One of"),
+        (("estimate", "qwen3-30b-a3b", "--offload-experts", "9999"), "0 to 48, or all"),
+        (("estimate", "qwen3-8b", "--quant", "gguf:Q8_0", "--parallel", "257"), "--parallel 256"),
+        (("fit", "--gpu", "4090", "--vram", "1GiB", "--vram", "1GiB"), "one for each"),
+        (("fit", "--vram", "24GiB", "--min-speed", "10"), "Name the card too"),
+        (("fit", "--gpu", "4090", "--min-speed", "nan"), "such as 10"),
+        (("fit", "--gpu", "4090", "--min-speed", "-1"), "such as 10"),
+        (("fit", "--gpu", "4090", "--context", "99999m"), "--context 1048576"),
+        (("fit", "--gpu", "2x 4090", "--engine", "transformers"), "--engine vllm"),
+        (("estimate", "qwen3-8b", "--gpu", "2x 4090", "--engine", "transformers"), "--engine vllm"),
     ],
 )
 def test_wrong_input_is_one_sentence_and_a_choice(arguments: tuple[str, ...], hint: str) -> None:
@@ -97,6 +129,112 @@ def test_wrong_input_is_one_sentence_and_a_choice(arguments: tuple[str, ...], hi
     assert hint in done.stderr
     assert len(done.stderr.strip().splitlines()) == 2
     assert "Traceback" not in done.stderr
+
+
+def table(*arguments: str) -> dict[str, list[str]]:
+    """The cells of each quantization's row."""
+    lines = qwen3q("estimate", *arguments).stdout.splitlines()
+    return {cells[0]: cells for line in lines if (cells := re.split(r" {2,}", line))[2:]}
+
+
+def test_what_does_not_fit_has_no_speed() -> None:
+    rows = table("qwen3-8b", "--gpu", "RTX 3060")
+    assert rows["bf16"][-2:] == ["-", "-"]
+    assert float(rows["gguf:Q4_K_M"][-1]) > 30
+    [run] = json_of("estimate", "qwen3-8b", "--quant", "bf16", "--gpu", "RTX 3060")["estimates"]
+    assert run["decode_tokens_per_second"] is None
+
+
+def test_bits_and_size_are_the_same_in_the_table_and_of_one_run() -> None:
+    one = qwen3q("estimate", "qwen3-8b", "--quant", "gguf:Q4_K_M").stdout
+    bits, size = table("qwen3-8b")["gguf:Q4_K_M"][2:4]
+    assert f"File: {size}, {bits} bits per weight." in one
+
+
+def test_a_small_model_in_fitting_units_at_its_own_context() -> None:
+    text = qwen3q("estimate", "demo", "--quant", "gguf:Q4_K_M").stdout
+    assert "context 2,048" in text
+    assert "YaRN" not in text
+    assert "File: 5.28 MB" in text
+
+
+def test_an_option_of_one_engine_keeps_only_its_rows_in_the_table() -> None:
+    runs = json_of("estimate", "qwen3-8b", "--gpu-layers", "10", "--context", "1k")["estimates"]
+    assert {run["engine"] for run in runs} == {"llama.cpp"}
+
+
+def test_yarn_leaves_out_contexts_that_it_does_not_reach() -> None:
+    found = json_of("estimate", "qwen3-8b", "--yarn", "2")
+    assert {run["context"] for run in found["estimates"]} == {1024, 8192, 32768, 65536}
+
+
+def test_more_sequences_than_any_engine_serves_are_refused() -> None:
+    done = qwen3q("estimate", "qwen3-8b", "--parallel", "99999999999")
+    assert done.returncode == 2
+    assert "--parallel" in done.stderr
+
+
+def test_a_context_beyond_reach_is_named_as_typed() -> None:
+    done = qwen3q("estimate", "qwen3-8b", "--context", "99999m")
+    assert "--context 99999m is beyond YaRN's limit for Qwen3-8B." in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "said", "changes"),
+    [
+        (("--vram", "100MB"), "100MB GPU with 8,192 tokens.", "a shorter --context or --kv q8_0."),
+        (
+            ("--vram", "1", "--parallel", "3", "--kv", "q8_0"),
+            "1 GiB GPU with 8,192 tokens.",
+            "a shorter --context or a smaller --parallel.",
+        ),
+        (
+            ("--gpu", "2x 4090", "--min-speed", "100000"),
+            "2x GeForce RTX 4090 with 8,192 tokens at 100000 tokens/s.",
+            "a shorter --context, --kv q8_0 or a lower --min-speed.",
+        ),
+    ],
+)
+def test_nothing_fits_is_no_wrong_use_and_the_hint_is_about_what_was_given(
+    options: tuple[str, ...], said: str, changes: str
+) -> None:
+    done = qwen3q("fit", *options)
+    assert done.returncode == 1
+    message, hint = done.stderr.strip().splitlines()
+    assert message == f"qwen3q: No Qwen3 fits {said}"
+    assert hint.endswith(f"Try {changes}")
+    assert ("The smallest, Qwen3-0.6B in gguf:" in hint) == ("--vram" in options)
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "part"),
+    [
+        ("2x RTX 4090", 2, "GeForce RTX 4090"),
+        ("2xRTX 4090", 2, "GeForce RTX 4090"),
+        ("4 X 3090", 4, "GeForce RTX 3090"),
+        ("7900xtx", 1, "Radeon RX 7900 XTX"),
+        ("2x7900xtx", 2, "Radeon RX 7900 XTX"),
+    ],
+)
+def test_a_count_stands_before_a_name_with_or_without_a_blank(
+    name: str, count: int, part: str
+) -> None:
+    assert [gpu.name for gpu in choose_gpus([name], None)[0]] == [part] * count
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("0x RTX 4090", "1 to 64 GPUs"),
+        ("65xRTX 4090", "1 to 64 GPUs"),
+        ("2x", "names no GPU"),
+        ("2xRTX 4091", "No GPU is called 'RTX 4091'"),
+        ("7901xtx", "No GPU is called '7901xtx'"),
+    ],
+)
+def test_counts_that_name_no_gpus(name: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        choose_gpus([name], None)
 
 
 def test_neither_torch_nor_llama_cpp_is_imported() -> None:

@@ -136,6 +136,13 @@ def test_engines_and_legality_are_told_before_the_work(cli):
     assert "over 1, 2, 4 GPUs" in at_64.stderr
 
 
+def test_one_gpu_is_one_and_the_numbers_are_those_of_a_gpu(cli):
+    told = cli("quantize", "demo", "--to", "fp8", "--dry-run").stderr
+    assert "Tensor parallel over 1 GPU is legal." in told
+    [four] = [line for line in told.splitlines() if "Not over 4" in line]
+    assert "64 of 128 outputs per GPU do not divide by 128" in four
+
+
 def test_asymmetric_gptq_is_said_not_to_be_for_vllm(cli):
     told = cli("quantize", "qwen3-8b", "--to", "gptq:int4", "--asym", "--dry-run")
     assert "vLLM refuses asymmetric GPTQ" in told.stderr

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from qwen3q.errors import UsageError
+from qwen3q.errors import CheckpointError, SourceError, UsageError
 from qwen3q.memory.advice import advise
 from qwen3q.memory.estimate import Estimate, Verdict, estimate, on_single_gpus
 from qwen3q.memory.fit import fitting
@@ -49,6 +49,20 @@ def test_the_longest_context_fits_and_the_next_does_not(
     assert run(name, fmt, settings.at(longest), card, engine).verdict is not Verdict.NO
     if longest < 131072:
         assert run(name, fmt, settings.at(longest + 256), card, engine).verdict is Verdict.NO
+
+
+def test_a_safetensors_file_is_estimated_beside_its_config(demo_folder, tmp_path) -> None:
+    path = demo_folder / "model.safetensors"
+    stored = find_model(str(path)).stored
+    assert stored is not None
+    assert (stored.format, stored.file_bytes) == ("bf16", path.stat().st_size)
+    lone = tmp_path / "lone.safetensors"
+    lone.write_bytes(path.read_bytes())
+    with pytest.raises(CheckpointError, match=r"no config\.json beside it"):
+        find_model(str(lone))
+    for name in ("none.gguf", "none.safetensors"):
+        with pytest.raises(SourceError, match="There is no file"):
+            find_model(str(tmp_path / name))
 
 
 def test_verdicts_by_the_uncertainty() -> None:
@@ -140,6 +154,7 @@ def test_cache_types_by_engine() -> None:
         ("qwen3-32b", "bf16", 3, "2 or 4"),  # 64 heads
         ("qwen3-14b", "bf16", 5, "4 or 8"),  # 40 heads, but 8 of keys and values
         ("qwen3-30b-a3b", "gptq:int4", 4, "Nearest: 2"),  # 768 inputs in groups of 128
+        ("qwen3-32b", "bf16", 63, "32 or 64"),
     ],
 )
 def test_tensor_parallelism_must_divide_heads_and_groups(
@@ -150,6 +165,12 @@ def test_tensor_parallelism_must_divide_heads_and_groups(
     with pytest.raises(UsageError) as caught:
         check_tensor_parallel(config, fmt, count)
     assert near in caught.value.hint
+
+
+def test_nearest_to_two_gpus_is_one_gpu() -> None:
+    with pytest.raises(UsageError) as caught:
+        check_tensor_parallel(find_model("demo").config, "fp8", 2)
+    assert caught.value.hint == "Nearest: 1 GPU."
 
 
 @pytest.mark.parametrize(
