@@ -15,9 +15,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from qwen3q import __version__
 from qwen3q.calibrate.rows import TokenRows
 from qwen3q.checkpoint.reader import Checkpoint
 from qwen3q.checkpoint.shards import INDEX_NAME
@@ -42,15 +39,11 @@ from qwen3q.quantize.artefact import (
     require_target,
     write_side_files,
 )
-from qwen3q.quantize.fingerprint import (
-    canonical_json,
-    files_fingerprint,
-    rows_fingerprint,
-    weights_fingerprint,
-)
+from qwen3q.quantize.fingerprint import rows_fingerprint, weights_fingerprint
 from qwen3q.quantize.folder_work import OUTSIDE, FolderWork, unit_name
 from qwen3q.quantize.footprint import Footprint, predict_peak
 from qwen3q.quantize.importance import ImportanceStore
+from qwen3q.quantize.job_fingerprint import job_fingerprint
 from qwen3q.quantize.names import CONFIG_NAME
 from qwen3q.quantize.solve import SolvedLayer, SolveOptions, solve_layer
 from qwen3q.quantize.stream import StreamOptions, stream_layers
@@ -230,7 +223,7 @@ def _pending(
     """The jobs still to be made and their fingerprints; refuses what stands in the way."""
     pending = []
     for job in jobs:
-        fingerprint = _fingerprint(source, weights, job, calibration, run.stream)
+        fingerprint = job_fingerprint(source, weights, job, calibration, run.stream)
         if run.resume and is_published(job, fingerprint):
             job.journal.unlink(missing_ok=True)
             continue
@@ -240,33 +233,6 @@ def _pending(
     if fresh:
         require_free_space(fresh[0].target.parent, sum(job.plan.file_bytes for job in fresh))
     return pending
-
-
-def _fingerprint(
-    source: ModelSource,
-    weights: str,
-    job: FolderJob,
-    calibration: TokenRows | None,
-    stream: StreamOptions,
-) -> dict[str, str]:
-    """Everything that the bytes of a job's folder depend on."""
-    assert source.folder is not None
-    files = [source.folder / CONFIG_NAME, *copied_files(source.folder)]
-    fingerprint = {
-        "model": f"{source.title} {weights}",
-        "model files": files_fingerprint(files),
-        "format": canonical_json(asdict(job.scheme)),
-        "qwen3q": __version__,
-        "torch": torch.__version__,
-    }
-    if job.scheme.is_uniform and calibration is not None:
-        fingerprint |= {
-            "calibration rows": rows_fingerprint(calibration.rows),
-            "calibration": canonical_json(calibration.description),
-            "options": canonical_json(job.options),
-            "device": stream.devices[0].partition(":")[0],
-        }
-    return fingerprint
 
 
 def _solve_layers(

@@ -112,7 +112,7 @@ def test_stored_logits_serve_again_and_are_refused_for_another_text(demo_ggufs, 
     assert again.results[0].fidelity == first.results[0].fidelity
     with pytest.raises(UsageError, match=r"other reference logits: .*text "):
         measure("demo", file, out=tmp_path, text=evaluation_text("code"))
-    with pytest.raises(UsageError, match="other reference logits: .*model "):
+    with pytest.raises(UsageError, match=r"other reference logits: .*model "):
         measure(str(demo_ggufs["BF16"]), file, out=tmp_path)
 
 
