@@ -119,17 +119,13 @@ def _build_llama_cpp() -> None:
     work = root() / "llama_cpp"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    download = ["download", "--no-deps", "--no-binary=:all:", "--no-build-isolation"]
-    subprocess.run(
-        [sys.executable, "-m", "pip", *download, LLAMA_CPP_SDIST, "-d", work], check=True
-    )
+    download = ["download", "--no-deps", "--no-binary=llama-cpp-python", LLAMA_CPP_SDIST]
+    subprocess.run([sys.executable, "-m", "pip", *download, "-d", work], check=True)
     archive = next(work.glob("*.tar.gz"))
     shutil.unpack_archive(archive, work, filter="data")
     source = next(work.glob("llama_cpp_python-*/vendor/llama.cpp"))
     build = work / "build"
-    subprocess.run(
-        ["cmake", "-S", source, "-B", build, "-G", "Ninja", *LLAMA_CPP_OPTIONS], check=True
-    )
+    subprocess.run(["cmake", "-S", source, "-B", build, *LLAMA_CPP_OPTIONS], check=True)
     targets = [part for target in LLAMA_CPP_TARGETS for part in ("--target", target)]
     subprocess.run(["cmake", "--build", build, "-j", "2", *targets], check=True)
     print(f"tools are in {build / 'bin'}; set QWEN3Q_LLAMA_CPP_BIN to it")

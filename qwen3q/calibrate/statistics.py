@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 
 from qwen3q.devices import widest_float
 from qwen3q.models.decoder import Weights
+from qwen3q.models.products import product
 
 _STRIP_ROWS = 256
 """Rows of a Hessian that are added to in one product; a Hessian has at most about 8 strips."""
@@ -50,7 +50,7 @@ class MomentWatch:
             self._last = x, sums.to(widest_float(x.device))
         self._sums[name] = self._sums.get(name, 0) + self._last[1]
         self._tokens[name] = self._tokens.get(name, 0) + x.flatten(0, -2).shape[0]
-        return F.linear(x, self._weights[name])
+        return product(x, self._weights[name])
 
     def add(self, other: MomentWatch) -> None:
         """Takes in what another saw of the same weights."""
@@ -140,7 +140,7 @@ class Gram:
             return InputPair(own, None)
         missing = floating - own
         if self._weight is not None:
-            missing = F.linear(missing.to(self._weight.dtype), self._weight).float()
+            missing = product(missing.to(self._weight.dtype), self._weight).float()
         return InputPair(own, missing)
 
     def add(self, pairs: Sequence[InputPair], each: Each = map) -> None:

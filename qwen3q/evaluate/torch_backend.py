@@ -26,6 +26,7 @@ from qwen3q.evaluate.torch_generate import CachedModel, TorchSlots
 from qwen3q.evaluate.weights import WeightSource, open_weights
 from qwen3q.formats.gguf_metadata import with_yarn
 from qwen3q.models.decoder import Linear, Weights, decoder_layer, rms_norm, rope_table
+from qwen3q.models.products import product
 from qwen3q.models.tensors import layer_tensors
 from qwen3q.progress import ProgressFn, silent
 from qwen3q.threads import model_threads
@@ -90,7 +91,7 @@ class TorchBackend(Closing):
             for start in range(0, len(scored), step):
                 x = rms_norm(scored[start : start + step], norm, self._source.config.rms_norm_eps)
                 x = rounding(x) if rounding else x
-                logits = torch.mm(x, head.T, out=block[: len(x)])
+                logits = product(x, head, out=block[: len(x)])
                 yield LogitRows(start, logits.cpu().numpy())
 
     def _hidden(self, hidden: torch.Tensor, progress: ProgressFn) -> torch.Tensor:
@@ -139,7 +140,7 @@ class TorchBackend(Closing):
                 roundings[short] = rounding
 
         def linear(name: str, x: torch.Tensor) -> torch.Tensor:
-            return F.linear(roundings[name](x) if name in roundings else x, weights[name])
+            return product(roundings[name](x) if name in roundings else x, weights[name])
 
         return weights, linear
 

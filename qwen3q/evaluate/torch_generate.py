@@ -26,6 +26,7 @@ from qwen3q.models.decoder import (
     rotate,
     split_heads,
 )
+from qwen3q.models.products import product
 
 Layer = tuple[Weights, Linear]
 
@@ -152,9 +153,9 @@ class CachedModel:
         if self._head_rounding is not None:
             last = self._head_rounding(last)
         if self._head.dtype == torch.float32:
-            return F.linear(last, self._head)
+            return product(last, self._head)
         parts = range(0, len(self._head), _HEAD)
-        made = [F.linear(last, self._head[start : start + _HEAD].float()) for start in parts]
+        made = [product(last, self._head[start : start + _HEAD].float()) for start in parts]
         return torch.cat(made, -1)
 
     def read(self, tokens: Sequence[int], cache: KVCache) -> torch.Tensor:

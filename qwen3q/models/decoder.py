@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from qwen3q.models.config import Qwen3Config
+from qwen3q.models.products import product
 
 Weights = Mapping[str, torch.Tensor]
 Linear = Callable[[str, torch.Tensor], torch.Tensor]
@@ -38,7 +39,7 @@ class Rope:
 
 def plain_linear(weights: Weights) -> Linear:
     """``x W^T`` with the weights as they are."""
-    return lambda name, x: F.linear(x, weights[name])
+    return lambda name, x: product(x, weights[name])
 
 
 def decoder_layer(

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 
 from qwen3q.models.decoder import Linear
+from qwen3q.models.products import product
 from qwen3q.process_memory import peak_since_start, resident_bytes
 from qwen3q.quantize.footprint import Workload
 from qwen3q.quantize.team import Team
@@ -94,15 +94,19 @@ class Arithmetic:
         def run(name: str, x: torch.Tensor) -> torch.Tensor:
             if scheme.activation_bits is not None and name in rounded:
                 x = round_activations(x, scheme.activation_bits)
-            return F.linear(x, weights[name])
+            return product(x, weights[name])
 
         return run
 
     @contextmanager
     def products(self) -> Iterator[None]:
-        """Within: float32 products may round their factors to ``dtype``, never their sums."""
+        """Within: float32 products may round their factors to bfloat16, never their sums.
+
+        On processors that is for those with tiles: vectors gain nothing by it.
+        """
         before = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("medium" if self.dtype is torch.bfloat16 else "highest")
+        rounded = self.dtype is torch.bfloat16 and (self.device != "cpu" or _has("amx_tile"))
+        torch.set_float32_matmul_precision("medium" if rounded else "highest")
         try:
             yield
         finally:
@@ -127,7 +131,7 @@ def arithmetic_for(config: Qwen3Config, device: str, length: int) -> Arithmetic:
     tokens = _TOKENS_FOR_EXPERTS if config.is_moe else _TOKENS_ON_CORE
     if kind != "cpu":
         tokens = _TOKENS_ON_ACCELERATOR
-    fast = torch.cuda.is_bf16_supported() if kind == "cuda" else kind == "cpu" and _amx()
+    fast = torch.cuda.is_bf16_supported() if kind == "cuda" else kind == "cpu" and _fast_bfloat16()
     dtype = torch.bfloat16 if fast else torch.float32
     return Arithmetic(device, dtype, max(1, tokens // length), _team_for(config, kind))
 
@@ -150,7 +154,11 @@ def workload_of(config: Qwen3Config, device: str, rows: int, length: int) -> Wor
     )
 
 
-def _amx() -> bool:
-    """Whether this processor has bfloat16 matrix tiles; other processors emulate bfloat16."""
-    probe = getattr(torch.cpu, "_is_amx_tile_supported", None)
+def _fast_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16, in tiles or vectors; others emulate it."""
+    return _has("amx_tile") or _has("avx512_bf16")
+
+
+def _has(unit: str) -> bool:
+    probe = getattr(torch.cpu, f"_is_{unit}_supported", None)
     return bool(probe and probe())

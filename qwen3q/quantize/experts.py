@@ -18,10 +18,8 @@ from qwen3q.models.decoder import ROUTER, expert_names, gated, mlp, plain_linear
 from qwen3q.plan.schemes import Scheme
 from qwen3q.quantize.activations import Activations
 from qwen3q.quantize.folds import MLP_NORM
-from qwen3q.quantize.limits import experts_at_once
+from qwen3q.quantize.limits import EXPERT_TOKENS, experts_at_once
 from qwen3q.quantize.stage import LayerWork
-
-_TOKENS_AT_ONCE = 16384
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +167,6 @@ def _inputs(
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
     """An expert's inputs ``[tokens, hidden_size]`` in both models, some at a time."""
     device = work.layer.arithmetic.device
-    for index in torch.split(tokens.index, _TOKENS_AT_ONCE):
+    for index in torch.split(tokens.index, EXPERT_TOKENS):
         if len(index):
             yield own.gather(index, device), floating.gather(index, device) if floating else None

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from qwen3q.calibrate.statistics import Gram
 from qwen3q.models.decoder import (
     DOWN,
     GATE_UP,
@@ -209,15 +210,14 @@ class _Search:
         self, portions: Iterator[torch.Tensor], width: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean of ``x^T x`` and about ``_SAMPLE_TOKENS`` inputs ``[tokens, in]``."""
-        hessian = torch.zeros(width, width, device=self.layer.arithmetic.device)
-        store = self.layer.store
+        arithmetic, store = self.layer.arithmetic, self.layer.store
+        gram = Gram(width, drift=False, device=arithmetic.device)
         stride = max(1, store.rows * store.length // (SAMPLE_STRIDE * _SAMPLE_TOKENS))
         samples: list[torch.Tensor] = []
-        count = 0
-        with self.layer.arithmetic.products():
+        with arithmetic.products():
             for portion in portions:
-                x = portion.flatten(0, 1).float()
-                hessian.addmm_(x.T, x)
-                samples.append(x[::stride].clone())
-                count += len(x)
-        return hessian.div_(count), torch.cat(samples).cpu()
+                pair = gram.pair(portion.flatten(0, 1), None)
+                gram.add([pair], arithmetic.team.map)
+                samples.append(pair.own[::stride].clone())
+        gram.finish()
+        return gram.hessian, torch.cat(samples).cpu()

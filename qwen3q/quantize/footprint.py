@@ -7,11 +7,16 @@ gate/up, down), and holds what ``stage.LayerWork`` and ``linears.solve`` hold. I
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from qwen3q.models.config import Qwen3Config
 from qwen3q.models.tensors import Role, TensorSpec, layer_tensors
-from qwen3q.quantize.limits import FITTED_OUTPUTS, SOLVED_AT_ONCE, experts_at_once
+from qwen3q.quantize.limits import (
+    EXPERT_TOKENS,
+    FITTED_OUTPUTS,
+    SOLVED_AT_ONCE,
+    experts_at_once,
+)
 
 _SOLVE_COPIES = 16
 """Float32 copies of those weights that error feedback and refinement hold at most."""
@@ -19,6 +24,8 @@ _FIT_COPIES = 4
 """Copies of the weights that scales are fitted on."""
 _INPUT_COPIES = 6
 """Float32 copies of a linear's inputs, for the tokens at work."""
+_EXPERT_KERNELS = 100_000_000
+"""Kernels that torch's libraries compile for the many numbers of tokens that experts are given."""
 _SLACK_BYTES = 130_000_000
 _SLACK_SHARE = 0.03
 """What the allocator and torch's kernels keep beside what is asked for, as runs have shown."""
@@ -48,7 +55,7 @@ class Footprint:
     """Bytes at the moment when they are most.
 
     Attributes:
-        process: interpreter and libraries.
+        process: interpreter and libraries, and what these compile.
         activations: hidden states of all calibration rows, and those at work.
         weights: of the layer, in float32 or as products take them.
         statistics: Hessian and drift of the linears at work, the Hessian's factor included.
@@ -88,6 +95,8 @@ def predict_peak(config: Qwen3Config, schemes: int, work: Workload, memory_bytes
         schemes: how many are solved with calibration.
         memory_bytes: what activations may take; beyond it they lie in files.
     """
+    if config.is_moe:
+        work = replace(work, process=work.process + _EXPERT_KERNELS)
     kept = min(_kept_activations(config, schemes, work), memory_bytes)
     moments = [_outside(config, work)]
     for index in {config.is_moe_layer(i): i for i in range(config.num_hidden_layers)}.values():
@@ -170,7 +179,8 @@ def _stage(
     statistics = hessian + 4 * batch * columns * cross
     copies = 2 if batch > 1 else 1
     output = done + batch * size
-    running = kept + work.threads * work.at_once * 4 * (_INPUT_COPIES * columns + cross)
+    at_once = work.at_once if linears[0].expert is None else min(EXPERT_TOKENS, work.tokens)
+    running = kept + work.threads * at_once * 4 * (_INPUT_COPIES * columns + cross)
     running_with = done if linears[0].expert is not None else min(done, 2 * size)
     ready = work.product_bytes * running_with
     after = ready if linears[0].expert is not None else 0

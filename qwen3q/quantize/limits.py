@@ -15,6 +15,9 @@ FITTED_OUTPUTS = 2048
 """Output channels that stand for all when scales are fitted; with much fewer, the scales fit the
 sample's largest weights."""
 
+EXPERT_TOKENS = 4096
+"""Tokens of an expert that run at a time."""
+
 _EXPERTS_BYTES = 1 << 30
 """About how much memory experts that are solved side by side may take."""
 

@@ -85,7 +85,7 @@ def test_what_gpus_make_is_what_the_processor_makes(
     devices: tuple[str, ...],
     algorithm: str,
 ) -> None:
-    monkeypatch.setattr(arithmetic, "_amx", lambda: False)
+    monkeypatch.setattr(arithmetic, "_fast_bfloat16", lambda: False)
     for parts in ("SOLVED_AT_ONCE", "SOLVED_ON_ACCELERATOR"):
         monkeypatch.setattr(linears, parts, 64 * 64)
     options = SolveOptions(algorithm, min_expert_tokens=64, sweeps=1)

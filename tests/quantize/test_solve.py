@@ -128,7 +128,7 @@ def test_unknown_algorithms_are_refused() -> None:
 def test_folded_float_layers_compute_the_same(
     model: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(arithmetic, "_amx", lambda: False)
+    monkeypatch.setattr(arithmetic, "_fast_bfloat16", lambda: False)
     folder = request.getfixturevalue(model)
     scheme = scheme_of("gptq:int4")
     with Checkpoint(folder) as checkpoint:

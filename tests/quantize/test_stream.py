@@ -33,7 +33,7 @@ def folder(
 def test_moments_are_the_float_models_mean_squares(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(arithmetic, "_amx", lambda: False)
+    monkeypatch.setattr(arithmetic, "_fast_bfloat16", lambda: False)
     config = read_config(folder)
     with Checkpoint(folder) as checkpoint:
         layers = [

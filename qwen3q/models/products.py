@@ -1,0 +1,55 @@
+"""Products of linears, by the library that multiplies fastest on this processor."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+
+_FEW_WEIGHTS = 1 << 17
+"""Below this oneDNN's own overhead of about 10 microseconds is more than what it gains."""
+
+
+def product(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+    """``x W^T``, as ``F.linear``.
+
+    Torch gives a processor's bfloat16 products to oneDNN and float32 ones to MKL. On AMD's
+    processors oneDNN is faster at these too (eval/reports/evaluation_speed.md).
+
+    Args:
+        x: ``[..., in]``.
+        weight: ``[out, in]``.
+        out: memory that the result may be put into; where ``x`` has two dimensions.
+    """
+    if x.device.type == "cpu" and x.dtype == weight.dtype:
+        if x.dtype == torch.bfloat16:
+            return _padded(x, weight)
+        if x.dtype == torch.float32 and weight.numel() >= _FEW_WEIGHTS and _prefers_onednn():
+            return _padded(x, weight)
+    return F.linear(x, weight) if out is None else torch.mm(x, weight.T, out=out)
+
+
+def _padded(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """oneDNN's product, of up to an eighth more rows of ``x`` ``[rows, in]``.
+
+    oneDNN compiles a kernel of about half a megabyte for each shape and keeps a thousand of them;
+    experts would bring a new shape with nearly every product.
+    """
+    rows = x.shape[0]
+    missing = -rows % (1 << max(0, rows.bit_length() - 4)) if x.dim() == 2 else 0
+    if missing:
+        x = F.pad(x, (0, 0, 0, missing))
+    if x.dtype == torch.float32:
+        made: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+    else:
+        made = F.linear(x, weight)
+    return made[:rows] if missing else made
+
+
+@cache
+def _prefers_onednn() -> bool:
+    """Whether this is an AMD processor and torch has oneDNN's product of plain tensors."""
+    capabilities = getattr(torch.cpu, "get_capabilities", None)
+    name = str(capabilities()["cpu_name"]) if capabilities else ""
+    return name.startswith("AMD") and hasattr(torch.ops.mkldnn, "_linear_pointwise")
