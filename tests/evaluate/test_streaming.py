@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from endpoint_server import DONE, Served, event, reply, serve, usage_event
+from endpoint_server import DONE, Served, event, reply, serve, served_with, usage_event
 from hub_server import HubServer, Repo, folder_files
 from huggingface_hub import constants
 
@@ -35,20 +35,8 @@ from qwen3q.models import hub
 from qwen3q.models.hub import HubSite
 
 
-@pytest.fixture(scope="module")
-def codec():
-    return open_codec(find_artefact("demo"))
-
-
 def server(codec, stream, **changes) -> Served:
-    return Served(
-        "vllm",
-        successor=lambda token: 262,
-        encode=lambda text: codec.encode(text, parse_special=True).tolist(),
-        decode=codec.spell,
-        stream=stream,
-        **changes,
-    )
+    return served_with(codec, stream=stream, **changes)
 
 
 @pytest.mark.parametrize("length", [1, 7, 64, 500])
