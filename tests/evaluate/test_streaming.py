@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import threading
 from itertools import pairwise
 
 import numpy as np
 import pytest
 from endpoint_server import DONE, Served, event, reply, serve, served_with, usage_event
-from hub_server import HubServer, Repo, folder_files
-from huggingface_hub import constants
+from hub_server import HubServer, Repo, as_nobody, folder_files
 
 from qwen3q.errors import UsageError
 from qwen3q.evaluate.artefact import find_artefact
@@ -262,7 +260,7 @@ def test_request_rates_follow_from_the_times():
 
 
 def test_a_named_models_tokenizer_comes_alone(demo_folder, codec, monkeypatch, tmp_path):
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", os.devnull)
+    as_nobody(monkeypatch)
     with HubServer() as local:
         local.repos["someone/Qwen3-tiny"] = Repo(folder_files(demo_folder))
         monkeypatch.setattr(
