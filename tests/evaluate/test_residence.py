@@ -80,7 +80,6 @@ def test_experts_gguf_and_bitsandbytes_too(
 ) -> None:
     model = {"experts": moe_folder, "gguf": demo_gguf}.get(kind)
     if model is None:
-        pytest.importorskip("bitsandbytes", reason="needs the bnb extra")
         with Checkpoint(demo_folder) as checkpoint:
             source = describe(str(demo_folder))
             jobs = driver.folder_jobs(source, checkpoint, [parse_scheme("bnb:nf4")], tmp_path)
