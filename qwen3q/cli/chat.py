@@ -88,10 +88,10 @@ def chat(
     In a pipe only the answer is printed, without the thinking.
     """
     from qwen3q.chat.session import ChatSession, SamplingChoice
-    from qwen3q.formats.gguf_metadata import check_yarn
     from qwen3q.llama.context import ContextOptions, LlamaContext
     from qwen3q.llama.generate import Generator
     from qwen3q.llama.model import LlamaModel, LoadOptions
+    from qwen3q.models.yarn import check_yarn
     from qwen3q.quantize.local_gguf import local_gguf
 
     question = _question(prompt, file)
@@ -150,7 +150,7 @@ def _warn_of_greedy(choice: SamplingChoice, think: bool) -> None:
 
 
 def _context_size(asked: int | None, yarn: float | None, model: LlamaModel) -> int:
-    from qwen3q.llama.context import yarn_base
+    from qwen3q.models.yarn import yarn_base
 
     trained = model.train_context if yarn is None else int(yarn_base(model.train_context) * yarn)
     if asked is None:

@@ -24,9 +24,9 @@ from qwen3q.evaluate.sampling import FinishedFn, Prompt, ignore
 from qwen3q.evaluate.side_by_side import continue_side_by_side
 from qwen3q.evaluate.torch_generate import CachedModel, TorchSlots
 from qwen3q.evaluate.weights import WeightSource, open_weights
-from qwen3q.formats.gguf_metadata import with_yarn
 from qwen3q.models.decoder import Linear, Weights, decoder_layer, rms_norm, rope_table
 from qwen3q.models.tensors import layer_tensors
+from qwen3q.models.yarn import with_yarn
 from qwen3q.progress import ProgressFn, silent
 from qwen3q.threads import model_threads
 

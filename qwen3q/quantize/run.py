@@ -10,11 +10,12 @@ from qwen3q.checkpoint.reader import Checkpoint
 from qwen3q.devices import check_device
 from qwen3q.errors import DiskError, MissingPackageError, ModelError, UsageError
 from qwen3q.files import available_threads
-from qwen3q.formats.gguf_metadata import Provenance, with_yarn
+from qwen3q.formats.gguf_metadata import Provenance
 from qwen3q.formats.imatrix import ImportanceMatrix, read_imatrix
 from qwen3q.models.config import Qwen3Config
 from qwen3q.models.source import ModelSource
 from qwen3q.models.tensors import check_tensors
+from qwen3q.models.yarn import with_yarn
 from qwen3q.plan.gguf_types import FileType
 from qwen3q.plan.job import QuantizeJob
 from qwen3q.plan.plan import Plan
