@@ -21,7 +21,7 @@ from qwen3q.evaluate.backends import BackendOptions, LogitRows
 from qwen3q.evaluate.input_rounding import Rounding
 from qwen3q.evaluate.residence import PackedLayer, Residence, free_on, residence
 from qwen3q.evaluate.sampling import FinishedFn, Prompt, ignore
-from qwen3q.evaluate.side_by_side import continue_side_by_side
+from qwen3q.evaluate.side_by_side import continue_side_by_side, fitting_slots
 from qwen3q.evaluate.torch_generate import CachedModel, TorchSlots
 from qwen3q.evaluate.weights import WeightSource, open_weights
 from qwen3q.models.decoder import Linear, Weights, decoder_layer, rms_norm, rope_table
@@ -155,18 +155,11 @@ class TorchBackend(Closing):
     ) -> list[list[int]]:
         longest = max((len(prompt.tokens) for prompt in prompts), default=0) + max_tokens
         model = self.cached_model()
-        count = min(len(prompts), self._room_for(longest))
+        nbytes = longest * model.kv_bytes_per_token
+        count = fitting_slots(nbytes, free_on(self.device), min(len(prompts), _SIDE_BY_SIDE))
         if self._slots is None or self._slots.count != count:
             self._slots = TorchSlots(model, count)
         return continue_side_by_side(self._slots, prompts, max_tokens, stop_tokens, finished)
-
-    def _room_for(self, length: int) -> int:
-        """Sequences of ``length`` tokens whose keys and values take half of the free memory."""
-        config = self.config
-        width = 2 * config.num_key_value_heads * config.head_dim
-        free = free_on(self.device) or 0
-        fitting = free // (2 * 4 * width * config.num_hidden_layers * length)
-        return max(1, min(_SIDE_BY_SIDE, fitting))
 
     def cached_model(self) -> CachedModel:
         """The whole model in memory, for decoding; loaded once.
