@@ -9,7 +9,6 @@ from pathlib import Path
 from qwen3q.checkpoint.reader import Checkpoint
 from qwen3q.devices import check_device
 from qwen3q.errors import DiskError, MissingPackageError, ModelError, UsageError
-from qwen3q.files import available_threads
 from qwen3q.formats.gguf_metadata import Provenance
 from qwen3q.formats.imatrix import ImportanceMatrix, read_imatrix
 from qwen3q.models.config import Qwen3Config
@@ -25,6 +24,7 @@ from qwen3q.progress import ProgressFn, silent
 from qwen3q.quantize.artefacts import Artefact
 from qwen3q.quantize.footprint import Footprint
 from qwen3q.quantize.gguf import gguf_file_name, gguf_jobs, write_gguf
+from qwen3q.threads import available_threads
 
 
 @dataclass(frozen=True, slots=True)
