@@ -49,7 +49,7 @@ def test_planning_imports_neither_torch_nor_llama_cpp(arguments):
     script = (
         "import sys; sys.argv = ['qwen3q', *sys.argv[1:]]\n"
         "from qwen3q.cli.app import main\n"
-        "try:\n    main()\nexcept SystemExit: pass\n"
+        "try:\n    main()\nexcept SystemExit as done: assert not done.code, done.code\n"
         "heavy = {'torch', 'llama_cpp', 'transformers'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
