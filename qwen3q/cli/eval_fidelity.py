@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -223,15 +223,20 @@ def fidelity(
     if json_output:
         print_json(report)
     else:
-        show_results(report)
-        show_gate(report)
-        show_tasks(report)
-        show_speed(report)
-        show_streaming(report)
-        for path in done.written:
-            note(str(path))
+        show_report(report, done.written)
     if gate and not passed(report["gate"]):
         raise typer.Exit(GATE_FAILED)
+
+
+def show_report(report: Mapping[str, Any], written: Sequence[Path]) -> None:
+    """Every part that was measured, and the files that tell more."""
+    show_results(report)
+    show_gate(report)
+    show_tasks(report)
+    show_speed(report)
+    show_streaming(report)
+    for path in written:
+        note(str(path))
 
 
 def show_results(report: Mapping[str, Any]) -> None:
