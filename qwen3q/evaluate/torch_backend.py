@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from qwen3q.closing import Closing
+from qwen3q.devices import best_device
 from qwen3q.errors import UsageError
 from qwen3q.evaluate.artefact import Artefact
 from qwen3q.evaluate.backends import BackendOptions, LogitRows
@@ -193,13 +194,6 @@ class TorchBackend(Closing):
 
     def close(self) -> None:
         self._cached = self._slots = None
-
-
-def best_device() -> str:
-    """``cuda``, ``mps`` or ``cpu``, the first that is there."""
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def head_name(source: WeightSource) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qwen3q.checkpoint.reader import Checkpoint
-from qwen3q.devices import check_device
+from qwen3q.devices import best_device, check_device
 from qwen3q.errors import DiskError, MissingPackageError, ModelError, UsageError
 from qwen3q.formats.gguf_metadata import Provenance
 from qwen3q.formats.imatrix import ImportanceMatrix, read_imatrix
@@ -241,11 +241,11 @@ def quantize_targets(
     if not job.schemes and not share:
         return quantize_gguf(source, file_types, out, options, progress=progress)
     _require_packages(job)
-    from qwen3q.quantize.calibrated import default_devices, quantize_calibrated
+    from qwen3q.quantize.calibrated import quantize_calibrated
     from qwen3q.quantize.folder import RunOptions
     from qwen3q.quantize.stream import StreamOptions
 
-    stream = StreamOptions(devices or default_devices(), job.activation_memory_bytes, out)
+    stream = StreamOptions(devices or (best_device(),), job.activation_memory_bytes, out)
     artefacts, matrix, store = quantize_calibrated(
         source,
         job,
