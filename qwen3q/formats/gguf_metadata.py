@@ -5,10 +5,8 @@ Keys as llama.cpp reads them (``llama-arch.cpp``, ``gguf-py/gguf/constants.py``)
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from qwen3q import __version__
@@ -84,22 +82,6 @@ def gguf_metadata(
         **architecture_metadata(config),
         **_tokenizer(config, tokenizer, generation),
     }
-
-
-def read_generation_config(folder: Path) -> dict[str, Any]:
-    """``generation_config.json`` of a folder; empty if it has none.
-
-    Raises:
-        ModelError: the file is there but broken.
-    """
-    path = folder / "generation_config.json"
-    if not path.is_file():
-        return {}
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ModelError(f"{path} is not valid JSON: {error}.", "Fetch the model again.") from None
-    return raw if isinstance(raw, dict) else {}
 
 
 def _general(
