@@ -31,9 +31,10 @@ def test_paragraphs_of_help_fill_a_narrow_terminal(cli, words):
     run = cli(*words, "--help", COLUMNS="80")
     text = run.stdout.split("\n╭")[0].strip().splitlines()
     lines = [line.strip() for line in text[1:]]
-    for line, following in pairwise(lines):
-        if line and following:
-            assert len(f"{line} {following.split()[0]}") > 78
+    within = [(line, following) for line, following in pairwise(lines) if line and following]
+    assert within
+    for line, following in within:
+        assert len(f"{line} {following.split()[0]}") > 78
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,9 @@ def test_the_page_has_everything_in_it():
 
 
 def test_plots_are_well_formed_and_within_their_frame():
-    for svg in re.findall(r"<svg.*?</svg>", report_html(EXAMPLE), re.DOTALL):
+    plots = re.findall(r"<svg.*?</svg>", report_html(EXAMPLE), re.DOTALL)
+    assert len(plots) > 1
+    for svg in plots:
         root = ElementTree.fromstring(svg)
         width, height = map(float, root.attrib["viewBox"].split()[2:])
         for mark in root.iter():
