@@ -40,6 +40,15 @@ def check_device(name: str) -> None:
         raise UsageError(f"There is no device {name}: torch sees {gpus} here.", hint)
 
 
+def best_device() -> str:
+    """``cuda``, ``mps`` or ``cpu``, the first that torch sees."""
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
 def widest_float(device: torch.device) -> torch.dtype:
     """float64, or float32 on Apple's GPUs, which have nothing wider; for long sums."""
     import torch

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from qwen3q.files import available_threads
+from qwen3q.threads import available_threads
 
 Status = Literal["ok", "missing", "bad"]
 

@@ -177,10 +177,3 @@ def reserve(file: IO[bytes], nbytes: int) -> None:
             file.truncate(nbytes)
             return
         raise DiskError(f"Can't reserve {nbytes / 1e9:.2f} GB: {error.strerror}.") from None
-
-
-def available_threads() -> int:
-    """Cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -19,7 +19,7 @@ from qwen3q.models.tensors import (
     model_tensors,
     parameter_count,
 )
-from qwen3q.plan.gguf_types import FILE_TYPES
+from qwen3q.plan.gguf_types import file_type_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,13 +170,12 @@ def _gguf_facts(
 ) -> dict[str, str]:
     metadata = first.metadata
     architecture = str(metadata.get("general.architecture", "unknown"))
-    types = {kind.id: kind.name for kind in FILE_TYPES.values()}
     weights = sum(prod(t.shape) for t in stored)
     nbytes = sum(t.nbytes for t in stored)
     facts = {
         "model": str(metadata.get("general.name", path.stem)),
         "file": str(path),
-        "format": f"gguf:{types.get(metadata.get('general.file_type', -1), 'unknown')}",
+        "format": f"gguf:{file_type_name(metadata.get('general.file_type')) or 'unknown'}",
         "file size": f"{sum(h.file_bytes for h in headers):,} bytes"
         + (f" in {len(headers)} parts" if len(headers) > 1 else ""),
         "bits per weight": f"{nbytes * 8 / weights:.3f}" if weights else "no tensors",

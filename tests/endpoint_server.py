@@ -18,7 +18,8 @@ from typing import Any
 
 from hub_server import QuietServer
 
-DIALECTS = ("vllm", "echo", "sglang", "llamacpp", "ollama", "text")
+from qwen3q.evaluate.tokens import TextCodec
+
 Stream = Callable[[Callable[[bytes], None]], None]
 
 
@@ -27,6 +28,7 @@ class Served:
     """What the server is and saw; tests change it between requests.
 
     Attributes:
+        dialect: vllm, echo, sglang, llamacpp, ollama or text.
         successor: the likeliest token after one.
         encode, decode: the tokenizer.
         fault: called before every answer with the handler; True if it answered itself.
@@ -58,6 +60,23 @@ class Served:
         for _ in range(count):
             made.append(self.successor(made[-1] if made else tokens[-1]))
         return made
+
+
+def served_with(
+    codec: TextCodec,
+    dialect: str = "vllm",
+    *,
+    successor: Callable[[int], int] = lambda token: 262,
+    **changes: Any,
+) -> Served:
+    """A server whose tokenizer is ``codec``."""
+    return Served(
+        dialect,
+        successor,
+        encode=lambda text: codec.encode(text, parse_special=True).tolist(),
+        decode=codec.spell,
+        **changes,
+    )
 
 
 @contextmanager

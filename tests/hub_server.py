@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import socket
 import threading
@@ -16,6 +17,9 @@ from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
+
+import pytest
+from huggingface_hub import constants
 
 LFS = (".safetensors", "tokenizer.json", ".gguf", ".bin")
 BLOCK = 1 << 16
@@ -100,6 +104,12 @@ def sha256(data: bytes) -> str:
 @cache
 def git_sha1(data: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+
+
+def as_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever runs the tests may be logged in to the Hub."""
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", os.devnull)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
 
 
 def folder_files(folder: Path) -> dict[str, bytes]:

@@ -20,13 +20,13 @@ from pathlib import Path
 import numpy as np
 
 from eval.bench.timing import Run, in_turn, machine, run
-from qwen3q.files import available_threads
 from qwen3q.llama.ggml import quantize_rows
 from qwen3q.models.config import read_config
 from qwen3q.models.tensors import model_tensors
 from qwen3q.plan.gguf import plan_gguf
 from qwen3q.plan.gguf_types import GGML_TYPES, file_type
 from qwen3q.quantize.gguf import SLAB_WEIGHTS
+from qwen3q.threads import available_threads
 
 # convert refuses a tokenizer whose hash it does not know; the demo's is Qwen's by pattern
 _CONVERT = """

@@ -16,9 +16,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from eval.bench.timing import machine, run
-from qwen3q.files import available_threads
 from qwen3q.models.config import read_config
 from qwen3q.quantize.footprint import layer_float_bytes
+from qwen3q.threads import available_threads
 
 BOUND = 2.5
 """Decoder layers in float32 that a process may take beside activations."""

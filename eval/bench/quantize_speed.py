@@ -28,10 +28,10 @@ from eval.peers.compare import QUANTIZERS
 from eval.peers.job import REPORT_MARK
 from eval.peers.rows import token_rows
 from qwen3q.calibrate.enough import rows_enough
-from qwen3q.files import available_threads
 from qwen3q.models.config import Qwen3Config, read_config
 from qwen3q.models.tensors import Role, layer_tensors
 from qwen3q.plan.job import QuantizeRequest, job_of
+from qwen3q.threads import available_threads
 
 PEERS = ("gptqmodel", "llmcompressor", "autoawq")
 LIMIT_SECONDS = 3 * 3600.0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,8 @@ from qwen3q.calibrate.rows import (
 from qwen3q.calibrate.samples import Sample
 from qwen3q.calibrate.self_sample import SELF, SELF_ROWS, context_needed, self_calibration
 from qwen3q.calibrate.sets import DEFAULT_SET, LICENCE, check_set, load_set, set_names
-from qwen3q.errors import ModelError, UsageError
+from qwen3q.errors import UsageError
+from qwen3q.models.json_files import read_optional
 from qwen3q.models.source import ModelSource
 from qwen3q.models.template import ChatTemplate
 from qwen3q.models.tokenizer import load_tokenizer, read_chat_template
@@ -150,12 +150,7 @@ def _is_file(name: str) -> bool:
 
 
 def _template(folder: Path) -> ChatTemplate | None:
-    path = folder / "tokenizer_config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ModelError(f"{path} is not valid JSON: {error}.", "Fetch the model again.") from None
-    source = read_chat_template(folder, config)
+    source = read_chat_template(folder, read_optional(folder / "tokenizer_config.json"))
     return ChatTemplate(source) if source else None
 
 

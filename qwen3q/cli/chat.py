@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from qwen3q.cli.options import GpuLayersOption, OfflineFlag, RevisionOption
 from qwen3q.cli.output import JsonFlag, note, print_json, progress_bar, stdout_console
 from qwen3q.errors import Qwen3qError, UsageError
 
@@ -75,12 +76,12 @@ def chat(
         bool | None,
         typer.Option("--flash-attention/--no-flash-attention", help="Default: llama.cpp's choice."),
     ] = None,
-    gpu_layers: Annotated[int, typer.Option(help="Layers on the GPU; -1 is all.")] = -1,
+    gpu_layers: GpuLayersOption = -1,
     threads: Annotated[
         int | None, typer.Option(min=1, max=1024, help="Default: physical cores.")
     ] = None,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
-    offline: Annotated[bool, typer.Option("--offline", help="Only what is downloaded.")] = False,
+    revision: RevisionOption = None,
+    offline: OfflineFlag = False,
     json_output: JsonFlag = False,
 ) -> None:
     """Talk with a model in the terminal; with -p or a pipe, answer once.
@@ -88,10 +89,10 @@ def chat(
     In a pipe only the answer is printed, without the thinking.
     """
     from qwen3q.chat.session import ChatSession, SamplingChoice
-    from qwen3q.formats.gguf_metadata import check_yarn
     from qwen3q.llama.context import ContextOptions, LlamaContext
     from qwen3q.llama.generate import Generator
     from qwen3q.llama.model import LlamaModel, LoadOptions
+    from qwen3q.models.yarn import check_yarn
     from qwen3q.quantize.local_gguf import local_gguf
 
     question = _question(prompt, file)
@@ -150,7 +151,7 @@ def _warn_of_greedy(choice: SamplingChoice, think: bool) -> None:
 
 
 def _context_size(asked: int | None, yarn: float | None, model: LlamaModel) -> int:
-    from qwen3q.llama.context import yarn_base
+    from qwen3q.models.yarn import yarn_base
 
     trained = model.train_context if yarn is None else int(yarn_base(model.train_context) * yarn)
     if asked is None:

@@ -9,14 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qwen3q.cli.output import (
-    JsonFlag,
-    format_bytes,
-    note,
-    print_json,
-    progress_bar,
-    stdout_console,
-)
+from qwen3q.cli.options import CoresOption
+from qwen3q.cli.output import JsonFlag, format_bytes, note, print_json, progress_bar, stdout_console
 
 if TYPE_CHECKING:
     from qwen3q.demo import DemoRow
@@ -30,9 +24,7 @@ def demo(
     out: Annotated[
         Path | None, typer.Option(help="Keep the files here; default: a temporary folder.")
     ] = None,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="Default: every core.", show_default=False)
-    ] = None,
+    threads: CoresOption = None,
     json_output: JsonFlag = False,
 ) -> None:
     """Plan, quantize, measure and ask: the whole path on the embedded demo model.

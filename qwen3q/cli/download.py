@@ -6,14 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qwen3q.cli.output import (
-    JsonFlag,
-    format_bytes,
-    note,
-    print_json,
-    progress_bar,
-    stdout_console,
-)
+from qwen3q.cli.output import JsonFlag, format_bytes, note, print_json, progress_bar, stdout_console
 
 if TYPE_CHECKING:
     from qwen3q.models.hub import Download

@@ -216,7 +216,8 @@ def tokens_of(context: str | None, model: Model) -> int:
     Raises:
         UsageError: more than the model reaches with YaRN.
     """
-    from qwen3q.memory.settings import MAX_YARN, longest_context, native_context
+    from qwen3q.memory.settings import longest_context, native_context
+    from qwen3q.models.yarn import MAX_YARN
 
     if context is None:
         return min(DEFAULT_CONTEXT, native_context(model.config))

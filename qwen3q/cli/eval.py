@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 from qwen3q.cli.eval_endpoint import endpoint
 from qwen3q.cli.eval_fidelity import fidelity
 from qwen3q.cli.eval_speed import speed
+from qwen3q.cli.options import GpuLayersOption, OfflineFlag, ThreadsOption
 from qwen3q.cli.output import (
     JsonFlag,
     format_bytes,
@@ -73,11 +74,9 @@ def perplexity(
         ),
     ] = False,
     cache_type: Annotated[str, typer.Option(help="How the KV cache is stored.")] = "f16",
-    gpu_layers: Annotated[int, typer.Option(help="Layers on the GPU; -1 is all.")] = -1,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="Default: physical cores.", show_default=False)
-    ] = None,
-    offline: Annotated[bool, typer.Option("--offline", help="Only what is downloaded.")] = False,
+    gpu_layers: GpuLayersOption = -1,
+    threads: ThreadsOption = None,
+    offline: OfflineFlag = False,
     json_output: JsonFlag = False,
 ) -> None:
     """Perplexity on a text, as llama-perplexity computes it, of one or more models."""

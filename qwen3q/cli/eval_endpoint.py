@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from qwen3q.cli.options import OfflineFlag
 from qwen3q.cli.output import JsonFlag, note, print_json, progress_bar, stdout_console
 
 _TOKENS = 3
@@ -42,7 +43,7 @@ def endpoint(
         float, typer.Option("--endpoint-timeout", min=0.1, help="Seconds without a sign of life.")
     ] = 600.0,
     out: Annotated[str | None, typer.Option(metavar="FILE", help="The same as JSON.")] = None,
-    offline: Annotated[bool, typer.Option("--offline", help="Only what is downloaded.")] = False,
+    offline: OfflineFlag = False,
     json_output: JsonFlag = False,
 ) -> None:
     """Time streaming clients: first token, between tokens, tokens per second in sum.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +14,7 @@ from qwen3q.cli.eval_endpoint import show_streaming
 from qwen3q.cli.eval_gate import gate_options, show_gate
 from qwen3q.cli.eval_harness import harness_options, show_tasks
 from qwen3q.cli.eval_speed import show_speed
+from qwen3q.cli.options import GpuLayersOption, OfflineFlag, ThreadsOption, TorchDeviceOption
 from qwen3q.cli.output import JsonFlag, format_bytes, note, print_json, progress_bar, stdout_console
 
 GATE_FAILED = 3
@@ -61,11 +62,9 @@ def fidelity(
     backend: Annotated[
         str, typer.Option(help="auto (GGUF: llama.cpp, folders: torch), llama or torch.")
     ] = "auto",
-    device: Annotated[str | None, typer.Option(help="torch's device, such as cuda:1.")] = None,
-    gpu_layers: Annotated[int, typer.Option(help="llama.cpp's layers on the GPU; -1: all.")] = -1,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="Default: physical cores.", show_default=False)
-    ] = None,
+    device: TorchDeviceOption = None,
+    gpu_layers: GpuLayersOption = -1,
+    threads: ThreadsOption = None,
     out: Annotated[
         Path | None,
         typer.Option(help="Folder for report.html, .md, .json and the reference's logits."),
@@ -137,7 +136,7 @@ def fidelity(
     resume: Annotated[
         bool, typer.Option("--resume", help="Take from --out what an interrupted call measured.")
     ] = False,
-    offline: Annotated[bool, typer.Option("--offline", help="Only what is downloaded.")] = False,
+    offline: OfflineFlag = False,
     json_output: JsonFlag = False,
 ) -> None:
     """Perplexity, KL divergence and same top-1 against the float model.
@@ -224,15 +223,20 @@ def fidelity(
     if json_output:
         print_json(report)
     else:
-        show_results(report)
-        show_gate(report)
-        show_tasks(report)
-        show_speed(report)
-        show_streaming(report)
-        for path in done.written:
-            note(str(path))
+        show_report(report, done.written)
     if gate and not passed(report["gate"]):
         raise typer.Exit(GATE_FAILED)
+
+
+def show_report(report: Mapping[str, Any], written: Sequence[Path]) -> None:
+    """Every part that was measured, and the files that tell more."""
+    show_results(report)
+    show_gate(report)
+    show_tasks(report)
+    show_speed(report)
+    show_streaming(report)
+    for path in written:
+        note(str(path))
 
 
 def show_results(report: Mapping[str, Any]) -> None:

@@ -25,10 +25,11 @@ def harness_options(
     tasks = tuple(name.strip() for name in (names or "").split(",") if name.strip())
     if tasks:
         return HarnessOptions(tasks, limit, fewshot)
-    for option, value in (("--task-limit", limit), ("--fewshot", fewshot), ("--tasks", names)):
+    given = {"--task-limit": limit, "--task-fewshot": fewshot, "--tasks": names}
+    for option, value in given.items():
         if value is not None:
             raise UsageError(
-                f"{option} {value} names no task." if value else f"{option} is empty.",
+                f"{option} is empty." if value == "" else f"{option} {value} names no task.",
                 "Give --tasks gsm8k,mmlu, for example.",
             )
     return None

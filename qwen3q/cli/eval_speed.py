@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from qwen3q.cli.options import GpuLayersOption, OfflineFlag, ThreadsOption, TorchDeviceOption
 from qwen3q.cli.output import JsonFlag, note, print_json, progress_bar, stdout_console
 
 if TYPE_CHECKING:
@@ -33,11 +34,9 @@ def speed(
         list[int] | None, typer.Option(help="Sequences side by side, repeatable. [default: 1]")
     ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="After one warm-up.")] = 5,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="Default: physical cores.", show_default=False)
-    ] = None,
-    gpu_layers: Annotated[int, typer.Option(help="llama.cpp's layers on the GPU; -1: all.")] = -1,
-    device: Annotated[str | None, typer.Option(help="torch's device, such as cuda:1.")] = None,
+    threads: ThreadsOption = None,
+    gpu_layers: GpuLayersOption = -1,
+    device: TorchDeviceOption = None,
     out: Annotated[
         Path | None, typer.Option(help="File for the same figures as llama-bench's JSON.")
     ] = None,
@@ -45,7 +44,7 @@ def speed(
         Path | None,
         typer.Option(help="Folder, or FILE.csv for speed alone: rows to improve the estimator."),
     ] = None,
-    offline: Annotated[bool, typer.Option("--offline", help="Only what is downloaded.")] = False,
+    offline: OfflineFlag = False,
     json_output: JsonFlag = False,
 ) -> None:
     """Tokens per second, latencies and memory, beside what the estimator says of them."""

@@ -9,13 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qwen3q.cli.output import (
-    JsonFlag,
-    format_bytes,
-    print_json,
-    progress_bar,
-    stdout_console,
-)
+from qwen3q.cli.options import CoresOption, OfflineFlag, RevisionOption
+from qwen3q.cli.output import JsonFlag, format_bytes, print_json, progress_bar, stdout_console
 from qwen3q.cli.quantize_text import (
     legality_json,
     legality_of,
@@ -30,10 +25,6 @@ if TYPE_CHECKING:
     from qwen3q.quantize.artefacts import Artefact
 
 ModelArgument = Annotated[str, typer.Argument(help="Folder, Hub id, alias (qwen3-8b) or demo.")]
-RevisionOption = Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")]
-OfflineFlag = Annotated[bool, typer.Option("--offline", help="Use only what is downloaded.")]
-
-
 Formats = Annotated[
     list[str] | None,
     typer.Option("--to", help="Format: gguf:Q4_K_M, gptq:int4, awq:int4, int8, ... Repeatable."),
@@ -59,9 +50,7 @@ def quantize(
     imatrix: Annotated[
         Path | None, typer.Option(help="GGUF: importance matrix written by llama-imatrix.")
     ] = None,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="Default: every core.", show_default=False)
-    ] = None,
+    threads: CoresOption = None,
     recipe: Annotated[
         str | None, typer.Option(help="Recipe by name or YAML file.", rich_help_panel=Panel)
     ] = None,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from qwen3q.cli.output import JsonFlag, note, print_json
+from qwen3q.cli.output import JsonFlag, print_json
 
 
 def register(app: typer.Typer) -> None:
@@ -25,10 +25,7 @@ def report(
 
     Results on the same text against the same reference share a plot and a table.
     """
-    from qwen3q.cli.eval_endpoint import show_streaming
-    from qwen3q.cli.eval_fidelity import show_results
-    from qwen3q.cli.eval_gate import show_gate
-    from qwen3q.cli.eval_speed import show_speed
+    from qwen3q.cli.eval_fidelity import show_report
     from qwen3q.evaluate.report import merge_reports, read_report, write_report
 
     merged = merge_reports([read_report(path) for path in files])
@@ -36,9 +33,4 @@ def report(
     if json_output:
         print_json(merged)
         return
-    show_results(merged)
-    show_gate(merged)
-    show_speed(merged)
-    show_streaming(merged)
-    for path in written:
-        note(str(path))
+    show_report(merged, written)

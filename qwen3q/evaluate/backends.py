@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from qwen3q.devices import check_device
+from qwen3q.devices import best_device, check_device
 from qwen3q.errors import MissingPackageError, UsageError
 from qwen3q.evaluate.artefact import Artefact
 from qwen3q.evaluate.sampling import FinishedFn, Prompt, ignore
@@ -125,7 +125,6 @@ def check_generation(artefact: Artefact, options: BackendOptions) -> None:
         import torch
 
         from qwen3q.evaluate.residence import residence
-        from qwen3q.evaluate.torch_backend import best_device
 
         residence(artefact, torch.device(options.device or best_device()))
 

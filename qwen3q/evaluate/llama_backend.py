@@ -14,12 +14,12 @@ from qwen3q.errors import UsageError
 from qwen3q.evaluate.artefact import Artefact
 from qwen3q.evaluate.backends import BackendOptions, LogitRows
 from qwen3q.evaluate.llama_slots import LlamaSlots, open_slots
-from qwen3q.evaluate.perplexity import BATCH_TOKENS
+from qwen3q.evaluate.perplexity import scored_logits
 from qwen3q.evaluate.sampling import FinishedFn, Prompt, ignore
 from qwen3q.evaluate.side_by_side import continue_side_by_side
 from qwen3q.formats.gguf_file import read_header
 from qwen3q.llama.capi import VERSION, lib
-from qwen3q.llama.context import ContextOptions, LlamaContext
+from qwen3q.llama.context import ContextOptions
 from qwen3q.llama.devices import gpu_devices
 from qwen3q.llama.model import LlamaModel, LoadOptions
 from qwen3q.progress import ProgressFn, silent
@@ -54,29 +54,11 @@ class LlamaBackend(Closing):
     def logits(
         self, chunks: NDArray[np.int32], first: int, progress: ProgressFn = silent
     ) -> Iterator[LogitRows]:
-        count, context = chunks.shape
-        side_by_side = max(1, min(BATCH_TOKENS // context, count))
-        batch = min(BATCH_TOKENS, context * side_by_side)
-        options = self._options(context=context, sequences=side_by_side, batch=batch, ubatch=batch)
+        options = self._options(context=chunks.shape[1])
         row = 0
-        with LlamaContext(self.model, options) as llama:
-            for start in range(0, count, side_by_side):
-                group = chunks[start : start + side_by_side]
-                llama.clear()
-                for position in range(0, context, batch):
-                    positions = np.arange(position, min(position + batch, context), dtype=np.int32)
-                    wanted = (positions >= first) & (positions < context - 1)
-                    llama.decode(
-                        group[:, positions].ravel(),
-                        np.tile(positions, len(group)),
-                        sequences=np.repeat(np.arange(len(group), dtype=np.int32), len(positions)),
-                        outputs=np.tile(wanted, len(group)),
-                    )
-                    if wanted.any():
-                        values = llama.logits()
-                        yield LogitRows(row, values)
-                        row += len(values)
-                progress(start + len(group), count, "logits")
+        for *_, values in scored_logits(self.model, chunks, first, options, progress, "logits"):
+            yield LogitRows(row, values)
+            row += len(values)
 
     def generate(
         self,

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen3q.errors import LlamaError
-from qwen3q.evaluate.side_by_side import common_prefix
+from qwen3q.evaluate.side_by_side import common_prefix, fitting_slots
 from qwen3q.llama.context import ContextOptions, LlamaContext
 from qwen3q.llama.model import LlamaModel
 from qwen3q.process_memory import free_memory
@@ -68,8 +68,8 @@ def open_slots(model: LlamaModel, options: ContextOptions, wanted: int) -> Llama
         LlamaError: not even one fits.
     """
     # a system promises memory that it does not have, and a GPU's may be the same
-    fitting = (free_memory() or 0) // (2 * options.context * model.kv_bytes_per_token)
-    count = max(1, min(wanted, _SIDE_BY_SIDE, fitting))
+    nbytes = options.context * model.kv_bytes_per_token
+    count = fitting_slots(nbytes, free_memory(), min(wanted, _SIDE_BY_SIDE))
     while True:
         try:
             return LlamaSlots(LlamaContext(model, replace(options, sequences=count, outputs=count)))

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 LONGEST = 4096
 """Tokens that a task's question and answer may have; less where the model was trained on less."""
 
-
 _HARNESS_SEED = 1234
 _LOGGERS = ("lm_eval", "datasets", "evaluate", "huggingface_hub")
 

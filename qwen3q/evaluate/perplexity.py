@@ -6,8 +6,9 @@ exp of the mean negative log-likelihood of the scored tokens (``tools/perplexity
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -80,20 +81,17 @@ def measure_perplexity(
     tokens = encode_beginning(text, needed, encode)
     chunks = split_chunks(tokens, context, max_chunks, model.bos if model.add_bos else None)
     workers = threads or default_threads()
-    side_by_side = max(1, min(BATCH_TOKENS // context, len(chunks)))
     options = ContextOptions(
-        context=context,
-        sequences=side_by_side,
-        batch=min(BATCH_TOKENS, context * side_by_side),
-        ubatch=min(BATCH_TOKENS, context * side_by_side),
-        threads=threads,
-        key_type=key_type,
-        value_type=value_type,
+        context=context, threads=threads, key_type=key_type, value_type=value_type
     )
     started = perf_counter()
-    with LlamaContext(model, options) as llama, ThreadPoolExecutor(workers) as pool:
-        first = context // 2 if scored is Scored.HALF else 0
-        nlls = score_chunks(llama, chunks, first, pool, workers, progress)
+    first = context // 2 if scored is Scored.HALF else 0
+    nlls = np.empty((len(chunks), context - 1 - first))
+    with ThreadPoolExecutor(workers) as pool:
+        for rows, positions, logits in scored_logits(model, chunks, first, options, progress):
+            targets = chunks[rows, positions + 1]
+            found = negative_log_likelihoods(logits, targets.ravel(), pool, workers)
+            nlls[rows, positions - first] = found.reshape(targets.shape)
     perplexity, stderr = summarize(nlls)
     return PerplexityResult(
         file=model.path,
@@ -112,42 +110,44 @@ def measure_perplexity(
     )
 
 
-def score_chunks(
-    llama: LlamaContext,
+def scored_logits(
+    model: LlamaModel,
     chunks: NDArray[np.int32],
     first: int,
-    pool: ThreadPoolExecutor,
-    threads: int,
+    options: ContextOptions,
     progress: ProgressFn = silent,
-) -> NDArray[np.float64]:
-    """Negative log-likelihoods of each chunk's tokens after position ``first``.
+    label: str = "perplexity",
+) -> Iterator[tuple[slice, NDArray[np.int32], NDArray[np.float32]]]:
+    """Reads chunks in llama.cpp, as many side by side as ``BATCH_TOKENS`` hold.
 
-    Returns:
-        float64 ``[chunks, context - 1 - first]``, in nats.
+    Args:
+        first: the position in a chunk whose logits are the first; the last position has none.
+        options: of one sequence.
+
+    Yields:
+        Which chunks, which positions in them, and their logits, ``[chunks * positions,
+        vocabulary]``, which are llama.cpp's own until the next are asked for.
     """
     count, context = chunks.shape
-    out = np.empty((count, context - 1 - first))
-    step = min(context, llama.batch_size)
-    for group_start in range(0, count, llama.sequences):
-        group = chunks[group_start : group_start + llama.sequences]
-        llama.clear()
-        for start in range(0, context, step):
-            positions = np.arange(start, min(start + step, context), dtype=np.int32)
-            wanted = (positions >= first) & (positions < context - 1)
-            llama.decode(
-                group[:, positions].ravel(),
-                np.tile(positions, len(group)),
-                sequences=np.repeat(np.arange(len(group), dtype=np.int32), len(positions)),
-                outputs=np.tile(wanted, len(group)),
-            )
-            scored = positions[wanted]
-            if scored.size:
-                targets = group[:, scored + 1].ravel()
-                nlls = negative_log_likelihoods(llama.logits(), targets, pool, threads)
-                rows = slice(group_start, group_start + len(group))
-                out[rows, scored - first] = nlls.reshape(len(group), -1)
-        progress(group_start + len(group), count, "perplexity")
-    return out
+    side_by_side = max(1, min(BATCH_TOKENS // context, count))
+    batch = min(BATCH_TOKENS, context * side_by_side)
+    options = replace(options, sequences=side_by_side, batch=batch, ubatch=batch)
+    with LlamaContext(model, options) as llama:
+        for start in range(0, count, side_by_side):
+            group = chunks[start : start + side_by_side]
+            llama.clear()
+            for position in range(0, context, batch):
+                positions = np.arange(position, min(position + batch, context), dtype=np.int32)
+                wanted = (positions >= first) & (positions < context - 1)
+                llama.decode(
+                    group[:, positions].ravel(),
+                    np.tile(positions, len(group)),
+                    sequences=np.repeat(np.arange(len(group), dtype=np.int32), len(positions)),
+                    outputs=np.tile(wanted, len(group)),
+                )
+                if wanted.any():
+                    yield slice(start, start + len(group)), positions[wanted], llama.logits()
+            progress(start + len(group), count, label)
 
 
 def negative_log_likelihoods(

@@ -33,6 +33,12 @@ class Slots(Protocol):
         """Reads one token more in each of ``slots``; the logits, ``[slots, vocabulary]``."""
 
 
+def fitting_slots(nbytes: int, free: int | None, most: int) -> int:
+    """How many sequences, each with keys and values of ``nbytes``, half of the free memory holds:
+    1 to ``most``, and 1 where what is free is not known."""
+    return max(1, min(most, (free or 0) // (2 * nbytes)))
+
+
 class _Answer:
     """What becomes of one prompt."""
 

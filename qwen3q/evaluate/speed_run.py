@@ -10,7 +10,7 @@ from qwen3q.evaluate.artefact import Artefact
 from qwen3q.evaluate.nvml import GpuMeter
 from qwen3q.evaluate.predicted import Estimator, known_gpus, read_bandwidth
 from qwen3q.evaluate.speed_options import SpeedOptions
-from qwen3q.evaluate.speed_tests import Planned, SpeedTest, speed_row
+from qwen3q.evaluate.speed_tests import SpeedTest, speed_row
 from qwen3q.memory.source import find_model
 from qwen3q.process_memory import resident_bytes
 from qwen3q.progress import ProgressFn, silent
@@ -130,7 +130,7 @@ def _run_llama(
     rows = [
         facts | speed_row(m.test) | {"predicted": estimator.speed(m.test.planned)} for m in measured
     ]
-    largest = max(measured, key=_cells)
+    largest = max(measured, key=lambda m: m.test.planned.cells)
     memory = [facts | row for row in memory_rows(largest, estimator, before)]
     return SpeedRun(rows, memory, machine, bench, meter.note)
 
@@ -200,8 +200,3 @@ def growth(peak: int | None, before: int | None) -> int | None:
 
 def _bytes(figures: Sequence[int | None]) -> dict[str, int | None]:
     return {f"{name}_bytes": value for name, value in zip(_PARTS, figures, strict=True)}
-
-
-def _cells(measured: Measured) -> int:
-    planned: Planned = measured.test.planned
-    return planned.context * planned.batch

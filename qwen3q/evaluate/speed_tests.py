@@ -34,6 +34,11 @@ class Planned(NamedTuple):
         return self.depth + self.tokens
 
     @property
+    def cells(self) -> int:
+        """Tokens that the cache ends with."""
+        return self.context * self.batch
+
+    @property
     def mean_depth(self) -> int:
         """Tokens in a sequence's cache halfway through the test."""
         return self.depth + self.tokens // 2

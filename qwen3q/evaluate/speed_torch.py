@@ -1,7 +1,7 @@
 """How fast a model folder runs in torch here: prefill and decode apart, through the cached model.
 
-This is the toolkit's own torch path (dequantized weights in float32), so the figures say how long
-an evaluation in torch takes, not how fast a serving engine runs the format.
+This is the toolkit's own torch path (weights in float32, or packed where memory is short), so the
+figures say how long an evaluation in torch takes, not how fast a serving engine runs the format.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from qwen3q.devices import best_device
 from qwen3q.errors import OutOfMemoryError
 from qwen3q.evaluate.artefact import Artefact
 from qwen3q.evaluate.backends import BackendKind, BackendOptions, open_backend
@@ -26,7 +27,7 @@ from qwen3q.evaluate.speed_tests import (
     planned_tests,
     speed_row,
 )
-from qwen3q.evaluate.torch_backend import TorchBackend, best_device
+from qwen3q.evaluate.torch_backend import TorchBackend
 from qwen3q.evaluate.torch_generate import CachedModel, KVCache
 from qwen3q.process_memory import peak_bytes, reset_peak
 from qwen3q.progress import ProgressFn
@@ -71,7 +72,7 @@ def run_torch(
         machine = gpu_machine(meter) | dict(backend.facts)
     facts = artefact_facts(artefact, "torch")
     rows = [facts | speed_row(test) | {"predicted": _NOT_PREDICTED} for test, _ in measured]
-    test, memory = max(measured, key=lambda pair: pair[0].planned.context * pair[0].planned.batch)
+    test, memory = max(measured, key=lambda pair: pair[0].planned.cells)
     row = {"context": test.planned.context, "batch": test.planned.batch}
     return SpeedRun(rows, [facts | row | memory], machine, note=meter.note)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Protocol
@@ -12,8 +11,8 @@ from numpy.typing import NDArray
 
 from qwen3q.errors import ModelError
 from qwen3q.evaluate.artefact import Artefact
-from qwen3q.models.config import read_config
-from qwen3q.models.tokenizer import read_tokenizer
+from qwen3q.models.config import read_config, read_generation_config, token_ids
+from qwen3q.models.tokenizer import load_tokenizer, read_tokenizer
 
 
 class TextCodec(Protocol):
@@ -51,17 +50,14 @@ class FolderCodec:
     """``tokenizer.json`` of a model folder, through Hugging Face's tokenizers."""
 
     def __init__(self, artefact: Artefact) -> None:
-        from tokenizers import Tokenizer
-
-        self._tokenizer = Tokenizer.from_file(str(artefact.path / "tokenizer.json"))
+        self._tokenizer = load_tokenizer(artefact.path)
         files = read_tokenizer(artefact.path)
         self.bos: int | None = None
         self.chat_template = files.chat_template
-        generation = artefact.path / "generation_config.json"
-        stated = json.loads(generation.read_text()) if generation.is_file() else {}
+        stated = read_generation_config(artefact.path)
         config = read_config(artefact.path)
-        ends = stated.get("eos_token_id", config.eos_token_ids)
-        self.stop_tokens = frozenset([ends] if isinstance(ends, int) else ends)
+        ends = token_ids(stated.get("eos_token_id"))
+        self.stop_tokens = frozenset(ends or config.eos_token_ids)
         eos = files.named_id("eos_token")
         self.eos = min(self.stop_tokens) if eos is None else eos
         self.trained_context = config.max_position_embeddings

@@ -15,19 +15,20 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from qwen3q.closing import Closing
+from qwen3q.devices import best_device
 from qwen3q.errors import UsageError
 from qwen3q.evaluate.artefact import Artefact
 from qwen3q.evaluate.backends import BackendOptions, LogitRows
 from qwen3q.evaluate.input_rounding import Rounding
 from qwen3q.evaluate.residence import PackedLayer, Residence, free_on, residence
 from qwen3q.evaluate.sampling import FinishedFn, Prompt, ignore
-from qwen3q.evaluate.side_by_side import continue_side_by_side
+from qwen3q.evaluate.side_by_side import continue_side_by_side, fitting_slots
 from qwen3q.evaluate.torch_generate import CachedModel, TorchSlots
 from qwen3q.evaluate.weights import WeightSource, open_weights
-from qwen3q.formats.gguf_metadata import with_yarn
 from qwen3q.models.decoder import Linear, Weights, decoder_layer, rms_norm, rope_table
 from qwen3q.models.products import product
 from qwen3q.models.tensors import layer_tensors
+from qwen3q.models.yarn import with_yarn
 from qwen3q.progress import ProgressFn, silent
 from qwen3q.threads import model_threads
 
@@ -156,18 +157,11 @@ class TorchBackend(Closing):
     ) -> list[list[int]]:
         longest = max((len(prompt.tokens) for prompt in prompts), default=0) + max_tokens
         model = self.cached_model()
-        count = min(len(prompts), self._room_for(longest))
+        nbytes = longest * model.kv_bytes_per_token
+        count = fitting_slots(nbytes, free_on(self.device), min(len(prompts), _SIDE_BY_SIDE))
         if self._slots is None or self._slots.count != count:
             self._slots = TorchSlots(model, count)
         return continue_side_by_side(self._slots, prompts, max_tokens, stop_tokens, finished)
-
-    def _room_for(self, length: int) -> int:
-        """Sequences of ``length`` tokens whose keys and values take half of the free memory."""
-        config = self.config
-        width = 2 * config.num_key_value_heads * config.head_dim
-        free = free_on(self.device) or 0
-        fitting = free // (2 * 4 * width * config.num_hidden_layers * length)
-        return max(1, min(_SIDE_BY_SIDE, fitting))
 
     def cached_model(self) -> CachedModel:
         """The whole model in memory, for decoding; loaded once.
@@ -201,13 +195,6 @@ class TorchBackend(Closing):
 
     def close(self) -> None:
         self._cached = self._slots = None
-
-
-def best_device() -> str:
-    """``cuda``, ``mps`` or ``cpu``, the first that is there."""
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def head_name(source: WeightSource) -> str:

@@ -116,6 +116,11 @@ class CachedModel:
         layers = sum(_weight_bytes(weights) for weights, _ in self._layers)
         return layers + sum(table.nbytes for table in tables)
 
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Of a cache: float32 keys and values of every layer."""
+        return 2 * 4 * self._config.kv_size * len(self._layers)
+
     def cache(self, room: int = _ROOM) -> KVCache:
         """An empty one for this model, with room for so many tokens at first."""
         return KVCache(len(self._layers), room)

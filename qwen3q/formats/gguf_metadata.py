@@ -5,24 +5,18 @@ Keys as llama.cpp reads them (``llama-arch.cpp``, ``gguf-py/gguf/constants.py``)
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 from qwen3q import __version__
-from qwen3q.errors import ModelError, UsageError
+from qwen3q.errors import ModelError
 from qwen3q.formats.gguf_file import Value, ValueType
-from qwen3q.models.config import Qwen3Config, Yarn, token_ids
+from qwen3q.models.config import Qwen3Config, token_ids
 from qwen3q.models.tokenizer import AddedToken, TokenizerFiles
 
 ARCHITECTURES = {"qwen3": "qwen3", "qwen3_moe": "qwen3moe"}
 QUANTIZATION_VERSION = 2
-LONGEST_YARN_FACTOR = 4.0
-HYBRID_CONTEXT = 40960
-"""max_position_embeddings of the hybrid-thinking releases: 32,768 of context, 8,192 of answer."""
-HYBRID_YARN_BASE = 32768
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 """llama.cpp's token types (``enum llama_token_type``)."""
@@ -44,31 +38,6 @@ class Provenance:
     title: str
     repo: str | None = None
     revision: str | None = None
-
-
-def check_yarn(factor: float) -> None:
-    """Refuses a factor outside 1 to 4, which is as far as Qwen3 was validated.
-
-    Raises:
-        UsageError: such a factor.
-    """
-    if not 1.0 < factor <= LONGEST_YARN_FACTOR:
-        raise UsageError(
-            f"--yarn {factor:g} is outside what Qwen3 was validated for.",
-            f"Give a factor above 1 and up to {LONGEST_YARN_FACTOR:g}.",
-        )
-
-
-def with_yarn(config: Qwen3Config, factor: float) -> Qwen3Config:
-    """The config with YaRN context extension by ``factor``.
-
-    Raises:
-        UsageError: a factor that ``check_yarn`` refuses.
-    """
-    check_yarn(factor)
-    trained = config.max_position_embeddings
-    base = HYBRID_YARN_BASE if trained == HYBRID_CONTEXT else trained
-    return replace(config, yarn=Yarn(factor, base), max_position_embeddings=int(base * factor))
 
 
 def check_runs_in_llama(config: Qwen3Config) -> None:
@@ -113,22 +82,6 @@ def gguf_metadata(
         **architecture_metadata(config),
         **_tokenizer(config, tokenizer, generation),
     }
-
-
-def read_generation_config(folder: Path) -> dict[str, Any]:
-    """``generation_config.json`` of a folder; empty if it has none.
-
-    Raises:
-        ModelError: the file is there but broken.
-    """
-    path = folder / "generation_config.json"
-    if not path.is_file():
-        return {}
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ModelError(f"{path} is not valid JSON: {error}.", "Fetch the model again.") from None
-    return raw if isinstance(raw, dict) else {}
 
 
 def _general(

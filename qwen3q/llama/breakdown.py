@@ -14,11 +14,10 @@ from dataclasses import dataclass
 from functools import cache
 
 from qwen3q.llama.capi import lib
+from qwen3q.llama.devices import GPU_TYPES
 from qwen3q.llama.ggml import load_library
 
 _SYMBOL = "_Z26llama_get_memory_breakdownPK13llama_context"
-_GPU, _INTEGRATED_GPU = 1, 2
-"""``enum ggml_backend_dev_type`` (ggml-backend.h)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +73,7 @@ def _device(buffer_type: int) -> str:
     device = base.ggml_backend_buft_get_device(buffer_type)
     if not device or base.ggml_backend_buft_is_host(buffer_type):
         return "CPU"
-    if base.ggml_backend_dev_type(device) not in (_GPU, _INTEGRATED_GPU):
+    if base.ggml_backend_dev_type(device) not in GPU_TYPES:
         return "CPU"
     return str(base.ggml_backend_dev_name(device).decode("utf-8", "replace"))
 

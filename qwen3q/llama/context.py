@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from qwen3q.closing import Closing
 from qwen3q.errors import LlamaError, UsageError
-from qwen3q.formats.gguf_metadata import HYBRID_CONTEXT, HYBRID_YARN_BASE
 from qwen3q.llama.capi import lib, log
 from qwen3q.llama.model import LlamaModel
+from qwen3q.models.yarn import yarn_base
 from qwen3q.plan.gguf_types import GGML_TYPES
 from qwen3q.threads import model_threads
 
@@ -227,11 +227,6 @@ class _Batch:
         self.outputs[0] = 1
         self._struct.n_tokens = 1
         return self._struct
-
-
-def yarn_base(train_context: int) -> int:
-    """Tokens that a YaRN factor multiplies: the trained context without room for an answer."""
-    return HYBRID_YARN_BASE if train_context == HYBRID_CONTEXT else train_context
 
 
 def _params(options: ContextOptions, model: LlamaModel) -> lib.llama_context_params:

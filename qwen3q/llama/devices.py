@@ -6,8 +6,8 @@ import ctypes
 
 from qwen3q.llama.ggml import load_library
 
-_GPU, _INTEGRATED_GPU = 1, 2
-"""``enum ggml_backend_dev_type`` (ggml-backend.h)."""
+GPU_TYPES = (1, 2)
+"""A GPU of its own and one in the processor: ``enum ggml_backend_dev_type`` (ggml-backend.h)."""
 
 
 def gpu_devices() -> list[str]:
@@ -28,5 +28,5 @@ def gpu_devices() -> list[str]:
     return [
         base.ggml_backend_dev_description(device).decode("utf-8", "replace")
         for device in devices
-        if base.ggml_backend_dev_type(device) in (_GPU, _INTEGRATED_GPU)
+        if base.ggml_backend_dev_type(device) in GPU_TYPES
     ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from qwen3q.errors import UsageError
@@ -83,43 +83,40 @@ def _offload_tries(
     layers = model.config.num_hidden_layers
     weights, settings = found.weights, found.settings
 
-    def fits(changed: Settings) -> bool:
-        after = _try(model, found.engine, weights, changed, gpus)
-        return after is not None and after.verdict is not Verdict.NO
+    def experts_off(count: int) -> Settings:
+        return replace(settings, cpu_experts=count)
 
-    def fewest(build: dict[str, int], most: int) -> int | None:
-        name, sign = next(iter(build.items()))
+    def layers_off(count: int) -> Settings:
+        return replace(settings, gpu_layers=layers + 1 - count)
 
-        def changed(count: int) -> Settings:
-            if name == "cpu_experts":
-                return replace(settings, cpu_experts=count)
-            return replace(settings, gpu_layers=sign - count)
-
-        if not fits(changed(most)):
-            return None
-        low, high = 0, most
-        while high - low > 1:
-            middle = (low + high) // 2
-            if fits(changed(middle)):
-                high = middle
-            else:
-                low = middle
-        return high
+    def fewest(change: Callable[[int], Settings]) -> int | None:
+        return _fewest(lambda n: _fits(model, found.engine, weights, change(n), gpus), layers)
 
     if model.config.is_moe and settings.gpu_layers is None:
-        count = fewest({"cpu_experts": 1}, layers)
+        count = fewest(experts_off)
         if count is not None:
             text = f"keep the experts of {count} of {layers} layers on the CPU (slower)"
-            after = replace(settings, cpu_experts=count)
-            return [(text, f"--offload-experts {count}", weights, after)]
+            return [(text, f"--offload-experts {count}", weights, experts_off(count))]
     if settings.gpu_layers is None and not settings.cpu_experts:
-        count = fewest({"gpu_layers": layers + 1}, layers)
+        count = fewest(layers_off)
         if count is not None:
-            on_gpu = layers + 1 - count
             text = f"keep {count} of {layers + 1} layers on the CPU (much slower)"
-            after = replace(settings, gpu_layers=on_gpu)
-            return [(text, f"--gpu-layers {on_gpu}", weights, after)]
+            return [(text, f"--gpu-layers {layers + 1 - count}", weights, layers_off(count))]
     return []
+
+
+def _fewest(fits: Callable[[int], bool], most: int) -> int | None:
+    """The smallest number above 0 that fits, of ``most`` at most; None if not even that does."""
+    if not fits(most):
+        return None
+    low, high = 0, most
+    while high - low > 1:
+        middle = (low + high) // 2
+        if fits(middle):
+            high = middle
+        else:
+            low = middle
+    return high
 
 
 def _format_tries(model: Model, found: Estimate) -> list[tuple[str, str, Weights, Settings]]:
@@ -151,6 +148,13 @@ def _first_fitting(
     missing = -min(d.left for d in found.devices if d.left is not None)
     enough = [t for t in tries if found.weights.total - t[2].total >= missing]
     return enough[:_SMALLER_FIRST_TRIED]
+
+
+def _fits(
+    model: Model, engine: Engine, weights: Weights, settings: Settings, gpus: Sequence[Gpu]
+) -> bool:
+    after = _try(model, engine, weights, settings, gpus)
+    return after is not None and after.verdict is not Verdict.NO
 
 
 def _try(

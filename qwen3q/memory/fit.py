@@ -86,7 +86,7 @@ def _runs(
                 continue
             try:
                 type_k, type_v = kv_types(kv, runner)
-                shape = _with_types(settings, type_k, type_v)
+                shape = replace(settings, type_k=type_k, type_v=type_v)
                 weights = release_weights(release, fmt)
                 run = estimate(
                     release.title, release.config, weights, runner, shape, gpus,
@@ -99,10 +99,6 @@ def _runs(
     if not runs and refusal is not None:
         raise refusal
     return runs
-
-
-def _with_types(settings: Settings, type_k: str, type_v: str) -> Settings:
-    return replace(settings, type_k=type_k, type_v=type_v)
 
 
 def _fast_enough(run: Estimate, min_speed: float | None) -> bool:

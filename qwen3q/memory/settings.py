@@ -8,12 +8,9 @@ from enum import StrEnum
 
 from qwen3q.errors import UsageError
 from qwen3q.models.config import Qwen3Config
+from qwen3q.models.yarn import MAX_YARN, check_yarn, yarn_base
 from qwen3q.plan.gguf_types import GGML_TYPES
 
-HYBRID_POSITIONS = 40960
-"""Positions of the hybrid releases: 32,768 of context and 8,192 of answer."""
-HYBRID_CONTEXT = 32768
-MAX_YARN = 4.0
 DEFAULT_UBATCH = 512
 DEFAULT_UTILIZATION = 0.9
 LLAMA_MAX_SEQUENCES = 256
@@ -127,29 +124,25 @@ def native_context(config: Qwen3Config) -> int:
     return config.max_position_embeddings
 
 
-def yarn_base(config: Qwen3Config) -> int:
-    """The context that YaRN's factor multiplies."""
-    native = native_context(config)
-    return HYBRID_CONTEXT if native == HYBRID_POSITIONS else native
-
-
 def longest_context(config: Qwen3Config) -> int:
     """Positions with YaRN at the largest factor that Qwen3 was validated for."""
-    return max(native_context(config), int(yarn_base(config) * MAX_YARN))
+    native = native_context(config)
+    return max(native, int(yarn_base(native) * MAX_YARN))
 
 
 def reach(config: Qwen3Config, yarn: float | None) -> int:
     """The longest context with YaRN at factor ``yarn``, at the largest for None or no legal one."""
     if yarn is None or not 1.0 < yarn <= MAX_YARN:
         return longest_context(config)
-    return min(longest_context(config), int(yarn_base(config) * yarn))
+    return min(longest_context(config), int(yarn_base(native_context(config)) * yarn))
 
 
 def needed_yarn(config: Qwen3Config, context: int) -> float | None:
     """The YaRN factor that ``context`` needs, or None where the model has it by itself."""
-    if context <= native_context(config):
+    native = native_context(config)
+    if context <= native:
         return None
-    factor = context / yarn_base(config)
+    factor = context / yarn_base(native)
     return next(step for step in (2.0, 3.0, MAX_YARN) if factor <= step)
 
 
@@ -158,11 +151,8 @@ def check_context(config: Qwen3Config, settings: Settings) -> None:
     longest = longest_context(config)
     if settings.context < 1:
         raise UsageError(f"A context of {settings.context} tokens holds nothing.")
-    if settings.yarn is not None and not 1.0 < settings.yarn <= MAX_YARN:
-        raise UsageError(
-            f"--yarn {settings.yarn:g} is outside what Qwen3 was validated for.",
-            f"Give a factor above 1 and up to {MAX_YARN:g}.",
-        )
+    if settings.yarn is not None:
+        check_yarn(settings.yarn)
     if settings.context > longest:
         raise UsageError(
             f"A context of {settings.context:,} is beyond YaRN's limit for this model.",

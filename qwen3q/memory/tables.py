@@ -68,7 +68,7 @@ def model_table(
             runs = tuple(
                 estimate(
                     model.title, model.config, weights, runner,
-                    _shape(settings, context, type_k, type_v), on,
+                    replace(settings, context=context, type_k=type_k, type_v=type_v), on,
                     find_max_context=find_max_context,
                 )
                 for context in reachable or contexts
@@ -98,7 +98,3 @@ def smallest_class(model: Model, found: Estimate) -> int | None:
     verdicts = on_single_gpus(found, model.config, (c[0] for c in size_classes().values()))
     holding = (leads[gpu.name] for gpu, verdict, _ in verdicts if verdict is not Verdict.NO)
     return next(holding, None)
-
-
-def _shape(settings: Settings, context: int, type_k: str, type_v: str) -> Settings:
-    return replace(settings, context=context, type_k=type_k, type_v=type_v)

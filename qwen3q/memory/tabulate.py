@@ -8,11 +8,11 @@ Run it after a change to the plans; a test holds the table against them.
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from qwen3q.errors import UsageError
+from qwen3q.files import write_text
 from qwen3q.memory.weights import FORMATS, TABLE, planned_weights, table_entry
 from qwen3q.models.catalog import Release, catalog
 
@@ -53,9 +53,7 @@ def _entries(release: Release) -> dict[str, Any]:
 def main() -> None:
     """Writes the table beside the package's other data."""
     target = Path(__file__).parent.parent / "data" / TABLE
-    partial = target.with_suffix(".part")
-    partial.write_text(json.dumps(weights_table(), indent=0) + "\n", encoding="utf-8")
-    os.replace(partial, target)
+    write_text(target, json.dumps(weights_table(), indent=0) + "\n")
 
 
 if __name__ == "__main__":

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from qwen3q.errors import ModelError
+from qwen3q.models.json_files import read_object, read_optional
 from qwen3q.models.nearby import did_you_mean
 from qwen3q.models.quantization_config import quant_method
 
@@ -97,17 +97,17 @@ def read_config_json(folder: Path) -> dict[str, Any]:
     if not folder.exists():
         raise ModelError(f"There is no folder {folder}.", did_you_mean(folder) or _WANTED)
     if not path.is_file():
-        raise ModelError(
-            f"{folder} has no config.json, so it is no model folder.",
-            _WANTED,
-        )
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise ModelError(f"{path} is not valid JSON: {error}.", "Download it again.") from None
-    if not isinstance(raw, dict):
-        raise ModelError(f"{path} holds a {type(raw).__name__}, not an object.", _REFETCH)
-    return raw
+        raise ModelError(f"{folder} has no config.json, so it is no model folder.", _WANTED)
+    return read_object(path)
+
+
+def read_generation_config(folder: Path) -> dict[str, Any]:
+    """``generation_config.json`` of a folder; empty if it has none.
+
+    Raises:
+        ModelError: the file is there but broken.
+    """
+    return read_optional(folder / "generation_config.json")
 
 
 def parse_config(raw: Mapping[str, Any], where: str = "config.json") -> Qwen3Config:

@@ -39,9 +39,6 @@ class SourceKind(StrEnum):
     DEMO = "demo"
 
 
-GGUF_SUFFIX = ".gguf"
-
-
 @dataclass(frozen=True, slots=True)
 class ModelSource:
     """A model that was found.

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qwen3q.errors import ModelError
+from qwen3q.models.json_files import REFETCH, read_object, read_optional
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -18,7 +18,6 @@ QWEN2_PATTERN = (
 )
 """How Qwen2 and Qwen3 split text before BPE."""
 
-_REFETCH = "The download may be incomplete; fetch the model again."
 _FOREIGN = "qwen3q handles Qwen3's own tokenizer alone; fetch its tokenizer.json again."
 
 
@@ -74,11 +73,11 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 
     path = folder / "tokenizer.json"
     if not path.is_file():
-        raise _missing(path)
+        raise ModelError(f"{path} is missing.", REFETCH)
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises bare Exception
-        raise ModelError(f"{path} is no tokenizer: {error}.", _REFETCH) from None
+        raise ModelError(f"{path} is no tokenizer: {error}.", REFETCH) from None
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
@@ -91,7 +90,7 @@ def read_tokenizer(folder: Path) -> TokenizerFiles:
         ModelError: a file is missing or broken, or the tokenizer is not Qwen's byte-level BPE.
     """
     path = folder / "tokenizer.json"
-    raw = _read_json(path)
+    raw = read_object(path)
     try:
         model = raw["model"]
         vocab: dict[str, int] = dict(model["vocab"].items())
@@ -105,8 +104,7 @@ def read_tokenizer(folder: Path) -> TokenizerFiles:
             f"{path} splits text by {pattern!r}, which is not Qwen's pattern.",
             _FOREIGN,
         )
-    config_path = folder / "tokenizer_config.json"
-    config = _read_json(config_path) if config_path.is_file() else {}
+    config = read_optional(folder / "tokenizer_config.json")
     return TokenizerFiles(vocab, merges, added, config, read_chat_template(folder, config))
 
 
@@ -137,19 +135,3 @@ def read_chat_template(folder: Path, tokenizer_config: dict[str, Any]) -> str | 
         entries = [entry for entry in template if isinstance(entry, dict)]
         template = next((e.get("template") for e in entries if e.get("name") == "default"), None)
     return template if isinstance(template, str) else None
-
-
-def _missing(path: Path) -> ModelError:
-    return ModelError(f"{path} is missing.", _REFETCH)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise _missing(path) from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise ModelError(f"{path} is not valid JSON: {error}.", _REFETCH) from None
-    if not isinstance(raw, dict):
-        raise ModelError(f"{path} holds no JSON object.", _REFETCH)
-    return raw

@@ -215,22 +215,15 @@ def _split_misfit(config: Qwen3Config, scheme: Scheme, size: int) -> str:
 def _linear_split_misfit(config: Qwen3Config, scheme: Scheme, spec: TensorSpec, size: int) -> str:
     out, columns = spec.shape
     if spec.role in (Role.O, Role.DOWN):
-        if columns % size:
-            return f"{columns} inputs do not divide by {size}"
-        unit = _input_unit(scheme)
-        part = columns // size
-        if part % unit:
-            return f"{part} of {columns} inputs per GPU do not divide by {unit}"
-        return ""
+        whole, unit, what = columns, _input_unit(scheme), "inputs"
+    else:
+        whole, unit, what = out, _output_unit(scheme), "outputs"
     if spec.role in (Role.K, Role.V):
         size = min(size, config.num_key_value_heads)
-    if out % size:
-        return f"{out} outputs do not divide by {size}"
-    unit = _output_unit(scheme)
-    part = out // size
-    if part % unit:
-        return f"{part} of {out} outputs per GPU do not divide by {unit}"
-    return ""
+    if whole % size:
+        return f"{whole} {what} do not divide by {size}"
+    part = whole // size
+    return f"{part} of {whole} {what} per GPU do not divide by {unit}" if part % unit else ""
 
 
 def _input_unit(scheme: Scheme) -> int:

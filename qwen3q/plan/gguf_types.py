@@ -121,6 +121,11 @@ FILE_TYPES = {
 }
 
 
+def file_type_name(number: object) -> str | None:
+    """What a file's ``general.file_type`` is called; None for a number that is not known."""
+    return next((kind.name for kind in FILE_TYPES.values() if kind.id == number), None)
+
+
 def file_type(name: str) -> FileType:
     """The file type called ``name``, in any case.
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
 from qwen3q.calibrate.enough import rows_enough
 from qwen3q.calibrate.load import CalibrationOptions, load_calibration
 from qwen3q.calibrate.rows import TokenRows
 from qwen3q.checkpoint.reader import Checkpoint
+from qwen3q.devices import best_device
 from qwen3q.formats.imatrix import ImportanceMatrix
 from qwen3q.models.config import Qwen3Config
 from qwen3q.models.source import ModelSource
@@ -84,15 +83,8 @@ def predicted_footprint(
     solved = sum(scheme.is_uniform for scheme in job.schemes)
     text = job.calibration
     rows = text.samples or rows_enough(config, text.tokens_per_channel, text.length)
-    stream = StreamOptions(devices or default_devices(), job.activation_memory_bytes)
+    stream = StreamOptions(devices or (best_device(),), job.activation_memory_bytes)
     return predicted_peak(config, solved, (rows, text.length), stream)
-
-
-def default_devices() -> tuple[str, ...]:
-    """A GPU if torch sees one, else the processor."""
-    if torch.cuda.is_available():
-        return ("cuda",)
-    return ("mps",) if torch.backends.mps.is_available() else ("cpu",)
 
 
 def _matrix(source: ModelSource, store: ImportanceStore, rows: TokenRows) -> ImportanceMatrix:

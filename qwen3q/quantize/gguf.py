@@ -25,15 +25,10 @@ from qwen3q.checkpoint.reader import Checkpoint, check_finite
 from qwen3q.errors import CheckpointError, DiskError, LlamaError, UsageError
 from qwen3q.files import partial_path, require_free_space, reserve, sole_writer
 from qwen3q.formats.gguf_file import Value, encode_header, encode_metadata
-from qwen3q.formats.gguf_metadata import (
-    Provenance,
-    check_runs_in_llama,
-    gguf_metadata,
-    read_generation_config,
-)
+from qwen3q.formats.gguf_metadata import Provenance, check_runs_in_llama, gguf_metadata
 from qwen3q.formats.imatrix import ImportanceMatrix
 from qwen3q.llama.ggml import bf16_to_f32_rows, f16_to_f32_rows, is_valid, quantize_rows
-from qwen3q.models.config import Qwen3Config
+from qwen3q.models.config import Qwen3Config, read_generation_config
 from qwen3q.models.tensors import TensorSpec, parameter_count
 from qwen3q.models.tokenizer import read_tokenizer
 from qwen3q.plan.gguf import padded, plan_gguf, tensor_type

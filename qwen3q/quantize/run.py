@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qwen3q.checkpoint.reader import Checkpoint
-from qwen3q.devices import check_device
+from qwen3q.devices import best_device, check_device
 from qwen3q.errors import DiskError, MissingPackageError, ModelError, UsageError
-from qwen3q.files import available_threads
-from qwen3q.formats.gguf_metadata import Provenance, with_yarn
+from qwen3q.formats.gguf_metadata import Provenance
 from qwen3q.formats.imatrix import ImportanceMatrix, read_imatrix
 from qwen3q.models.config import Qwen3Config
 from qwen3q.models.source import ModelSource
 from qwen3q.models.tensors import check_tensors
+from qwen3q.models.yarn import with_yarn
 from qwen3q.plan.gguf_types import FileType
 from qwen3q.plan.job import QuantizeJob
 from qwen3q.plan.plan import Plan
@@ -24,6 +24,7 @@ from qwen3q.progress import ProgressFn, silent
 from qwen3q.quantize.artefacts import Artefact
 from qwen3q.quantize.footprint import Footprint
 from qwen3q.quantize.gguf import gguf_file_name, gguf_jobs, write_gguf
+from qwen3q.threads import available_threads
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,11 +241,11 @@ def quantize_targets(
     if not job.schemes and not share:
         return quantize_gguf(source, file_types, out, options, progress=progress)
     _require_packages(job)
-    from qwen3q.quantize.calibrated import default_devices, quantize_calibrated
+    from qwen3q.quantize.calibrated import quantize_calibrated
     from qwen3q.quantize.folder import RunOptions
     from qwen3q.quantize.stream import StreamOptions
 
-    stream = StreamOptions(devices or default_devices(), job.activation_memory_bytes, out)
+    stream = StreamOptions(devices or (best_device(),), job.activation_memory_bytes, out)
     artefacts, matrix, store = quantize_calibrated(
         source,
         job,

@@ -83,10 +83,9 @@ def test_jsonl_of_texts_and_chats(demo, tmp_path):
     assert text.count("on the coast.<|endoftext|>") > 30
 
 
-@pytest.mark.peer
 def test_parquet(demo, tmp_path):
-    pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
-    import pyarrow.parquet as parquet
+    import pyarrow
+    from pyarrow import parquet
 
     chats = [[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"}]] * 30
     path = tmp_path / "a.parquet"
@@ -210,10 +209,8 @@ def test_hub_failure_is_one_sentence(monkeypatch):
         next(stream_hub_set(HubSet("org/name"), 0))
 
 
-@pytest.mark.peer
 def test_hub_set_through_datasets(demo, tmp_path, monkeypatch):
     """The package itself, on a data set laid out like a repository."""
-    pytest.importorskip("datasets", reason="datasets is not installed")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "org" / "name").mkdir(parents=True)
     lines = [json.dumps({"body": f"Document {n} about a lighthouse.", "n": n}) for n in range(90)]

@@ -31,9 +31,10 @@ def test_paragraphs_of_help_fill_a_narrow_terminal(cli, words):
     run = cli(*words, "--help", COLUMNS="80")
     text = run.stdout.split("\n╭")[0].strip().splitlines()
     lines = [line.strip() for line in text[1:]]
-    for line, following in pairwise(lines):
-        if line and following:
-            assert len(f"{line} {following.split()[0]}") > 78
+    within = [(line, following) for line, following in pairwise(lines) if line and following]
+    assert within
+    for line, following in within:
+        assert len(f"{line} {following.split()[0]}") > 78
 
 
 @pytest.mark.parametrize(
@@ -49,7 +50,7 @@ def test_planning_imports_neither_torch_nor_llama_cpp(arguments):
     script = (
         "import sys; sys.argv = ['qwen3q', *sys.argv[1:]]\n"
         "from qwen3q.cli.app import main\n"
-        "try:\n    main()\nexcept SystemExit: pass\n"
+        "try:\n    main()\nexcept SystemExit as done: assert not done.code, done.code\n"
         "heavy = {'torch', 'llama_cpp', 'transformers'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
@@ -73,13 +74,21 @@ def test_doctor_tells_what_is_there(cli):
     assert checks["llama.cpp"]["status"] == "ok"
 
 
-def run_script(script):
+def main_that(does):
+    """What ``qwen3q`` prints where its verb is ``does``, an expression."""
+    script = (
+        "import numpy, torch\n"
+        "from qwen3q.cli import app\n"
+        "def raise_(error): raise error\n"
+        f"app.build_app = lambda words: lambda: {does}\n"
+        "app.main()\n"
+    )
     words = [sys.executable, "-c", script]
     return subprocess.run(words, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize(
-    ("raise_it", "says"),
+    ("does", "says"),
     [
         ("torch.empty(1 << 50)", "this machine is full (tried to allocate 4503599627370496 bytes)"),
         ("numpy.zeros(1 << 50)", "this machine is full (Unable to allocate 8.00 PiB"),
@@ -95,17 +104,8 @@ def run_script(script):
         ),
     ],
 )
-def test_full_memory_is_told_in_a_sentence(raise_it, says):
-    script = (
-        "import numpy, torch\n"
-        "from qwen3q.cli import app\n"
-        "def raise_(error): raise error\n"
-        f"app.build_app = lambda words: lambda: {raise_it}\n"
-        "app.main()\n"
-    )
-    run = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=False
-    )
+def test_full_memory_is_told_in_a_sentence(does, says):
+    run = main_that(does)
     assert run.returncode == 1
     assert run.stderr.startswith("qwen3q: The memory of ")
     assert says in run.stderr
@@ -113,13 +113,5 @@ def test_full_memory_is_told_in_a_sentence(raise_it, says):
 
 
 def test_other_errors_of_torch_are_not_taken_for_full_memory():
-    script = (
-        "from qwen3q.cli import app\n"
-        "def fail(): raise RuntimeError('mat1 and mat2 shapes cannot be multiplied')\n"
-        "app.build_app = lambda words: fail\n"
-        "app.main()\n"
-    )
-    run = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=False
-    )
+    run = main_that("raise_(RuntimeError('mat1 and mat2 shapes cannot be multiplied'))")
     assert "RuntimeError: mat1 and mat2" in run.stderr

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hub_server import HubServer, Repo, folder_files
-from huggingface_hub import constants
+from hub_server import HubServer, Repo, as_nobody, folder_files
 
 from qwen3q.cli.app import main
 from qwen3q.models import hub
@@ -26,8 +24,7 @@ def server(demo_folder, tmp_path, monkeypatch):
         local.repos[REPO] = Repo(folder_files(demo_folder))
         here = HubSite(local.endpoint, tmp_path / "cache")
         monkeypatch.setattr(hub, "default_site", lambda offline: replace(here, offline=offline))
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", os.devnull)
-        monkeypatch.delenv("HF_TOKEN", raising=False)
+        as_nobody(monkeypatch)
         yield local
 
 

@@ -241,7 +241,7 @@ def test_neither_torch_nor_llama_cpp_is_imported() -> None:
     code = (
         "import sys; from qwen3q.cli.app import main\n"
         "sys.argv = ['qwen3q', 'estimate', 'qwen3-8b']\n"
-        "try: main()\nexcept SystemExit: pass\n"
+        "try: main()\nexcept SystemExit as done: assert not done.code\n"
         "heavy = {'torch', 'llama_cpp', 'numpy', 'rich', 'huggingface_hub', 'transformers'}\n"
         "sys.exit(len(heavy & set(sys.modules)))"
     )

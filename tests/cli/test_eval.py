@@ -85,6 +85,8 @@ def test_every_suite_reads():
         (("nothing-here", "--reference", "demo"), 1, "nothing-here"),
         (("demo", "--reference", "demo", "--backend", "gpu"), 2, "'gpu'"),
         (("demo", "--reference", "demo", "--gate-level", "hard"), 2, "'hard'"),
+        (("demo", "--reference", "demo", "--task-fewshot", "0"), 2, "--task-fewshot 0 names no"),
+        (("demo", "--reference", "demo", "--tasks", ""), 2, "--tasks is empty."),
         (("demo", "--reference", "demo", "--text", "/nowhere.txt"), 2, "/nowhere.txt"),
         (("demo", "--reference", "demo", "--backend", "llama"), 1, "--backend torch"),
     ],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from endpoint_server import DONE, Served, event, serve, usage_event
+from endpoint_server import DONE, event, serve, served_with, usage_event
 
 from qwen3q.evaluate.artefact import find_artefact
 from qwen3q.evaluate.tokens import open_codec
@@ -20,15 +20,7 @@ def served():
     def stream(write) -> None:
         write(event("one") + event(" two", "length") + usage_event(16, 2) + DONE)
 
-    server = Served(
-        "vllm",
-        successor=lambda token: 262,
-        encode=lambda text: codec.encode(text, parse_special=True).tolist(),
-        decode=codec.spell,
-        models=("org/\x1b[31mRed [bold]",),
-        stream=stream,
-    )
-    with serve(server):
+    with serve(served_with(codec, models=("org/\x1b[31mRed [bold]",), stream=stream)) as server:
         yield server
 
 

@@ -1,4 +1,4 @@
-"""The demo model as GGUF files, written once."""
+"""The demo model, its tokenizer, and its GGUF files, written once."""
 
 from __future__ import annotations
 
@@ -11,11 +11,23 @@ from pathlib import Path
 
 import pytest
 
+from qwen3q.evaluate.artefact import Artefact, find_artefact
+from qwen3q.evaluate.tokens import TextCodec, open_codec
 from qwen3q.models.source import resolve
 from qwen3q.plan.gguf_types import FILE_TYPES
 from qwen3q.quantize.run import GgufOptions, quantize_gguf
 
 TYPES = ("F32", "BF16", "Q8_0", "Q4_K_M", "Q2_K")
+
+
+@pytest.fixture(scope="session")
+def demo() -> Artefact:
+    return find_artefact("demo")
+
+
+@pytest.fixture(scope="session")
+def codec(demo) -> TextCodec:
+    return open_codec(demo)
 
 
 @pytest.fixture(scope="session")

@@ -92,8 +92,9 @@ def test_the_validation_reads_memory_by_part(tmp_path, artefact):
 
 def test_rows_name_no_path_and_no_machine(tmp_path, artefact):
     contribute_rows(tmp_path / "new", artefact, run_of(artefact, [GPU]))
-    for path in (tmp_path / "new").iterdir():
-        text = path.read_text()
+    texts = [path.read_text() for path in (tmp_path / "new").iterdir()]
+    assert len(texts) == 2
+    for text in texts:
         for private in ("secret", "finetune", str(tmp_path), "/"):
             assert private not in text
 

@@ -1,12 +1,10 @@
-"""Endpoints: a server whose distribution is known, faults on order, and real servers as peers."""
+"""Endpoints: figures and answers of a server whose distribution is known, and of real ones."""
 
 from __future__ import annotations
 
 import json
 import os
-import socket
 from collections import Counter
-from contextlib import closing
 from dataclasses import replace
 from itertools import pairwise
 from math import exp, log
@@ -14,7 +12,7 @@ from math import exp, log
 import numpy as np
 import pytest
 from continuing import continued
-from endpoint_server import Served, reply, serve
+from endpoint_server import Served, serve, served_with
 
 from qwen3q.data.texts import evaluation_text
 from qwen3q.errors import ModelError, UsageError
@@ -22,14 +20,7 @@ from qwen3q.evaluate.artefact import endpoint_artefact, find_artefact
 from qwen3q.evaluate.backends import BackendOptions, open_backend
 from qwen3q.evaluate.endpoint import EndpointOptions, find_endpoint
 from qwen3q.evaluate.endpoint_backend import EndpointBackend
-from qwen3q.evaluate.endpoint_http import (
-    ATTEMPTS,
-    Client,
-    EndpointError,
-    api_key,
-    parse_address,
-    plain,
-)
+from qwen3q.evaluate.endpoint_http import EndpointError
 from qwen3q.evaluate.endpoint_scores import SCORERS
 from qwen3q.evaluate.gate_run import GateOptions, check_gate
 from qwen3q.evaluate.loglikelihood import Continuation, loglikelihoods
@@ -39,20 +30,9 @@ from qwen3q.evaluate.report_html import report_html
 from qwen3q.evaluate.report_markdown import report_markdown
 from qwen3q.evaluate.sampling import GREEDY, Prompt
 from qwen3q.evaluate.tasks import Level
-from qwen3q.evaluate.tokens import open_codec
 
 TEXT = TextOptions(context=64, max_chunks=6)
 OPTIONS = BackendOptions(threads=1, device="cpu")
-
-
-@pytest.fixture(scope="module")
-def demo():
-    return find_artefact("demo")
-
-
-@pytest.fixture(scope="module")
-def codec(demo):
-    return open_codec(demo)
 
 
 @pytest.fixture(scope="module")
@@ -66,12 +46,8 @@ def followers(codec) -> dict[int, int]:
 @pytest.fixture
 def served(codec, followers):
     def make(dialect: str, **changes) -> Served:
-        return Served(
-            dialect,
-            successor=lambda token: followers.get(token, 262),
-            encode=lambda text: codec.encode(text, parse_special=True).tolist(),
-            decode=codec.spell,
-            **changes,
+        return served_with(
+            codec, dialect, successor=lambda token: followers.get(token, 262), **changes
         )
 
     return make
@@ -293,139 +269,6 @@ def test_logits_are_refused(served, demo):
             with pytest.raises(EndpointError, match="no logits"):
                 backend.logits(np.zeros((1, 8), np.int32), 4)
             assert backend.vocab_size == 8192
-
-
-def client(url: str, **changes) -> tuple[Client, list[float]]:
-    pauses: list[float] = []
-    return Client(parse_address(url), sleep=pauses.append, **changes), pauses
-
-
-@pytest.mark.parametrize(
-    ("fault", "says", "tries"),
-    [
-        (lambda h: reply(h, 401, {"error": {"message": "no key"}}), "401: no key", 1),
-        (lambda h: reply(h, 404, {"error": "model 'x' not found"}), "404: model 'x'", 1),
-        (lambda h: reply(h, 422, {"detail": [{"loc": 1}]}), "422", 1),
-        (lambda h: reply(h, 307, b"", Location="http://10.0.0.1/v1"), "http://10.0.0.1/v1", 1),
-        (lambda h: reply(h, 200, b"<html>"), "no JSON", 1),
-        (lambda h: reply(h, 200, b"[" * 100_000), "no JSON", 1),
-        (lambda h: reply(h, 500, b"\x1b[31mred\n" * 99), "500", ATTEMPTS),
-        (lambda h: reply(h, 503, {"error": {"message": "Loading model"}}), "Loading", ATTEMPTS),
-        (lambda h: reply(h, 429, {}, Retry_After="7"), "429", ATTEMPTS),
-        (lambda h: h.connection.close(), "broke off", ATTEMPTS),
-        (lambda h: h.wfile.write(b"SSH-2.0-OpenSSH\r\n\r\n"), "HTTP", 1),
-    ],
-)
-def test_failures_are_a_sentence_after_a_bounded_number_of_tries(fault, says, tries, served):
-    def answer(handler) -> bool:
-        handler.close_connection = True
-        fault(handler)
-        return True
-
-    with serve(served("vllm", fault=answer)) as server:
-        asked, pauses = client(server.url)
-        with pytest.raises(EndpointError) as caught:
-            asked.post("/v1/completions", {})
-        assert len(server.requests) == tries
-    assert says in caught.value.message
-    assert caught.value.message.isprintable()
-    assert len(caught.value.message) < 400
-    assert len(pauses) == tries - 1
-    assert all(0 < pause <= 30 for pause in pauses)
-    if "429" in says:
-        assert min(pauses) >= 7
-
-
-def test_a_server_that_is_busy_once_is_asked_again(served):
-    busy = iter([True])
-
-    def answer(handler) -> bool:
-        if next(busy, False):
-            reply(handler, 503, {})
-            return True
-        return False
-
-    with serve(served("vllm", fault=answer)) as server:
-        asked, pauses = client(server.url)
-        assert asked.get("/v1/models")["data"][0]["id"] == "served"
-    assert len(pauses) == 1
-
-
-def test_a_server_that_stays_silent_is_left(served):
-    with closing(socket.create_server(("127.0.0.1", 0))) as server:
-        asked, pauses = client(f"http://127.0.0.1:{server.getsockname()[1]}", seconds=0.05)
-        with pytest.raises(EndpointError, match=r"within 0\.05 seconds"):
-            asked.get("/v1/models")
-    assert not pauses
-
-
-def test_replies_have_a_largest_size(served, monkeypatch):
-    monkeypatch.setattr("qwen3q.evaluate.endpoint_http.MAX_REPLY_BYTES", 1 << 20)
-    huge = served("vllm", fault=lambda h: reply(h, 200, b" " * (2 << 20)) is None)
-    with serve(huge) as server, pytest.raises(EndpointError, match="1 MiB"):
-        client(server.url)[0].get("/v1/models")
-
-
-def test_nobody_there():
-    with closing(socket.create_server(("127.0.0.1", 0))) as server:
-        port = server.getsockname()[1]
-    asked, pauses = client(f"http://127.0.0.1:{port}")
-    with pytest.raises(EndpointError, match="connection refused") as caught:
-        asked.get("/v1/models")
-    assert "running" in caught.value.hint
-    assert not pauses
-
-
-@pytest.mark.parametrize(
-    ("url", "says"),
-    [
-        ("http://me:secret@127.0.0.1/v1", "password"),
-        ("http://", "no endpoint"),
-        ("ftp://127.0.0.1/v1", "no endpoint"),
-        ("http://127.0.0.1:99999/v1", "no URL"),
-        ("http://127.0.0.1/v1?key=1", "no endpoint"),
-    ],
-)
-def test_urls_that_cannot_be_asked(url, says):
-    with pytest.raises(UsageError, match=says) as caught:
-        parse_address(url)
-    assert "secret" not in caught.value.message
-
-
-def test_addresses():
-    for url in ("http://127.0.0.1:80", "http://127.0.0.1/", "HTTP://127.0.0.1/v1/"):
-        assert parse_address(url).url == "http://127.0.0.1:80/v1"
-    address = parse_address("https://host/llm/v1")
-    assert (address.root, address.base, address.port) == ("/llm", "/llm/v1", 443)
-    assert parse_address("http://[::1]:8080/v1").place == "[::1]:8080"
-
-
-def test_keys_come_from_the_environment_and_stay_with_their_server(served, monkeypatch):
-    both = {"QWEN3Q_API_KEY": "mine", "OPENAI_API_KEY": "theirs"}
-    openai = {"OPENAI_API_KEY": "theirs"}
-    for url, ours, theirs in (
-        ("http://127.0.0.1:1", "mine", "theirs"),
-        ("http://[::1]:1", "mine", "theirs"),
-        ("https://example.org", "mine", "theirs"),
-        ("http://example.org", "mine", None),
-        ("http://127.0.0.1.example.org", "mine", None),
-    ):
-        address = parse_address(url)
-        assert api_key(address, both) == ours
-        assert api_key(address, openai) == theirs
-        assert api_key(address, {}) is None
-    with pytest.raises(UsageError) as caught:
-        api_key(address, {"QWEN3Q_API_KEY": "a\r\nX-Evil: 1"})
-    assert "Evil" not in caught.value.message
-    monkeypatch.setenv("QWEN3Q_API_KEY", "mine")
-    with serve(served("vllm")) as server:
-        find_endpoint(server.url)
-    assert server.keys == ["Bearer mine"]
-
-
-def test_a_servers_words_are_one_short_printable_line():
-    assert plain("a\x1b[31m\nb\u202e" + "c" * 999).isprintable()
-    assert len(plain("word " * 999)) <= 200
 
 
 @pytest.mark.peer

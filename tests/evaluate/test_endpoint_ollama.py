@@ -7,10 +7,10 @@ import os
 
 import pytest
 from continuing import continued
-from endpoint_server import Served, reply, serve
+from endpoint_server import reply, serve, served_with
 
 from qwen3q.errors import ModelError, UsageError
-from qwen3q.evaluate.artefact import endpoint_artefact, find_artefact
+from qwen3q.evaluate.artefact import endpoint_artefact
 from qwen3q.evaluate.backends import BackendOptions, open_backend
 from qwen3q.evaluate.endpoint import EndpointOptions, find_endpoint
 from qwen3q.evaluate.endpoint_backend import EndpointBackend, require_context
@@ -19,29 +19,17 @@ from qwen3q.evaluate.gate_run import GateOptions, run_gate
 from qwen3q.evaluate.sampling import Prompt
 from qwen3q.evaluate.streaming import StreamingOptions, stream_endpoint
 from qwen3q.evaluate.streaming_tables import streaming_table
-from qwen3q.evaluate.tokens import open_codec
 
 OPTIONS = BackendOptions(threads=1, device="cpu")
-
-
-@pytest.fixture(scope="module")
-def demo():
-    return find_artefact("demo")
-
-
-@pytest.fixture(scope="module")
-def codec(demo):
-    return open_codec(demo)
 
 
 @pytest.fixture
 def ollama(codec):
     """A server whose model says token after token."""
-    return Served(
+    return served_with(
+        codec,
         "ollama",
         successor=lambda token: 600 + (token + 1) % 7,
-        encode=lambda text: codec.encode(text, parse_special=True).tolist(),
-        decode=codec.spell,
         models=("alice/demo:latest",),
         context=512,
     )

@@ -5,30 +5,22 @@ from __future__ import annotations
 import threading
 
 import pytest
-from endpoint_server import Served, serve
+from endpoint_server import serve, served_with
 
-from qwen3q.evaluate.artefact import endpoint_artefact, find_artefact
+from qwen3q.evaluate.artefact import endpoint_artefact
 from qwen3q.evaluate.endpoint_backend import EndpointBackend
 from qwen3q.evaluate.sampling import Prompt
-from qwen3q.evaluate.tokens import open_codec
 
 PROMPTS = [Prompt([700 + number]) for number in range(12)]
 
 
 @pytest.fixture
-def server():
-    codec = open_codec(find_artefact("demo"))
-    served = Served(
-        "vllm",
-        successor=lambda token: 600 + (token + 1) % 97,
-        encode=lambda text: codec.encode(text, parse_special=True).tolist(),
-        decode=codec.spell,
-    )
-    with serve(served):
+def server(codec):
+    with serve(served_with(codec, successor=lambda token: 600 + (token + 1) % 97)) as served:
         yield served
 
 
-def test_an_answer_is_told_as_soon_as_it_is_there(server):
+def test_an_answer_is_told_as_soon_as_it_is_there(server, demo):
     """The first one comes after all others have been told."""
     told: list[int] = []
     others = threading.Semaphore(0)
@@ -42,14 +34,14 @@ def test_an_answer_is_told_as_soon_as_it_is_there(server):
         told.append(number)
         others.release()
 
-    backend = EndpointBackend(endpoint_artefact(server.url, find_artefact("demo")), 64)
+    backend = EndpointBackend(endpoint_artefact(server.url, demo), 64)
     server.fault = hold_the_first
     made = backend.generate(PROMPTS, 5, frozenset(), finished)
     assert told[-1] == 0
     assert made == [server.continuation(prompt.tokens, 5) for prompt in PROMPTS]
 
 
-def test_ctrl_c_waits_for_no_answer(server):
+def test_ctrl_c_waits_for_no_answer(server, demo):
     let_go = threading.Event()
 
     def hold_the_others(handler):
@@ -58,7 +50,7 @@ def test_ctrl_c_waits_for_no_answer(server):
     def interrupt(_number, _tokens):
         raise KeyboardInterrupt
 
-    backend = EndpointBackend(endpoint_artefact(server.url, find_artefact("demo")), 64)
+    backend = EndpointBackend(endpoint_artefact(server.url, demo), 64)
     server.fault = hold_the_others
     with pytest.raises(KeyboardInterrupt):
         backend.generate(PROMPTS, 5, frozenset(), interrupt)
@@ -68,8 +60,8 @@ def test_ctrl_c_waits_for_no_answer(server):
     assert len(backend.generate(PROMPTS[:2], 5, frozenset())) == 2
 
 
-def test_a_prompt_is_asked_for_no_more_than_its_own_limit(server):
-    backend = EndpointBackend(endpoint_artefact(server.url, find_artefact("demo")), 64)
+def test_a_prompt_is_asked_for_no_more_than_its_own_limit(server, demo):
+    backend = EndpointBackend(endpoint_artefact(server.url, demo), 64)
     count = len(server.requests)
     limited = Prompt([700], ended=lambda made: False, max_tokens=7)
     assert list(map(len, backend.generate([limited, Prompt([701])], 30, frozenset()))) == [7, 30]

@@ -7,11 +7,10 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import pynvml
 import pytest
 
-pynvml = pytest.importorskip("pynvml", reason="nvidia-ml-py is not installed")
-
-from qwen3q.evaluate.nvml import GpuMeter, joules_per_token  # noqa: E402
+from qwen3q.evaluate.nvml import GpuMeter, joules_per_token
 
 MIB = 1 << 20
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 from pretend_gpu import pretend_gpus
+from tiny import random_rows, tiny_model, tiny_scheme
 
-from qwen3q.calibrate.rows import TokenRows
 from qwen3q.checkpoint.reader import Checkpoint
 from qwen3q.errors import OutOfMemoryError
 from qwen3q.evaluate import residence, torch_backend
@@ -22,40 +21,24 @@ from qwen3q.evaluate.gate_run import GateOptions
 from qwen3q.evaluate.measure import TextOptions
 from qwen3q.evaluate.residence import Residence
 from qwen3q.evaluate.sampling import Prompt, Sampling
-from qwen3q.models.config import read_config
 from qwen3q.models.source import describe
 from qwen3q.plan.schemes import parse_scheme
 from qwen3q.quantize import folder as driver
 from qwen3q.quantize.solve import SolveOptions
-from qwen3q.synthetic.checkpoint import write_checkpoint
 
-TINY = {
-    "num_hidden_layers": 2,
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-}
-GROUPED = ("gptq:int4", "gptq:int3", "awq:int4", "int4")
-FORMATS = (*GROUPED, "int8", "fp8", "bf16")
+FORMATS = ("gptq:int4", "gptq:int3", "awq:int4", "int4", "int8", "fp8", "bf16")
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory, demo_folder: Path) -> dict[str, Path]:
     """A random model in every format, by name."""
     out = tmp_path_factory.mktemp("packed")
-    config = replace(read_config(demo_folder), **TINY)
-    write_checkpoint(config, out / "Tiny")
-    generator = random.Random(0)
-    rows = tuple(tuple(generator.randrange(config.vocab_size) for _ in range(32)) for _ in range(8))
-    schemes = [parse_scheme(name, group_size=32 if name in GROUPED else None) for name in FORMATS]
+    source = describe(str(tiny_model(out / "Tiny", demo_folder)))
+    rows = random_rows(source.config.vocab_size)
+    schemes = list(map(tiny_scheme, FORMATS))
     with Checkpoint(out / "Tiny") as checkpoint:
-        jobs = driver.folder_jobs(
-            describe(str(out / "Tiny")), checkpoint, schemes, out, SolveOptions("rtn", False)
-        )
-        driver.quantize_folders(
-            describe(str(out / "Tiny")), checkpoint, jobs, TokenRows(rows, {"name": "random"})
-        )
+        jobs = driver.folder_jobs(source, checkpoint, schemes, out, SolveOptions("rtn", False))
+        driver.quantize_folders(source, checkpoint, jobs, rows)
     return {name: job.target for name, job in zip(FORMATS, jobs, strict=True)}
 
 
@@ -97,7 +80,6 @@ def test_experts_gguf_and_bitsandbytes_too(
 ) -> None:
     model = {"experts": moe_folder, "gguf": demo_gguf}.get(kind)
     if model is None:
-        pytest.importorskip("bitsandbytes", reason="needs the bnb extra")
         with Checkpoint(demo_folder) as checkpoint:
             source = describe(str(demo_folder))
             jobs = driver.folder_jobs(source, checkpoint, [parse_scheme("bnb:nf4")], tmp_path)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import threading
 from itertools import pairwise
 
 import numpy as np
 import pytest
-from endpoint_server import DONE, Served, event, reply, serve, usage_event
-from hub_server import HubServer, Repo, folder_files
-from huggingface_hub import constants
+from endpoint_server import DONE, Served, event, reply, serve, served_with, usage_event
+from hub_server import HubServer, Repo, as_nobody, folder_files
 
 from qwen3q.errors import UsageError
 from qwen3q.evaluate.artefact import find_artefact
@@ -35,20 +33,8 @@ from qwen3q.models import hub
 from qwen3q.models.hub import HubSite
 
 
-@pytest.fixture(scope="module")
-def codec():
-    return open_codec(find_artefact("demo"))
-
-
 def server(codec, stream, **changes) -> Served:
-    return Served(
-        "vllm",
-        successor=lambda token: 262,
-        encode=lambda text: codec.encode(text, parse_special=True).tolist(),
-        decode=codec.spell,
-        stream=stream,
-        **changes,
-    )
+    return served_with(codec, stream=stream, **changes)
 
 
 @pytest.mark.parametrize("length", [1, 7, 64, 500])
@@ -274,7 +260,7 @@ def test_request_rates_follow_from_the_times():
 
 
 def test_a_named_models_tokenizer_comes_alone(demo_folder, codec, monkeypatch, tmp_path):
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", os.devnull)
+    as_nobody(monkeypatch)
     with HubServer() as local:
         local.repos["someone/Qwen3-tiny"] = Repo(folder_files(demo_folder))
         monkeypatch.setattr(

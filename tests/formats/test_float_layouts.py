@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from bitsandbytes import functional
 
 from qwen3q.formats import bitsandbytes, fp8
-
-functional = pytest.importorskip("bitsandbytes.functional", reason="needs the bnb extra")
 
 
 @pytest.fixture

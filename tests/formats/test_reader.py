@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny import EXPERTS, tiny_model
 
 from qwen3q.errors import CheckpointError
 from qwen3q.formats import bits, gptq
@@ -19,13 +20,12 @@ from qwen3q.models.config import read_config
 from qwen3q.models.tensors import model_tensors
 from qwen3q.plan.schemes import PER_CHANNEL, Scheme, parse_scheme
 from qwen3q.quantize.grid import QuantizedLinear
-from qwen3q.synthetic.checkpoint import write_checkpoint
 
-TINY = {
-    "num_hidden_layers": 2,
+SIZES = {
     "hidden_size": 128,
     "intermediate_size": 256,
     "num_attention_heads": 4,
+    "num_key_value_heads": 2,
 }
 SCHEMES = [
     (parse_scheme("gptq:int4", group_size=64), Storage.GPTQ),
@@ -43,18 +43,14 @@ SCHEMES = [
 
 @pytest.fixture(scope="module")
 def dense(tmp_path_factory: pytest.TempPathFactory, demo_folder: Path) -> Path:
-    folder = tmp_path_factory.mktemp("models") / "dense"
-    write_checkpoint(replace(read_config(demo_folder), **TINY), folder)
-    return folder
+    return tiny_model(tmp_path_factory.mktemp("models") / "dense", demo_folder, **SIZES)
 
 
 @pytest.fixture(scope="module")
 def experts(tmp_path_factory: pytest.TempPathFactory, demo_folder: Path) -> Path:
     folder = tmp_path_factory.mktemp("models") / "experts"
-    sizes = {"num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 128}
-    config = replace(read_config(demo_folder), model_type="qwen3_moe", **TINY, **sizes)
-    write_checkpoint(config, folder)
-    return folder
+    experts = EXPERTS | {"num_experts": 3, "moe_intermediate_size": 128}
+    return tiny_model(folder, demo_folder, **SIZES, **experts)
 
 
 def nearest(weight: torch.Tensor, scheme: Scheme) -> QuantizedLinear:

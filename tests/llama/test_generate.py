@@ -10,12 +10,13 @@ import pytest
 
 from qwen3q.errors import LlamaError, UsageError
 from qwen3q.llama.capi import lib
-from qwen3q.llama.context import ContextOptions, LlamaContext, yarn_base
+from qwen3q.llama.context import ContextOptions, LlamaContext
 from qwen3q.llama.generate import Generator, StopReason
 from qwen3q.llama.model import LlamaModel
 from qwen3q.llama.sampling import Sampler, Sampling
 from qwen3q.llama.text import detokenize
 from qwen3q.models.source import resolve
+from qwen3q.models.yarn import yarn_base
 from qwen3q.plan.gguf_types import file_type
 from qwen3q.quantize.run import GgufOptions, quantize_gguf
 

@@ -1,4 +1,4 @@
-"""Downloads against a local Hub: whole, broken off, damaged, refused, offline, dry."""
+"""Downloads from a local Hub: whole, broken off, damaged, offline, dry."""
 
 from __future__ import annotations
 
@@ -7,62 +7,16 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import huggingface_hub
 import pytest
-from hub_server import HubServer, Repo, folder_files, sha256
-from huggingface_hub import constants
+from hub_server import folder_files, sha256
 
 from qwen3q.checkpoint.reader import Checkpoint
-from qwen3q.errors import DiskError, ModelError, SourceError, UsageError
-from qwen3q.models import hub, hub_transfer
+from qwen3q.errors import ModelError, SourceError
 from qwen3q.models.config import read_config
-from qwen3q.models.hub import HubSite, execute, fetch_config, plan_download
-from qwen3q.synthetic.checkpoint import reshape_config, write_checkpoint
-
-REPO = "someone/Qwen3-tiny"
-SHARD = "model-00001-of-00002.safetensors"
-CHUNK = 1 << 16
-
-
-@pytest.fixture(scope="session")
-def tiny_folder(tmp_path_factory, demo_folder):
-    """The demo's shape cut to two layers, in two shards of about 1 MB."""
-    folder = tmp_path_factory.mktemp("hub") / "tiny"
-    config = reshape_config(read_config(demo_folder), num_hidden_layers=2, hidden_size=64)
-    write_checkpoint(config, folder, shards=2)
-    return folder
-
-
-@pytest.fixture
-def server(tiny_folder, monkeypatch):
-    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", CHUNK)
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", os.devnull)
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    monkeypatch.setattr(time, "sleep", lambda _: None)
-    with HubServer() as local:
-        unwanted = {
-            "README.md": b"read me",
-            "pytorch_model.bin": b"pickle" * 100,
-            "model-Q4_K_M.gguf": b"gguf" * 100,
-            "original/consolidated.safetensors": b"x" * 100,
-        }
-        local.repos[REPO] = Repo(folder_files(tiny_folder) | unwanted)
-        yield local
-
-
-@pytest.fixture
-def site(server, tmp_path):
-    return HubSite(server.endpoint, tmp_path / "cache")
-
-
-def fetch(site, **options):
-    return execute(plan_download(REPO, options.pop("revision", None), site), **options)
-
-
-def offline(site):
-    return HubSite(site.endpoint, site.cache, offline=True)
+from qwen3q.models.hub import execute, fetch_config, plan_download
+from tests.models.tiny_hub import CHUNK, REPO, SHARD, fetch, offline
 
 
 def partial_files(site):
@@ -278,16 +232,6 @@ def test_model_that_is_no_qwen3_costs_no_weights(server, site):
     assert server.served_bytes(SHARD) == 0
 
 
-@pytest.mark.parametrize(
-    ("files", "word"), [({"model.bin": b"x"}, "pickles"), ({"a.gguf": b"x"}, "GGUF"), ({}, "Give")]
-)
-def test_repository_without_safetensors(server, site, files, word):
-    server.repos[REPO] = Repo({"config.json": b"{}"} | files)
-    with pytest.raises(SourceError, match=r"holds no \*\.safetensors") as caught:
-        plan_download(REPO, None, site)
-    assert word in caught.value.hint
-
-
 def test_offline_uses_the_cache_and_no_network(server, site):
     folder = fetch(site)
     server.log.clear()
@@ -311,105 +255,6 @@ def test_offline_with_a_part_of_the_model_names_what_is_missing(server, site):
     (folder / SHARD).unlink()
     with pytest.raises(SourceError, match=f"{SHARD} is missing"):
         fetch(offline(site))
-
-
-@pytest.mark.parametrize(
-    ("revision", "error", "words"),
-    [
-        ("v9", SourceError, f"{REPO} has no revision 'v9'"),
-        ("0" * 40, SourceError, f"{REPO} has no revision"),
-        ("../x", UsageError, "'../x' is no revision"),
-        ("a/../b", UsageError, "is no revision"),
-    ],
-)
-def test_wrong_revision(server, site, revision, error, words):
-    with pytest.raises(error, match=words):
-        plan_download(REPO, revision, site)
-
-
-def test_unknown_model(server, site):
-    with pytest.raises(SourceError, match="Qwen/Qwen3-9B is not on the Hub") as caught:
-        plan_download("Qwen/Qwen3-9B", None, site)
-    assert "qwen3-8b" in caught.value.hint
-    assert "HF_TOKEN" in caught.value.hint
-
-
-def test_private_model_needs_its_token(server, site, monkeypatch):
-    server.repos[REPO].token = "hf_right"
-    with pytest.raises(SourceError, match="or it is private"):
-        fetch(site)
-    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
-    with pytest.raises(SourceError, match="may not read"):
-        fetch(site)
-    monkeypatch.setenv("HF_TOKEN", "hf_right")
-    server.log.clear()
-    assert (fetch(site) / SHARD).is_file()
-    tokens = {request.path.startswith("/cdn/"): request.token for request in server.log}
-    assert tokens == {True: None, False: "Bearer hf_right"}
-
-
-def test_gated_model_needs_its_token(server, site, monkeypatch):
-    server.repos[REPO].token, server.repos[REPO].gated = "hf_right", True
-    with pytest.raises(SourceError, match="is gated") as caught:
-        fetch(site)
-    assert f"{server.endpoint}/{REPO}" in caught.value.hint
-    monkeypatch.setenv("HF_TOKEN", "hf_right")
-    assert (fetch(site) / SHARD).is_file()
-
-
-@pytest.mark.parametrize(
-    ("status", "words"),
-    [
-        (401, "does not accept this token"),
-        (403, "may not read"),
-        (404, "answered HTTP 404"),
-        (500, "trouble of its own .HTTP 500"),
-        (503, "trouble of its own .HTTP 503"),
-    ],
-)
-def test_bad_status_is_one_sentence(server, site, status, words):
-    server.status = status
-    with pytest.raises(SourceError, match=words) as caught:
-        fetch(site)
-    assert "\n" not in caught.value.message + caught.value.hint
-
-
-def test_no_network(site):
-    dead = HubSite("http://127.0.0.1:9", site.cache)
-    with pytest.raises(SourceError, match=r"no connection to the Hub at http://127\.0\.0\.1:9"):
-        plan_download(REPO, None, dead)
-
-
-def test_something_that_is_no_hub(server, site, monkeypatch):
-    def answer(self, name, revision):
-        self._send(200, b"<html>welcome</html>", {"Content-Type": "text/html"})
-
-    monkeypatch.setattr("hub_server._Handler._list", answer)
-    with pytest.raises(SourceError, match="does not answer as the Hub"):
-        plan_download(REPO, None, site)
-
-
-@pytest.mark.parametrize("checksum", ["../../../evil", "", None, "g" * 64])
-def test_checksum_that_could_be_a_path_is_refused(server, site, monkeypatch, checksum):
-    monkeypatch.setattr("hub_server.sha256", lambda _: checksum)
-    with pytest.raises(SourceError, match="does not answer as the Hub"):
-        plan_download(REPO, None, site)
-
-
-def test_disk_space_is_checked_before_the_start(server, site, monkeypatch):
-    monkeypatch.setattr(hub, "_free_bytes", lambda _: 1000)
-    with pytest.raises(DiskError, match=r"needs 0\.00 GB more"):
-        fetch(site)
-    assert not server.file_requests("config.json")
-
-
-def test_disk_that_fills_up_is_named(server, site, monkeypatch):
-    def full(self, data):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(hub_transfer._Target, "write", full)
-    with pytest.raises(DiskError, match="disk is full"):
-        fetch(site)
 
 
 def test_two_files_with_the_same_bytes(server, site):

@@ -7,8 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from hub_server import HubServer, Repo, folder_files
-from huggingface_hub import constants
+from hub_server import HubServer, Repo, as_nobody, folder_files
 
 from qwen3q.errors import ModelError, SourceError, UsageError
 from qwen3q.models.catalog import catalog, find_release
@@ -21,17 +20,11 @@ NOWHERE = "http://127.0.0.1:9"
 
 @pytest.fixture
 def server(demo_folder, monkeypatch):
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", os.devnull)
-    monkeypatch.delenv("HF_TOKEN", raising=False)
+    as_nobody(monkeypatch)
     with HubServer() as local:
         local.repos["Qwen/Qwen3-8B"] = Repo(folder_files(demo_folder))
         local.repos["someone/Tune"] = Repo(folder_files(demo_folder))
         yield local
-
-
-@pytest.fixture
-def site(server, tmp_path):
-    return HubSite(server.endpoint, tmp_path / "cache")
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import shutil
 import signal
 import sys
@@ -20,12 +19,11 @@ from typing import Any, NoReturn
 
 import bitsandbytes.functional
 import torch
+from tiny import random_rows, tiny_scheme
 
-from qwen3q.calibrate.rows import TokenRows
 from qwen3q.checkpoint.reader import Checkpoint
 from qwen3q.errors import Qwen3qError
 from qwen3q.models.source import describe
-from qwen3q.plan.schemes import Layout, parse_scheme
 from qwen3q.quantize import folder as driver
 from qwen3q.quantize.solve import SolveOptions
 from qwen3q.quantize.stream import StreamOptions
@@ -80,15 +78,7 @@ def serve(request: dict[str, Any]) -> None:
 def quantize(request: dict[str, Any], out: Path) -> None:
     source = describe(request["model"])
     assert source.folder is not None
-    group_size = request.get("group_size")
-    schemes = [
-        parse_scheme(name, group_size=group_size if grouped(name) else None)
-        for name in request["schemes"]
-    ]
-    generator = random.Random(request.get("seed", 0))
-    rows = tuple(
-        tuple(generator.randrange(source.config.vocab_size) for _ in range(32)) for _ in range(8)
-    )
+    schemes = [tiny_scheme(name, request.get("group_size")) for name in request["schemes"]]
     with Checkpoint(source.folder) as checkpoint:
         stream = StreamOptions(memory_bytes=request.get("memory_bytes", 1 << 30))
         options = SolveOptions(**request.get("options", {}))
@@ -97,16 +87,10 @@ def quantize(request: dict[str, Any], out: Path) -> None:
             source,
             checkpoint,
             jobs,
-            TokenRows(rows, {"name": "random", "tokens": 256}),
+            random_rows(source.config.vocab_size, request.get("seed", 0)),
             driver.RunOptions(resume=request.get("resume", False), stream=stream),
             importance=out if request.get("importance") else None,
         )
-
-
-def grouped(name: str) -> bool:
-    """Whether a scheme has groups that can be chosen."""
-    scheme = parse_scheme(name)
-    return scheme.is_uniform and scheme.layout is not Layout.INT_QUANTIZED
 
 
 def count_changes(kill_at: int | None) -> list[int]:

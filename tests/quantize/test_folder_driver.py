@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny import tiny_model
 
 from qwen3q.checkpoint.reader import Checkpoint
 from qwen3q.checkpoint.writer import ShardWriter
@@ -23,20 +23,10 @@ from qwen3q.quantize.artefact import FolderJob, artefact_config
 from qwen3q.quantize.verify import verify_folder
 from qwen3q.synthetic.checkpoint import write_checkpoint
 
-TINY = {
-    "num_hidden_layers": 2,
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-}
-
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory, demo_folder: Path) -> Path:
-    folder = tmp_path_factory.mktemp("models") / "Tiny"
-    write_checkpoint(replace(read_config(demo_folder), **TINY), folder)
-    return folder
+    return tiny_model(tmp_path_factory.mktemp("models") / "Tiny", demo_folder)
 
 
 def make(

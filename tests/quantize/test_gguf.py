@@ -104,7 +104,7 @@ def test_planned_size_is_the_files_size(written):
 
 
 def test_metadata_of_a_moe_with_yarn(moe_folder, tmp_path):
-    from qwen3q.formats.gguf_metadata import with_yarn
+    from qwen3q.models.yarn import with_yarn
 
     config = with_yarn(read_config(moe_folder), 4)
     with Checkpoint(moe_folder) as checkpoint:

@@ -2,39 +2,21 @@
 
 from __future__ import annotations
 
-import random
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from pretend_gpu import pretend_gpus
 from safetensors.torch import load_file
+from tiny import EXPERTS, random_rows, tiny_model, tiny_scheme
 
-from qwen3q.calibrate.rows import TokenRows
 from qwen3q.checkpoint.reader import Checkpoint
-from qwen3q.models.config import read_config
 from qwen3q.models.source import describe
-from qwen3q.plan.schemes import parse_scheme
 from qwen3q.quantize import arithmetic, linears
 from qwen3q.quantize import folder as driver
 from qwen3q.quantize.solve import SolveOptions
 from qwen3q.quantize.stream import StreamOptions
-from qwen3q.synthetic.checkpoint import write_checkpoint
 
-TINY = {
-    "num_hidden_layers": 2,
-    "hidden_size": 64,
-    "intermediate_size": 64,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-}
-EXPERTS = {
-    "model_type": "qwen3_moe",
-    "num_experts": 4,
-    "num_experts_per_tok": 2,
-    "moe_intermediate_size": 64,
-}
 FORMATS = {"gptq": ("gptq:int4", "int8"), "awq": ("awq:int4",)}
 """Per algorithm."""
 
@@ -45,8 +27,7 @@ def model(
 ) -> Path:
     folder = tmp_path_factory.mktemp("models") / "Tiny"
     more = EXPERTS if request.param == "experts" else {}
-    write_checkpoint(replace(read_config(demo_folder), **TINY, **more), folder)
-    return folder
+    return tiny_model(folder, demo_folder, intermediate_size=64, **more)
 
 
 def quantized(
@@ -54,18 +35,13 @@ def quantized(
 ) -> dict[str, dict[str, torch.Tensor]]:
     """The tensors that a run writes, importance matrix included, by file name."""
     source = describe(str(model))
-    generator = random.Random(0)
-    rows = tuple(
-        tuple(generator.randrange(source.config.vocab_size) for _ in range(32)) for _ in range(8)
-    )
-    formats = FORMATS[options.algorithm]
-    schemes = [parse_scheme(name, group_size=32 if "int4" in name else None) for name in formats]
+    schemes = list(map(tiny_scheme, FORMATS[options.algorithm]))
     with Checkpoint(model) as checkpoint:
         driver.quantize_folders(
             source,
             checkpoint,
             driver.folder_jobs(source, checkpoint, schemes, out, options),
-            TokenRows(rows, {"name": "random"}),
+            random_rows(source.config.vocab_size),
             driver.RunOptions(stream=StreamOptions(devices)),
             importance=out,
         )

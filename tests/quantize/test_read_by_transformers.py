@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from tokenizers import Tokenizer
 
 from qwen3q.checkpoint.reader import Checkpoint
@@ -13,10 +14,6 @@ from qwen3q.formats.reader import QuantizedFolder
 from qwen3q.models.source import describe
 from qwen3q.plan.schemes import parse_scheme
 from qwen3q.quantize.folder import folder_jobs, quantize_folders
-
-transformers = pytest.importorskip("transformers", reason="needs transformers")
-pytest.importorskip("bitsandbytes", reason="needs the bnb extra")
-pytest.importorskip("accelerate", reason="transformers loads bitsandbytes with accelerate")
 
 TEXT = (
     "It was a bright morning, and the old man had already walked to the river before anyone else "

@@ -3,30 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny import EXPERTS, tiny_model
 
-from qwen3q.models.config import read_config
 from qwen3q.quantize.verify import verify_folder
-from qwen3q.synthetic.checkpoint import write_checkpoint
-
-pytest.importorskip("bitsandbytes", reason="needs the bnb extra")
 
 Worker = Callable[..., dict[str, Any]]
 
-TINY = {
-    "num_hidden_layers": 2,
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-}
 FROM_WEIGHTS = ["bnb:nf4", "bnb:int8", "fp8", "fp16"]
 SOLVED = ["gptq:int4", "gptq:int8", "gptq:int3", "awq:int4", "int8", "int4"]
 NEAREST = {"group_size": 32, "options": {"algorithm": "rtn", "smoothing": False}}
@@ -35,9 +25,12 @@ NEAREST = {"group_size": 32, "options": {"algorithm": "rtn", "smoothing": False}
 
 @pytest.fixture(scope="module")
 def worker() -> Iterator[Worker]:
-    script = Path(__file__).with_name("fork_worker.py")
     with subprocess.Popen(
-        [sys.executable, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, Path(__file__).with_name("fork_worker.py")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
     ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
@@ -54,18 +47,12 @@ def worker() -> Iterator[Worker]:
 
 @pytest.fixture(scope="module")
 def dense(tmp_path_factory: pytest.TempPathFactory, demo_folder: Path) -> Path:
-    folder = tmp_path_factory.mktemp("models") / "Tiny"
-    write_checkpoint(replace(read_config(demo_folder), **TINY), folder, shards=2)
-    return folder
+    return tiny_model(tmp_path_factory.mktemp("models") / "Tiny", demo_folder, shards=2)
 
 
 @pytest.fixture(scope="module")
 def experts(tmp_path_factory: pytest.TempPathFactory, demo_folder: Path) -> Path:
-    folder = tmp_path_factory.mktemp("models") / "TinyMoe"
-    sizes = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
-    config = replace(read_config(demo_folder), model_type="qwen3_moe", **TINY, **sizes)
-    write_checkpoint(config, folder)
-    return folder
+    return tiny_model(tmp_path_factory.mktemp("models") / "TinyMoe", demo_folder, **EXPERTS)
 
 
 def contents(out: Path) -> dict[str, Any]:
