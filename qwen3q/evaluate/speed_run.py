@@ -165,7 +165,7 @@ def memory_rows(
                 "kv_type": "f16",
                 "ubatch": estimator.ubatch,
                 "gpu_layers": estimator.gpu_layers,
-                **_bytes((*figures, beyond(held, sum(figures)))),
+                **_bytes((*figures, beyond(held, sum(figures) + buffers.repeated))),
                 "predicted": _expected(
                     predicted[index], estimator.logits_bytes(planned) if on_cpu else 0
                 )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 from qwen3q.llama.capi import lib
@@ -26,12 +26,16 @@ class DeviceBuffers:
 
     Attributes:
         device: as llama.cpp calls it, such as ``CUDA0``; ``CPU`` for all memory of the host.
+        weights: each counted once.
+        repeated: pages of the file with weights that llama.cpp computes with in another order, from
+            a copy, as it does on many processors. The system may drop these pages.
     """
 
     device: str
     weights: int
     kv: int
     compute: int
+    repeated: int = 0
 
 
 def memory_breakdown(context: int) -> list[DeviceBuffers]:
@@ -40,12 +44,19 @@ def memory_breakdown(context: int) -> list[DeviceBuffers]:
     Empty where this build does not say.
     """
     found: dict[str, list[int]] = {}
+    copied = False
     for buffer_type, *sizes in buffers_by_type(context):
-        sums = found.setdefault(_device(buffer_type), [0, 0, 0])
+        device = _device(buffer_type)
+        copied |= device == "CPU" and sizes[0] > 0 and not _is_host(buffer_type)
+        sums = found.setdefault(device, [0, 0, 0])
         for part, size in enumerate(sizes):
             sums[part] += size
     order = sorted(found, key=lambda name: (name == "CPU", name))
-    return [DeviceBuffers(name, *found[name]) for name in order]
+    buffers = [DeviceBuffers(name, *found[name]) for name in order]
+    if not copied or len(buffers) > 1:
+        return buffers
+    once = int(lib.llama_model_size(lib.llama_get_model(context)))
+    return [replace(buffers[0], weights=once, repeated=buffers[0].weights - once)]
 
 
 def buffers_by_type(context: int) -> Iterator[tuple[int, int, int, int]]:
@@ -71,11 +82,16 @@ def _in_order(node: int) -> Iterator[tuple[int, int, int, int]]:
 def _device(buffer_type: int) -> str:
     base = _base()
     device = base.ggml_backend_buft_get_device(buffer_type)
-    if not device or base.ggml_backend_buft_is_host(buffer_type):
+    if not device or _is_host(buffer_type):
         return "CPU"
     if base.ggml_backend_dev_type(device) not in GPU_TYPES:
         return "CPU"
     return str(base.ggml_backend_dev_name(device).decode("utf-8", "replace"))
+
+
+def _is_host(buffer_type: int) -> bool:
+    """Whether plain tensors lie there; repacked ones do not."""
+    return bool(_base().ggml_backend_buft_is_host(buffer_type))
 
 
 @cache
