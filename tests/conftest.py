@@ -118,3 +118,11 @@ def llama_tools() -> Path:
     if not folder:
         pytest.skip("QWEN3Q_LLAMA_CPP_BIN names no folder of llama.cpp's programs")
     return Path(folder)
+
+
+@pytest.fixture
+def products_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both sides multiply with one library: where inputs are rounded, a last bit decides."""
+    from qwen3q.models import products
+
+    monkeypatch.setattr(products, "_prefers_onednn", lambda: False)

@@ -116,6 +116,7 @@ def test_int8_inputs_keep_the_largest_and_round_the_rest():
     assert int8_per_token(x).tolist() == [[1.0, -127.0, 0.0, 64.0], [0.0, 0.0, 0.0, 0.0]]
 
 
+@pytest.mark.usefixtures("products_of_torch")
 def test_w8a8_rounds_the_inputs_of_quantized_linears(demo_folder, tmp_path, chunks):
     from transformers import AutoModelForCausalLM
 

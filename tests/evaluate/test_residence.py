@@ -69,6 +69,7 @@ def test_packed_weights_answer_as_unpacked_ones(
     assert packed < 0.6 * whole
 
 
+@pytest.mark.usefixtures("products_of_torch")
 @pytest.mark.parametrize("kind", ["experts", "gguf", "nf4"])
 def test_experts_gguf_and_bitsandbytes_too(
     kind: str,

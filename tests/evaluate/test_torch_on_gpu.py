@@ -45,6 +45,7 @@ def artefact(request: pytest.FixtureRequest, moe_folder: Path, demo_gguf: Path) 
     return find_artefact(names[request.param])
 
 
+@pytest.mark.usefixtures("products_of_torch")
 @pytest.mark.parametrize("device", GPUS)
 def test_logits_and_answers_are_those_of_the_processor(
     artefact: Artefact, device: str, monkeypatch: pytest.MonkeyPatch
