@@ -41,16 +41,19 @@ def run_report(run: Run, text_name: str, command: Sequence[str]) -> dict[str, An
 
 
 def merge_reports(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """One report of all runs, in order; figures of the same run stay together."""
+    """One report of all runs, each once and in order; figures of the same run stay together."""
     from qwen3q.evaluate.report_schema import SECTIONS
 
     merged: dict[str, Any] = {"schema": SCHEMA, "runs": []} | {name: [] for name in SECTIONS}
     for report in reports:
-        offset = len(merged["runs"])
-        merged["runs"] += report["runs"]
+        numbers = {}
+        for number, run in enumerate(report["runs"]):
+            if run not in merged["runs"]:
+                numbers[number] = len(merged["runs"])
+                merged["runs"].append(run)
         for section in SECTIONS:
-            rows = report.get(section, [])
-            merged[section] += [{**row, "run": row["run"] + offset} for row in rows]
+            rows = [row for row in report.get(section, []) if row["run"] in numbers]
+            merged[section] += [{**row, "run": numbers[row["run"]]} for row in rows]
     return {key: value for key, value in merged.items() if value or key in ("runs", "results")}
 
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from report_example import EVERYTHING
 
 from qwen3q.evaluate.suites import SUITES, read_suite
 from qwen3q.models.source import resolve
@@ -50,7 +51,7 @@ def test_artefacts_against_their_float_model(cli, files, tmp_path):
     done = cli("report", out / "report.json", out / "report.json", "--out", merged)
     assert done.returncode == 0, done.stderr
     assert "Q2_K" in done.stdout
-    assert len(json.loads((merged / "report.json").read_text())["results"]) == 4
+    assert json.loads((merged / "report.json").read_text()) == printed
 
 
 def test_the_gate_has_its_own_exit_code(cli, files):
@@ -115,3 +116,12 @@ def test_what_is_no_device_is_a_usage_error(cli, words):
     run = cli(*words, "demo", *reference, "--device", "gpu")
     assert run.returncode == 2
     assert "'gpu' is no device" in run.stderr
+
+
+def test_a_read_report_shows_every_table(cli, tmp_path):
+    path = tmp_path / "report.json"
+    path.write_text(json.dumps(EVERYTHING))
+    done = cli("report", path)
+    assert done.returncode == 0, done.stderr
+    for said in ("Q2_K", "Answers with thinking", "gsm8k", "prefill", "clients"):
+        assert said in done.stdout

@@ -51,6 +51,7 @@ def test_merging_keeps_runs_apart_and_same_tokens_together():
     assert [run["machine"]["processor"] for run in merged["runs"]] == ["one", "two", "one"]
     assert [len(group.rows) for group in comparable(merged)] == [5, 1]
     assert [r["run"] for r in EXAMPLE["results"]] == [0] * 4
+    assert merge_reports([EXAMPLE, merged, other]) == merged
 
 
 class Page(HTMLParser):
@@ -242,7 +243,8 @@ def test_memory_is_drawn_measured_above_predicted():
 
 
 def test_one_artefact_on_two_machines_is_two_lines():
-    merged = merge_reports([FULL, FULL | {"speed": FULL["speed"][:8]}])
+    other = FULL | {"runs": report(machine="two")["runs"], "speed": FULL["speed"][:8]}
+    merged = merge_reports([FULL, other])
     series = speed_series(merged, "decode", "depth")
     assert {f"{LONG} (run 1)", f"{LONG} (run 2)", "Qwen3-8B-Q4_K_M"} <= set(series)
     assert [len(points) for points in series.values()] == [2] * 11
