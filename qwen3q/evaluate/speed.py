@@ -29,9 +29,9 @@ from qwen3q.evaluate.speed_tests import (
     planned_tests,
 )
 from qwen3q.llama.breakdown import DeviceBuffers, memory_breakdown
-from qwen3q.llama.capi import VERSION, lib
+from qwen3q.llama.capi import VERSION, has_amx, lib
 from qwen3q.llama.context import ContextOptions, LlamaContext
-from qwen3q.llama.devices import gpu_devices
+from qwen3q.llama.devices import cpu_devices, gpu_devices
 from qwen3q.llama.model import LlamaModel
 from qwen3q.process_memory import peak_bytes, reset_peak
 from qwen3q.progress import ProgressFn, silent
@@ -39,6 +39,27 @@ from qwen3q.threads import model_threads
 
 BATCH = 2048
 UBATCH = 512
+_BENCH_DEFAULTS = {
+    "cpu_mask": "0x0",
+    "cpu_strict": False,
+    "poll": 50,
+    "n_cpu_moe": 0,
+    "split_mode": "layer",
+    "main_gpu": 0,
+    "no_kv_offload": False,
+    "flash_attn": -1,
+    "devices": "auto",
+    "tensor_split": "0.00",
+    "tensor_buft_overrides": "none",
+    "load_mode": "auto",
+    "lazy_mode": "auto",
+    "embeddings": False,
+    "no_op_offload": 0,
+    "no_host": False,
+    "fit_target": 0,
+    "fit_min_ctx": 0,
+}
+"""What llama-bench says of settings that are left alone; its scripts ask for each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +191,7 @@ def llama_bench_row(model: LlamaModel, test: SpeedTest, options: SpeedOptions) -
     return {
         "build_commit": f"llama-cpp-python {VERSION}",
         "build_number": 0,
-        "cpu_info": "",
+        "cpu_info": ", ".join(cpu_devices()),
         "gpu_info": ", ".join(gpus),
         "backends": "GPU" if gpus else "CPU",
         "model_filename": str(model.path),
@@ -182,6 +203,9 @@ def llama_bench_row(model: LlamaModel, test: SpeedTest, options: SpeedOptions) -
         "n_threads": model_threads(options.threads, model.hidden_size),
         "type_k": "f16",
         "type_v": "f16",
+        "n_gpu_layers": model.options.gpu_layers,
+        "repack": not has_amx(),
+        **_BENCH_DEFAULTS,
         "n_prompt": planned.tokens if prefill else 0,
         "n_gen": 0 if prefill else planned.tokens,
         "n_depth": planned.depth,

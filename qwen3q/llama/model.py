@@ -56,6 +56,7 @@ class LlamaModel(Closing):
                 "The file may be incomplete or for another version of llama.cpp.",
             )
         self.path = path
+        self.options = options
         self.handle = handle
         vocab = lib.llama_model_get_vocab(handle)
         assert vocab is not None
