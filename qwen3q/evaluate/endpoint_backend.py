@@ -267,7 +267,7 @@ def require_context(artefact: Artefact, tokens: int) -> None:
 
 def no_scores(endpoint: Endpoint) -> str:
     """Why there is no perplexity."""
-    return f"{endpoint.server} gives no log-probabilities of a prompt's tokens"
+    return f"The server ({endpoint.server}) gives no log-probabilities of a prompt's tokens"
 
 
 def _endless(repeated: Sequence[int], made: list[int], max_tokens: int) -> list[int]:

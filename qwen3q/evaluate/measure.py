@@ -261,7 +261,7 @@ def _ask(artefact: Artefact, stored: ReferenceLogits, progress: ProgressFn) -> M
     tops = [row.top for row in rows if row.top is not None]
     same_top = np.concatenate(tops) == stored.top if len(tops) == len(rows) else None
     if same_top is None:
-        missing["top1"] = f"{endpoint.server} does not tell the likeliest token."
+        missing["top1"] = f"The server ({endpoint.server}) does not tell the likeliest token."
     change = np.exp(-nll) - np.exp(-stored.nll)
     fidelity = summarize_fidelity(TokenScores(nll, None, change, same_top), stored.nll)
     return Measured(artefact, fidelity, model.facts, perf_counter() - started, missing)
