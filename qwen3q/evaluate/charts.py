@@ -12,6 +12,8 @@ from qwen3q.evaluate.svg import Canvas, Scale, axes, linear_ticks, log_ticks
 
 WIDTH = 860.0
 _KINDS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+_LEAST_SPAN = log10(2)
+"""Of a heat map's colours: errors that hardly differ look alike."""
 _CELLS_WITH_TEXT = 16
 """Layers up to which a heat map's cells have room for their figure."""
 
@@ -72,7 +74,8 @@ def layer_heat_map(errors: Mapping[str, Mapping[str, float]], title: str) -> str
     values = [v for layer in layers for v in errors[layer].values() if v > 0]
     if not values or not kinds:
         return ""
-    low, high = log10(min(values)), log10(max(values))
+    low = log10(min(values))
+    span = max(log10(max(values)) - low, _LEAST_SPAN)
     left, top, high_cell = 86.0, 8.0, 26.0
     wide = (WIDTH - left - 10) / len(layers)
     canvas = Canvas(WIDTH, top + high_cell * len(kinds) + 44, title)
@@ -83,7 +86,7 @@ def layer_heat_map(errors: Mapping[str, Mapping[str, float]], title: str) -> str
             value = errors[layer].get(kind)
             if value is None:
                 continue
-            share = (log10(value) - low) / (high - low) if value > 0 and high > low else 0.0
+            share = (log10(value) - low) / span if value > 0 else 0.0
             x = left + column * wide
             tip = f"layer {layer} {kind}: {value:.3g}"
             canvas.parts.append(

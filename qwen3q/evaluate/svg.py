@@ -89,15 +89,22 @@ class Canvas:
 
     def label(self, x: float, y: float, text: str, kind: str) -> None:
         """Text beside a mark, on the first side where it covers nothing."""
-        width = 6.7 * len(text)
-        sides = (
+        width = 7.5 * len(text)
+        sides = [
             (x + 9, y + 4, "start"),
             (x - 9, y + 4, "end"),
             (x, y - 10, "middle"),
             (x, y + 19, "middle"),
             (x + 9, y - 9, "start"),
             (x - 9, y + 16, "end"),
-        )
+            (x + 9, y + 16, "start"),
+            (x - 9, y - 9, "end"),
+        ]
+        sides += [
+            (x + sideways, y + away, anchor)
+            for away in (-24, 31, -39, 46)
+            for sideways, anchor in ((9, "start"), (-9, "end"))
+        ]
         shift = {"start": 0.0, "middle": width / 2, "end": width}
         best: tuple[float, tuple[float, float, str], tuple[float, float, float, float]] | None = (
             None

@@ -18,7 +18,6 @@ from report_example import EVERYTHING, EXAMPLE, FULL, LONG, report, row
 
 from qwen3q.cli.eval_fidelity import show_report
 from qwen3q.errors import UsageError
-from qwen3q.evaluate.charts import spread
 from qwen3q.evaluate.groups import comparable
 from qwen3q.evaluate.report import (
     SCHEMA,
@@ -101,12 +100,6 @@ def test_points_lie_where_their_figures_say():
     assert at["Q8_0"][0] - at["Q2_K"][0] == pytest.approx(
         4 * (at["Q4_K_M"][0] - at["Q2_K"][0]), abs=0.5
     )
-
-
-def test_labels_of_lines_keep_apart():
-    heights = [50.0, 10.0, 52.0, 51.0]
-    moved = spread(heights, 15)
-    assert moved == [50, 10, 80, 65]
 
 
 def test_speed_is_drawn_by_artefact():

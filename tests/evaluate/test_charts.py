@@ -1,0 +1,51 @@
+"""The report's plots: that what they show can be read, and is not more than there is."""
+
+from __future__ import annotations
+
+import re
+from itertools import combinations
+from xml.etree import ElementTree
+
+import pytest
+from report_example import report, row
+
+from qwen3q.evaluate.charts import layer_heat_map, size_against_divergence, spread
+from qwen3q.evaluate.groups import comparable
+
+
+def test_labels_of_points_close_together_do_not_cover_each_other():
+    places = {
+        "gguf:Q2_K": (4.06, 0.0617), "gguf:Q3_K_S": (4.38, 0.0346), "gguf:Q4_K_M": (5.23, 0.00712),
+        "awq:int4": (7.08, 0.00937), "fp8": (9.72, 0.00213), "gptq:int4": (7.14, 0.00976),
+        "int4": (7.06, 0.00967), "int8": (9.75, 0.00038), "bnb:int8": (9.79, 0.00015),
+        "bnb:nf4": (7.33, 0.01125), "gguf:BF16": (15.5, 0.000012), "gguf:Q8_0": (8.37, 0.00029),
+    }  # fmt: skip
+    rows = [row(n, round(1e6 * size), kl, format=n) for n, (size, kl) in places.items()]
+    group = comparable(report(*rows))
+    svg = ElementTree.fromstring(size_against_divergence(group[0]))
+    boxes = []
+    for mark in svg.iter("text"):
+        if mark.get("class").startswith("label"):
+            x, y, width = float(mark.get("x")), float(mark.get("y")), 6.7 * len(mark.text)
+            left = x - width * {"start": 0, "middle": 0.5, "end": 1}[mark.get("text-anchor")]
+            boxes.append((left, left + width, y - 10, y + 2))
+    assert len(boxes) == len(places)
+    for a, b in combinations(boxes, 2):
+        assert a[1] <= b[0] or b[1] <= a[0] or a[3] <= b[2] or b[3] <= a[2]
+
+
+def test_errors_that_hardly_differ_look_alike():
+    def shares(*errors: float) -> list[float]:
+        layers = {str(layer): {"q_proj": error} for layer, error in enumerate(errors)}
+        found = re.findall(r'fill-opacity="([\d.]+)"', layer_heat_map(layers, "x"))
+        return [float(share) for share in found]
+
+    assert max(shares(0.000700, 0.000715)) < 0.2
+    assert shares(0.001, 0.002) == shares(0.001, 0.002, 0.001)[:2] == [0.08, 1]
+    assert shares(0.001, 0.01, 0.1) == pytest.approx([0.08, 0.54, 1])
+
+
+def test_labels_of_lines_keep_apart():
+    heights = [50.0, 10.0, 52.0, 51.0]
+    moved = spread(heights, 15)
+    assert moved == [50, 10, 80, 65]
