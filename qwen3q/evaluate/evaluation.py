@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -110,12 +111,14 @@ def _evaluate(
 ) -> Evaluation:
     model = find_artefact(reference, offline=options.offline, progress=progress)
     unique = dict.fromkeys(names)
-    artefacts = [
-        endpoint_artefact(name, model, options.endpoint)
-        if is_url(name)
-        else find_artefact(name, offline=options.offline, progress=progress)
-        for name in unique
-    ]
+    artefacts = _told_apart(
+        [
+            endpoint_artefact(name, model, options.endpoint)
+            if is_url(name)
+            else find_artefact(name, offline=options.offline, progress=progress)
+            for name in unique
+        ]
+    )
     if not any((options.gate, options.speed, options.tasks)):
         for artefact in artefacts:
             _require_scores(artefact)
@@ -153,6 +156,17 @@ def _evaluate(
         update_card(card, report, artefact.name)
         written.append(card)
     return Evaluation(report, tuple(written), tuple(kept.notes))
+
+
+def _told_apart(artefacts: Sequence[Artefact]) -> list[Artefact]:
+    """Files and folders of one name have the folder that they lie in beside it."""
+    times = Counter(artefact.name for artefact in artefacts)
+    return [
+        replace(artefact, name=f"{artefact.name} in {artefact.path.parent}")
+        if times[artefact.name] > 1 and artefact.endpoint is None
+        else artefact
+        for artefact in artefacts
+    ]
 
 
 def _require_scores(artefact: Artefact) -> None:

@@ -234,7 +234,8 @@ def _compare(
         if model.vocab_size != stored.key.vocab_size:
             raise ModelError(
                 f"{artefact.name} has {model.vocab_size} vocabulary rows, the reference "
-                f"{stored.key.vocab_size}."
+                f"{stored.key.vocab_size}.",
+                "Give the float model that it was made from as --reference.",
             )
         label = _label(progress, artefact.name)
         scores = score(model, stored, pool, options.thread_count, label)

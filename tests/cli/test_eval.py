@@ -54,6 +54,20 @@ def test_artefacts_against_their_float_model(cli, files, tmp_path):
     assert json.loads((merged / "report.json").read_text()) == printed
 
 
+def test_files_of_one_name_are_told_apart(cli, files, tmp_path):
+    copies = [tmp_path / kind / "model.gguf" for kind in ("Q8_0", "Q2_K")]
+    for copy in copies:
+        copy.parent.mkdir()
+        copy.symlink_to(files[copy.parent.name])
+    done = cli("eval", *copies, files["Q8_0"], "--reference", files["BF16"], *COMMON, "--json")
+    assert done.returncode == 0, done.stderr
+    assert {row["artefact"]: row["format"] for row in json.loads(done.stdout)["results"]} == {
+        f"model in {tmp_path / 'Q8_0'}": "gguf:Q8_0",
+        f"model in {tmp_path / 'Q2_K'}": "gguf:Q2_K",
+        files["Q8_0"].stem: "gguf:Q8_0",
+    }
+
+
 def test_the_gate_has_its_own_exit_code(cli, files):
     arguments = ("--gate", "--gate-level", "basic", "--gate-questions", "5", "--max-tokens", "150")
     done = cli("eval", files["Q2_K"], "--reference", files["BF16"], *COMMON, *arguments)
