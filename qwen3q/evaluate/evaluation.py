@@ -21,6 +21,7 @@ from qwen3q.evaluate.measure import TextOptions, measure_fidelity
 from qwen3q.evaluate.report import machine_facts, run_report, write_report
 from qwen3q.evaluate.resume import Kept
 from qwen3q.evaluate.speed_options import SpeedOptions
+from qwen3q.evaluate.tokens import open_codec
 from qwen3q.evaluate.windows import DocumentWindows
 from qwen3q.files import sole_writer
 from qwen3q.progress import ProgressFn, silent
@@ -124,6 +125,12 @@ def _evaluate(
             _require_scores(artefact)
     harness = load_tasks(options.tasks) if options.tasks is not None else None
     kept = Kept(options.out, resume=options.resume)
+    trained = open_codec(model).trained_context
+    if options.text.context > trained > 0:
+        kept.notes.append(
+            f"Chunks of {options.text.context:,} tokens are beyond the {trained:,} that "
+            f"{model.name} was trained on: perplexity past those says little."
+        )
     gate = _possible_gate(model, artefacts, options, kept)
     run = measure_fidelity(
         model,
@@ -243,7 +250,6 @@ def _add_streaming(
 ) -> None:
     """Puts ``streaming`` into the report if there are endpoints: the longest prompt's clients."""
     from qwen3q.evaluate.streaming import StreamingOptions, stream_endpoint
-    from qwen3q.evaluate.tokens import open_codec
 
     rows: list[dict[str, Any]] = []
     for artefact in artefacts:

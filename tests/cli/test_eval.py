@@ -68,6 +68,14 @@ def test_files_of_one_name_are_told_apart(cli, files, tmp_path):
     }
 
 
+@pytest.mark.parametrize(("context", "noted"), [(2048, False), (2049, True)])
+def test_a_context_beyond_the_models_own_is_told(cli, files, context, noted):
+    text = ("--context", context, "--max-chunks", "1", "--threads", "1")
+    done = cli("eval", files["Q8_0"], "--reference", files["BF16"], *text)
+    assert done.returncode == 0, done.stderr
+    assert ("beyond the 2,048 that" in done.stderr) is noted
+
+
 def test_the_gate_has_its_own_exit_code(cli, files):
     arguments = ("--gate", "--gate-level", "basic", "--gate-questions", "5", "--max-tokens", "150")
     done = cli("eval", files["Q2_K"], "--reference", files["BF16"], *COMMON, *arguments)
