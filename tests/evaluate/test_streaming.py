@@ -185,7 +185,8 @@ def test_rows_go_through_every_report(codec):
     assert len(set(prompts)) == len(prompts)
     machine = {"machine": {}, "text": {}, "reference": {"artefact": "float"}}
     report = {"runs": [machine], "results": [], "streaming": rows}
-    merged = merge_reports([report, json.loads(json.dumps(report))])
+    other = json.loads(json.dumps(report)) | {"runs": [machine | {"machine": {"cores": 2}}]}
+    merged = merge_reports([report, other])
     assert [row["run"] for row in merged["streaming"]] == [0, 0, 1, 1]
     for text in (report_html(merged), report_markdown(merged)):
         assert text.count(rows[0]["artefact"]) == 4
