@@ -169,7 +169,7 @@ def _told_apart(artefacts: Sequence[Artefact]) -> list[Artefact]:
     """Files and folders of one name have the folder that they lie in beside it."""
     times = Counter(artefact.name for artefact in artefacts)
     return [
-        replace(artefact, name=f"{artefact.name} in {artefact.path.resolve().parent.name}")
+        replace(artefact, name=f"{artefact.name} in {artefact.path.absolute().parent.name}")
         if times[artefact.name] > 1 and artefact.endpoint is None
         else artefact
         for artefact in artefacts
