@@ -111,7 +111,8 @@ EVERYTHING = report(EXAMPLE["results"][3]) | {
         _head("Q4_0")
         | {"mode": mode, "set": "questions", "rope": "own", "verdict": "fail", "questions": 9}
         | {"replies": 18, "right": 7, "flaws": {"endless": 2}, "thinking_tokens": 80.5}
-        | {"by_kind": {"ordering": {"asked": 9, "right": 7}}, "flawed": 2, "seed": 0}
+        | {"by_kind": {"ordering": {"asked": 9, "right": 6}, "copying": {"asked": 9, "right": 1}}}
+        | {"flawed": 2, "seed": 0}
         | {name: interval(0.2) for name in ("change", "flaw_change", "thinking_change")}
         for mode in ("thinking", "plain")
     ],

@@ -174,15 +174,14 @@ def fidelity(
     if scored not in (None, *Scored):
         raise UsageError(f"--scored {scored} is unknown.", f"Known: {', '.join(Scored)}.")
     measured = find_text(text)
-    if suite is None:
-        its_own = TextOptions(
-            measured.context, measured.max_chunks, measured.parse_special, measured.scored
-        )
-        asked = Suite(its_own, None, timed if speed else None)
-    else:
-        if text is not None or speed:
-            raise UsageError("--suite brings its own text and speed tests.", "Leave those out.")
-        asked = read_suite(suite)
+    its_own = TextOptions(
+        measured.context, measured.max_chunks, measured.parse_special, measured.scored
+    )
+    asked = read_suite(suite) if suite else Suite(its_own, None, None)
+    if suite and text:
+        context, max_chunks = context or asked.text.context, max_chunks or asked.text.max_chunks
+        asked = replace(asked, text=its_own)
+    tests = asked.speed or (timed if speed else None)
     scored_text = TextOptions(
         context or asked.text.context,
         max_chunks or asked.text.max_chunks,
@@ -206,7 +205,7 @@ def fidelity(
         gate=questions,
         gate_decides=gate,
         tasks=harness_options(tasks, task_limit, task_fewshot),
-        speed=replace(asked.speed, threads=threads) if asked.speed else None,
+        speed=replace(tests, threads=threads) if tests else None,
         out=out,
         cards=card,
         command=("qwen3q", *sys.argv[1:]),

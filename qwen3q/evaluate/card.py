@@ -9,7 +9,9 @@ from typing import Any
 
 from qwen3q.checkpoint.writer import file_sha256
 from qwen3q.errors import UsageError
+from qwen3q.evaluate.gate_tables import gate_tables
 from qwen3q.evaluate.groups import comparable
+from qwen3q.evaluate.lm_eval_tables import TASKS_NOTE, tasks_table
 from qwen3q.evaluate.report_markdown import FIDELITY_NOTE
 from qwen3q.evaluate.tables import Table, fidelity_table, markdown
 from qwen3q.files import write_text
@@ -74,7 +76,22 @@ def _section(report: Mapping[str, Any], artefact: str) -> str:
                 f"On {group.text.get('name')}: {run.get('tokens'):,} positions, chunks of "
                 f"{run.get('context')} tokens. {FIDELITY_NOTE.removesuffix(_BOLD)}"
             )
+    answered = _answers_of(report, artefact)
+    for title, answers in gate_tables(answered):
+        parts += [f"### {title}", markdown(answers)]
+    tasks = tasks_table(answered)
+    if tasks is not None:
+        parts += ["### Tasks", markdown(tasks), TASKS_NOTE]
     return "\n\n".join(parts)
+
+
+def _answers_of(report: Mapping[str, Any], artefact: str) -> dict[str, Any]:
+    """What one artefact answered, and its float model."""
+    names = {artefact} | {r["reference"]["artefact"] for r in report["runs"] if r.get("reference")}
+    return {
+        section: [row for row in report.get(section, []) if row["artefact"] in names]
+        for section in ("gate", "tasks")
+    }
 
 
 _BOLD = " Bold: no other artefact here is both smaller and closer."

@@ -112,16 +112,25 @@ class Verdict:
         right: change of the share of right answers.
         flawed: change of the share of replies with any flaw.
         thinking: change of the thinking's length, in tokens.
+        telling: whether the float model answers enough right for a loss of all to be proven.
     """
 
     right: Interval
     flawed: Interval
     thinking: Interval
+    telling: bool = True
 
     @property
     def passed(self) -> bool:
         """Whether neither fewer right answers nor more flaws are proven."""
         return self.right.high >= 0 and self.flawed.low <= 0
+
+    @property
+    def word(self) -> str:
+        """``pass``, ``fail``, or ``inconclusive`` where it could not have failed by its answers."""
+        if not self.passed:
+            return "fail"
+        return "pass" if self.telling else "inconclusive"
 
 
 def answer(
@@ -219,17 +228,17 @@ def _thinking_tokens(made: list[int], codec: TextCodec) -> int:
 def compare(reference: Replies, replies: Replies, seed: int = 0) -> Verdict:
     """Question by question, over the means of their samples: what became of the answers."""
 
+    def means(side: Replies, value: Callable[[Reply], float]) -> NDArray[np.float64]:
+        return np.array([np.mean([value(reply) for reply in given]) for given in side])
+
     def change(value: Callable[[Reply], float]) -> Interval:
-        means = [
-            np.array([np.mean([value(reply) for reply in given]) for given in side])
-            for side in (reference, replies)
-        ]
-        return bootstrap(means[1] - means[0], seed)
+        return bootstrap(means(replies, value) - means(reference, value), seed)
 
     return Verdict(
         right=change(lambda reply: reply.right),
         flawed=change(lambda reply: bool(reply.flaws)),
         thinking=change(lambda reply: reply.thinking_tokens),
+        telling=bootstrap(-means(reference, lambda reply: reply.right), seed).high < 0,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from statistics import fmean
@@ -132,7 +132,20 @@ def run_gate(
                 if given is not floats:
                     verdict = compare(floats[mode], given[mode], options.seed)
                 rows.append(_row(artefact, asked, mode, given[mode], verdict, options))
+    kept.notes += _inconclusive(rows)
     return rows
+
+
+def _inconclusive(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Where answers could not have failed a model, and why."""
+    asked = {(r["set"], r["rope"], r["mode"]) for r in rows if r["verdict"] == "inconclusive"}
+    return [
+        f"Inconclusive: {row['artefact']} itself has {row['right']} of {row['replies']} "
+        f"{row['set']} right ({row['mode']} mode, {row['rope']} RoPE), too few to tell what "
+        "others lost."
+        for row in rows
+        if row["verdict"] == "reference" and (row["set"], row["rope"], row["mode"]) in asked
+    ]
 
 
 def _fitting(reference: Artefact, options: GateOptions) -> tuple[tuple[_Round, ...], str | None]:
@@ -250,7 +263,7 @@ def _row(
     if asked.name == "needles":
         row["needle_words"] = options.needle_words
     if verdict is not None:
-        row["verdict"] = "pass" if verdict.passed else "fail"
+        row["verdict"] = verdict.word
         row["change"] = asdict(verdict.right)
         row["flaw_change"] = asdict(verdict.flawed)
         row["thinking_change"] = asdict(verdict.thinking)

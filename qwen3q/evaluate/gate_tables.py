@@ -27,13 +27,16 @@ def gate_tables(report: Mapping[str, Any]) -> list[tuple[str, Table]]:
 
 def _table(rows: Sequence[Row], thinking: bool) -> Table:
     ropes = len({row.get("rope") for row in rows}) > 1
-    heads = ["artefact", *(["RoPE"] if ropes else []), "verdict", "right", "change, 95 %"]
+    kinds = list(dict.fromkeys(kind for row in rows for kind in row.get("by_kind", {})))
+    kinds = kinds if len(kinds) > 1 else []
+    heads = ["artefact", *(["RoPE"] if ropes else []), "verdict", "right", "change, 95 %", *kinds]
     heads += ["thinking tokens", "change, 95 %"] if thinking else []
     cells = []
     for row in rows:
         line = [str(row["artefact"]), *([str(row.get("rope"))] if ropes else [])]
         line += [str(row["verdict"]), f"{row['right']} of {row.get('replies', row['questions'])}"]
         line.append(_interval(row.get("change"), "+.0%"))
+        line += [_right(row.get("by_kind", {}).get(kind)) for kind in kinds]
         if thinking:
             line += [f"{row['thinking_tokens']:.0f}", _interval(row.get("thinking_change"), "+.0f")]
         cells.append((*line, ", ".join(f"{n} {name}" for name, n in row["flaws"].items())))
@@ -43,6 +46,10 @@ def _table(rows: Sequence[Row], thinking: bool) -> Table:
 
 def _interval(change: Mapping[str, float] | None, form: str) -> str:
     return f"{change['low']:{form}} to {change['high']:{form}}" if change else ""
+
+
+def _right(of_kind: Mapping[str, int] | None) -> str:
+    return f"{of_kind['right']}/{of_kind['asked']}" if of_kind else ""
 
 
 def _needle_words(row: Row) -> int:

@@ -101,6 +101,11 @@ class Interval(_Part):
     high: Number
 
 
+class OfKind(_Part):
+    asked: Count
+    right: Count
+
+
 class Gate(_Row):
     """Replies of one model in one mode to one set of questions."""
 
@@ -112,6 +117,7 @@ class Gate(_Row):
     questions: Count
     replies: Count | None = None
     right: Count
+    by_kind: dict[str, OfKind] = {}
     flaws: dict[str, Count]
     thinking_tokens: Number
     change: Interval | None = None

@@ -6,7 +6,7 @@ import hashlib
 import json
 
 import pytest
-from report_example import EXAMPLE
+from report_example import EVERYTHING, EXAMPLE
 
 from qwen3q.errors import UsageError
 from qwen3q.evaluate.card import update_card
@@ -24,6 +24,17 @@ def test_a_card_gets_its_figures_once(tmp_path):
     assert card.read_text() == once
     with pytest.raises(UsageError, match="no model card"):
         update_card(tmp_path / "none.md", EXAMPLE, "Q4_0")
+
+
+def test_a_card_has_what_was_answered_too(tmp_path):
+    card = tmp_path / "README.md"
+    card.write_text("# Name\n")
+    others = [{**row, "artefact": "other"} for row in EVERYTHING["gate"]]
+    update_card(card, EVERYTHING | {"gate": EVERYTHING["gate"] + others}, "Q4_0")
+    text = card.read_text()
+    for said in ("Answers with thinking", "Answers without thinking", "7 of 18", "gsm8k"):
+        assert said in text
+    assert "other" not in text.partition("### ")[2].partition("### Tasks")[0]
 
 
 def test_the_manifest_learns_the_cards_checksum(tmp_path):

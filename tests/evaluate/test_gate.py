@@ -92,6 +92,18 @@ def test_verdicts():
     assert compare(good, half) == compare(good, half)
 
 
+@pytest.mark.parametrize(
+    ("right", "asked", "word"), [(0, 4, "inconclusive"), (1, 20, "inconclusive"), (4, 4, "pass")]
+)
+def test_a_model_that_knows_nothing_can_lose_nothing(right, asked, word):
+    """Whoever answers as the float model does passes only where all wrong would have failed."""
+    floats = replies([i < right for i in range(asked)], [False] * asked)
+    nothing = replies([False] * asked, [False] * asked)
+    assert compare(floats, floats).word == word
+    assert (compare(floats, nothing).word == "fail") == (word == "pass")
+    assert compare(floats, replies([False] * asked, [True] * asked)).word == "fail"
+
+
 def test_intervals_are_over_questions_not_samples():
     """Ten samples of three questions say no more than three questions do."""
 
