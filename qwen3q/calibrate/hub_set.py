@@ -61,8 +61,10 @@ def stream_hub_set(hub: HubSet, seed: int) -> Iterator[Sample]:
             f"hub:{hub.repo} needs the package datasets.", "pip install datasets"
         ) from None
     datasets.config.HF_DATASETS_TRUST_REMOTE_CODE = False
-    for library in ("huggingface_hub", "datasets"):  # they tell of every attempt
-        logging.getLogger(library).setLevel(logging.ERROR)
+    loggers = [logging.getLogger(library) for library in ("huggingface_hub", "datasets")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:  # they tell of every attempt
+        logger.setLevel(logging.ERROR)
     try:
         stream = datasets.load_dataset(hub.repo, hub.config, split=hub.split, streaming=True)
         records = stream.shuffle(seed=seed, buffer_size=SHUFFLE_RECORDS)
@@ -76,3 +78,6 @@ def stream_hub_set(hub: HubSet, seed: int) -> Iterator[Sample]:
             f"The data set {hub.repo} can't be read: {reason[0].rstrip('.')}.",
             "Sets are named hub:ORG/NAME; --calibration balanced and files need no network.",
         ) from None
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen3q.closing import Closing
-from qwen3q.errors import UsageError
 from qwen3q.evaluate.artefact import Artefact
 from qwen3q.evaluate.backends import BackendOptions, LogitRows
 from qwen3q.evaluate.llama_slots import LlamaSlots, open_slots
@@ -22,6 +21,7 @@ from qwen3q.llama.capi import VERSION, lib
 from qwen3q.llama.context import ContextOptions
 from qwen3q.llama.devices import gpu_devices
 from qwen3q.llama.model import LlamaModel, LoadOptions
+from qwen3q.models.yarn import already_extended
 from qwen3q.progress import ProgressFn, silent
 from qwen3q.threads import model_threads
 
@@ -83,4 +83,4 @@ def _require_no_yarn(artefact: Artefact) -> None:
     metadata = read_header(artefact.path).metadata
     kind = metadata.get(f"{metadata.get('general.architecture')}.rope.scaling.type")
     if kind == "yarn":
-        raise UsageError(f"{artefact.name} has YaRN already.", "Ask for it without.")
+        raise already_extended(artefact.name)

@@ -7,7 +7,7 @@ are deflated apart, in blocks that are read in any order; a block that hardly sh
 as plain uint16, which are read ten times as fast.
 
 Layout: magic, u32 length of a JSON header, the header, int32 tokens, per-row arrays, u64 offsets
-of the blocks, the blocks. All little-endian.
+of the blocks, the CRC-32 of each block and of all arrays before, the blocks. All little-endian.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from qwen3q.evaluate.fidelity import Floats, log_softmax_rows
 from qwen3q.files import written_whole
 
 MAGIC = b"Q3QLOGIT"
-VERSION = 2
+VERSION = 3
 RANGE = 16.0
 """Nats below the most likely token that are told apart."""
 
@@ -89,6 +89,7 @@ class ReferenceKey:
         return -(-self.rows // self.block_rows)
 
 
+_CHECKSUM = np.dtype("<u4")
 _PER_ROW = np.dtype([("scale", "<f4"), ("low", "<f4"), ("top", "<i4"), ("nll", "<f8")])
 
 
@@ -112,6 +113,7 @@ class ReferenceLogits(Closing):
             (np.dtype("<i4"), self.key.chunks * self.key.context),
             (_PER_ROW, self.key.rows),
             (np.dtype("<u8"), self.key.blocks + 1),
+            (_CHECKSUM, self.key.blocks + 1),
         )
         if start + sum(dtype.itemsize * count for dtype, count in shapes) > len(self._map):
             raise _broken(path, "it is shorter than its header says")
@@ -119,9 +121,11 @@ class ReferenceLogits(Closing):
         for dtype, count in shapes:
             arrays.append(np.frombuffer(self._map, dtype, count, start).copy())
             start += dtype.itemsize * count
-        tokens, self._rows, self._offsets = arrays
+        tokens, self._rows, self._offsets, self._checksums = arrays
         self.chunks: NDArray[np.int32] = tokens.reshape(self.key.chunks, self.key.context)
         self._start = start
+        if zlib.crc32(b"".join(array.tobytes() for array in arrays[:3])) != self._checksums[-1]:
+            raise _broken(path, "its tables are damaged")
         ends = self._offsets.astype(np.int64)
         if ends[0] != 0 or (np.diff(ends) < 0).any() or start + ends[-1] != len(self._map):
             raise _broken(path, "its block offsets make no sense")
@@ -184,12 +188,14 @@ class ReferenceLogits(Closing):
         count = min(self.key.block_rows, self.key.rows - block * self.key.block_rows)
         begin, end = (self._start + int(o) for o in self._offsets[block : block + 2])
         nbytes = 2 * count * vocabulary
-        if end - begin == nbytes:
-            plain = np.frombuffer(self._map, "<u2", nbytes // 2, begin)
-            out[:] = plain.reshape(count, vocabulary)[rows]
+        stored = memoryview(self._map)[begin:end]
+        if zlib.crc32(stored) != self._checksums[block]:
+            return False
+        if len(stored) == nbytes:
+            out[:] = np.frombuffer(stored, "<u2").reshape(count, vocabulary)[rows]
             return True
         try:
-            raw = zlib.decompressobj().decompress(self._map[begin:end], nbytes + 1)
+            raw = zlib.decompressobj().decompress(stored, nbytes + 1)
         except zlib.error:
             return False
         if len(raw) != nbytes:
@@ -241,19 +247,23 @@ def write_reference(
     """
     head = json.dumps({"version": VERSION} | asdict(key)).encode()
     rows = np.zeros(key.rows, _PER_ROW)
-    offsets = np.zeros(key.blocks + 1, "<u8")
+    offsets, checksums = np.zeros(key.blocks + 1, "<u8"), np.zeros(key.blocks + 1, _CHECKSUM)
     targets = chunks[:, key.first + 1 :].ravel()
     with written_whole(path) as partial, partial.open("wb") as file:
         file.write(MAGIC + struct.pack("<I", len(head)) + head)
-        file.write(np.ascontiguousarray(chunks, "<i4").tobytes())
+        tokens = np.ascontiguousarray(chunks, "<i4").tobytes()
+        file.write(tokens)
         tables = file.tell()
-        file.seek(tables + rows.nbytes + offsets.nbytes)
+        file.seek(tables + rows.nbytes + offsets.nbytes + checksums.nbytes)
         encoded = _encoded(pool, _blocks(logits, key.block_rows), rows, targets)
         for block, data in enumerate(encoded):
             file.write(data)
             offsets[block + 1] = offsets[block] + len(data)
+            checksums[block] = zlib.crc32(data)
         file.seek(tables)
-        file.write(rows.tobytes() + offsets.tobytes())
+        written = rows.tobytes() + offsets.tobytes()
+        checksums[-1] = zlib.crc32(tokens + written)
+        file.write(written + checksums.tobytes())
         file.flush()
         os.fsync(file.fileno())
 

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from qwen3q.closing import Closing
 from qwen3q.devices import best_device
-from qwen3q.errors import UsageError
 from qwen3q.evaluate.artefact import Artefact
 from qwen3q.evaluate.backends import BackendOptions, LogitRows
 from qwen3q.evaluate.input_rounding import Rounding
@@ -50,9 +49,7 @@ class TorchBackend(Closing):
         self._source = open_weights(artefact)
         self.config = self._source.config
         if options.yarn is not None:
-            if self.config.yarn is not None:
-                raise UsageError(f"{artefact.name} has YaRN already.", "Ask for it without.")
-            self.config = with_yarn(self.config, options.yarn)
+            self.config = with_yarn(self.config, options.yarn, artefact.name)
         self.device = torch.device(options.device or best_device())
         self._cached: CachedModel | None = None
         self._slots: TorchSlots | None = None

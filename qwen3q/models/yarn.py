@@ -27,17 +27,24 @@ def check_yarn(factor: float) -> None:
         )
 
 
+def already_extended(name: str) -> UsageError:
+    """Why a context is not extended once more."""
+    return UsageError(f"{name} has YaRN already.", "Ask for it without.")
+
+
 def yarn_base(positions: int) -> int:
     """Tokens that a factor multiplies: the trained positions without room for an answer."""
     return HYBRID_CONTEXT if positions == HYBRID_POSITIONS else positions
 
 
-def with_yarn(config: Qwen3Config, factor: float) -> Qwen3Config:
+def with_yarn(config: Qwen3Config, factor: float, name: str = "The model") -> Qwen3Config:
     """The config with its context extended by ``factor``.
 
     Raises:
-        UsageError: a factor that ``check_yarn`` refuses.
+        UsageError: a factor that ``check_yarn`` refuses, or the model has YaRN already.
     """
     check_yarn(factor)
+    if config.yarn is not None:
+        raise already_extended(name)
     base = yarn_base(config.max_position_embeddings)
     return replace(config, yarn=Yarn(factor, base), max_position_embeddings=int(base * factor))

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen3q.checkpoint.reader import Checkpoint, check_finite
+from qwen3q.checkpoint.writer import sync_folder
 from qwen3q.errors import CheckpointError, DiskError, LlamaError, UsageError
 from qwen3q.files import partial_path, require_free_space, reserve, sole_writer
 from qwen3q.formats.gguf_file import Value, encode_header, encode_metadata
@@ -160,6 +161,8 @@ def write_gguf(
             os.fsync(file)
         for job in jobs:
             os.replace(partial_path(job.target), job.target)
+        for folder in {job.target.parent for job in jobs}:
+            sync_folder(folder)
     return time.perf_counter() - started
 
 

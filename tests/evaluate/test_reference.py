@@ -115,7 +115,7 @@ def damaged(path, change) -> None:
         lambda d: d.replace(b'"chunks": 3', b'"chunks": 9', 1),
         lambda d: d.replace(b'"chunks": 3', b'"chunks":-3', 1),
         lambda d: d.replace(b'"vocab_size": 9000', b'"vocab_size": 9999', 1),
-        lambda d: d.replace(b'"version": 2', b'"version": 1', 1),
+        lambda d: d.replace(b'"version": 3', b'"version": 2', 1),
         lambda d: d.replace(b'"model"', b'"mode1"', 1),
         lambda d: d[: d.index(b"}") + 4] + b"\x7f" + d[d.index(b"}") + 5 :],
     ],
@@ -141,6 +141,24 @@ def test_a_damaged_block_is_refused(tmp_path, spread):
         last = list(reference.spans(0, KEY.rows))[-1]
         with pytest.raises(CheckpointError, match="damaged"):
             reference.log_probabilities(last)
+
+
+def read_all(path) -> None:
+    with ReferenceLogits(path) as reference:
+        for rows in reference.spans(0, KEY.rows):
+            reference.log_probabilities(rows)
+
+
+def test_one_flipped_bit_anywhere_is_noticed(stored):
+    path = stored[0]
+    whole = path.read_bytes()
+    header = whole.index(b"}") + 1
+    for at in np.linspace(header, len(whole) - 1, 60).astype(int):
+        damaged(path, lambda data, at=at: data[:at] + bytes([data[at] ^ 4]) + data[at + 1 :])
+        with pytest.raises(CheckpointError, match="damaged"):
+            read_all(path)
+        path.write_bytes(whole)
+    read_all(path)
 
 
 def test_nothing_is_left_when_the_model_fails(tmp_path):

@@ -7,15 +7,16 @@ import re
 
 import pytest
 
-from qwen3q.errors import ModelError
+from qwen3q.errors import ModelError, UsageError
 from qwen3q.models.catalog import catalog, find_release, release_repo, suggest_releases
-from qwen3q.models.config import Yarn, parse_config
+from qwen3q.models.config import Yarn, parse_config, read_config
 from qwen3q.models.tensors import (
     active_parameter_count,
     check_tensors,
     model_tensors,
     parameter_count,
 )
+from qwen3q.models.yarn import with_yarn
 
 
 def raw_config(demo_folder, **changes):
@@ -217,3 +218,9 @@ def test_a_group_may_say_nothing(demo_folder):
     raw = json.loads((demo_folder / "config.json").read_text())
     stated = {"quant_method": "compressed-tensors", "config_groups": {"g": {"weights": None}}}
     assert parse_config(raw | {"quantization_config": stated}).quant_method == "compressed-tensors"
+
+
+def test_a_context_is_extended_once(demo_folder):
+    extended = with_yarn(read_config(demo_folder), 4)
+    with pytest.raises(UsageError, match="has YaRN already"):
+        with_yarn(extended, 2)
