@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qwen3q.checkpoint.reader import Checkpoint
@@ -24,6 +24,7 @@ from qwen3q.progress import ProgressFn, silent
 from qwen3q.quantize.artefacts import Artefact
 from qwen3q.quantize.footprint import Footprint
 from qwen3q.quantize.gguf import gguf_file_name, gguf_jobs, write_gguf
+from qwen3q.quantize.names import IMPORTANCE_PREFIX
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,12 +139,36 @@ def check_targets(
         raise UsageError(
             "--resume goes on with what is there, and --force throws it away.", "Give one of them."
         )
-    gguf_targets(source, [t for t in job.targets if isinstance(t, FileType)], out, options)
+    gguf_left(source, job, out, options, resume=resume)
     if job.schemes and not resume:
         from qwen3q.quantize.artefact import artefact_name, require_target
 
         for scheme in job.schemes:
             require_target(out / artefact_name(source.title, scheme), replace=options.replace)
+
+
+def gguf_left(
+    source: ModelSource, job: QuantizeJob, out: Path, options: GgufOptions, *, resume: bool
+) -> list[FileType]:
+    """The job's file types that are still to be written.
+
+    Files come after all folders, and the importance for them is kept until every file is there. So
+    where importance is kept, a run that goes on makes all files again; where none is and the
+    folders are there, it leaves files that are there alone.
+
+    Raises:
+        DiskError: a file is there that may not be replaced.
+    """
+    file_types = [target for target in job.targets if isinstance(target, FileType)]
+    if resume and any(out.glob(f"{IMPORTANCE_PREFIX}*")):
+        return file_types
+    if resume and job.schemes:
+        from qwen3q.quantize.artefact import artefact_name
+
+        if all((out / artefact_name(source.title, scheme)).is_dir() for scheme in job.schemes):
+            return [t for t in file_types if not (out / gguf_file_name(source.title, t)).exists()]
+    gguf_targets(source, file_types, out, options)
+    return file_types
 
 
 def shares_importance(job: QuantizeJob, options: GgufOptions) -> bool:
@@ -235,10 +260,11 @@ def quantize_targets(
     options = options or GgufOptions()
     check_job(source, job, options, devices)
     check_targets(source, job, out, options, resume=resume)
-    file_types = [target for target in job.targets if isinstance(target, FileType)]
-    share = shares_importance(job, options)
+    file_types = gguf_left(source, job, out, options, resume=resume)
+    files = replace(options, replace=options.replace or resume)
+    share = bool(file_types) and shares_importance(job, options)
     if not job.schemes and not share:
-        return quantize_gguf(source, file_types, out, options, progress=progress)
+        return quantize_gguf(source, file_types, out, files, progress=progress)
     _require_packages(job)
     from qwen3q.quantize.calibrated import default_devices, quantize_calibrated
     from qwen3q.quantize.folder import RunOptions
@@ -256,11 +282,25 @@ def quantize_targets(
     )
     if file_types:
         artefacts += quantize_gguf(
-            source, file_types, out, options, imatrix=matrix, progress=progress
+            source, file_types, out, files, imatrix=matrix, progress=progress
         )
     if store:
         store.discard()
+    kept = [t for t in job.targets if isinstance(t, FileType) and t not in file_types]
+    artefacts += [_kept_gguf(source, job, file_type, out, options) for file_type in kept]
     return sorted(artefacts, key=lambda artefact: _position(job, artefact))
+
+
+def _kept_gguf(
+    source: ModelSource, job: QuantizeJob, file_type: FileType, out: Path, options: GgufOptions
+) -> Artefact:
+    """A file that an earlier run completed."""
+    path = out / gguf_file_name(source.title, file_type)
+    config = extended(source.config, options)
+    weighted = options.imatrix is not None or shares_importance(job, options)
+    plan = plan_target(source.title, config, file_type, has_imatrix=weighted)
+    beside = path.stat().st_size - plan.tensor_bytes
+    return Artefact(path, replace(plan, overhead_bytes=beside, overhead_exact=True), 0.0)
 
 
 def predict_memory(

@@ -197,3 +197,37 @@ def test_a_quantized_model_is_refused_before_its_weights_are_fetched(cli, packed
     assert "Tune-GPTQ is quantized already (gptq)." in run.stderr
     assert hub.served_bytes("config.json") > 0
     assert hub.served_bytes("model.safetensors") == 0
+
+
+SHORT = ("--calibration-samples", "2", "--calibration-length", "32")
+
+
+def test_a_run_cut_after_its_files_goes_on(cli, tmp_path):
+    """Files are renamed one after another, and what they need is kept until all are there."""
+    formats = ("--to", "bnb:nf4", "--to", "gguf:Q4_K_M", "--to", "gguf:Q8_0")
+    call = ("quantize", "demo", *formats, "--calibration", "balanced", *SHORT, "--out", tmp_path)
+    assert cli(*call).returncode == 0
+    made = {path.name: path.read_bytes() for path in tmp_path.glob("*.gguf")}
+    first, second = sorted(made)
+
+    done = cli(*call, "--resume", "--json")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)["artefacts"]
+    assert [a["file_bytes"] for a in told[1:]] == [len(made[first]), len(made[second])]
+
+    (tmp_path / ".importance-of-this-run").mkdir()
+    (tmp_path / first).write_bytes(b"from a file that the cut run was to replace")
+    (tmp_path / second).unlink()
+    resumed = cli(*call, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("*.gguf")} == made
+
+
+def test_resuming_leaves_a_file_alone_that_no_cut_run_explains(cli, tmp_path):
+    stranger = tmp_path / "Qwen3-demo-Q8_0.gguf"
+    stranger.write_bytes(b"somebody's")
+    call = ("quantize", "demo", "--to", "int4", "--to", "gguf:Q8_0", *SHORT, "--out", tmp_path)
+    refused = cli(*call, "--resume")
+    assert refused.returncode == 1
+    assert f"{stranger} exists already" in refused.stderr
+    assert [path.name for path in tmp_path.iterdir()] == [stranger.name]
