@@ -93,7 +93,7 @@ def check_job(
     """
     for device in devices:
         check_device(device)
-    if not any(isinstance(target, FileType) for target in job.targets):
+    if not job.has_gguf:
         for option, value in (("--yarn", options.yarn), ("--imatrix", options.imatrix)):
             if value is not None:
                 raise UsageError(
@@ -173,8 +173,7 @@ def gguf_left(
 
 def shares_importance(job: QuantizeJob, options: GgufOptions) -> bool:
     """Whether the job's GGUF files get the importance matrix of its own calibration."""
-    gguf = any(isinstance(target, FileType) for target in job.targets)
-    return gguf and job.calibrates and options.imatrix is None
+    return job.has_gguf and job.calibrates and options.imatrix is None
 
 
 def gguf_targets(

@@ -99,6 +99,11 @@ def test_broken_model_gets_a_sentence_and_leaves_nothing(cli, demo_folder, tmp_p
             "context of Qwen3 demo, 2048",
         ),
         (["demo", "--to", "gguf:Q8_0", "--imatrix", "no.gguf"], 2, "no.gguf"),
+        (
+            ["demo", "--to", "bnb:nf4", "--calibration", "balanced"],
+            2,
+            "--calibration changes nothing about bnb:nf4",
+        ),
         (["demo", "--to", "gguf:Q8_0", "--out", "/proc/nowhere"], 1, "/proc/nowhere"),
     ],
 )
