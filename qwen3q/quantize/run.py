@@ -18,12 +18,13 @@ from qwen3q.models.tensors import check_tensors
 from qwen3q.plan.gguf_types import FileType
 from qwen3q.plan.job import QuantizeJob
 from qwen3q.plan.plan import Plan
-from qwen3q.plan.schemes import Layout, check_scheme
+from qwen3q.plan.schemes import Layout, Scheme, check_scheme
 from qwen3q.plan.targets import Target, plan_target
 from qwen3q.progress import ProgressFn, silent
 from qwen3q.quantize.artefacts import Artefact
 from qwen3q.quantize.footprint import Footprint
 from qwen3q.quantize.gguf import gguf_file_name, gguf_jobs, write_gguf
+from qwen3q.quantize.local_plan import plan_local
 from qwen3q.quantize.names import IMPORTANCE_PREFIX
 
 
@@ -63,17 +64,23 @@ def plan_targets(
 
     Raises:
         UsageError: the model does not fit a format.
-        ModelError: its tokenizer is broken, or llama.cpp can't run its config.
+        ModelError: its tokenizer is broken, its weights are not those of its config, or llama.cpp
+            can't run that.
     """
     config = extended(source.config, options)
     imatrix = read_imatrix(options.imatrix, source.config) if options.imatrix else None
     plans = []
     has_imatrix = calibrated or imatrix is not None
+    has_weights = source.folder is not None and any(source.folder.glob("*.safetensors"))
     for target in targets:
         if isinstance(target, FileType) and source.folder is not None and not calibrated:
             provenance = Provenance(source.title, source.repo, source.revision)
             jobs = gguf_jobs(source.folder, config, provenance, [target], Path(), imatrix=imatrix)
             plans.append(jobs[0].plan)
+        elif isinstance(target, Scheme) and has_weights:
+            assert source.folder is not None
+            with Checkpoint(source.folder) as checkpoint:
+                plans.append(plan_local(source, checkpoint, target))
         else:
             plans.append(plan_target(source.title, config, target, has_imatrix=has_imatrix))
     return plans

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -33,6 +34,43 @@ def test_plan_and_file_agree(cli, tmp_path):
     assert again.returncode == 1
     assert "exists already" in again.stderr
     assert "--force" in again.stderr
+
+
+def restored(demo_folder, folder, dtype: str, chosen: str):
+    """The demo with the tensors whose name holds ``chosen`` stored in another dtype."""
+    torch = pytest.importorskip("torch")
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(demo_folder, folder)
+    tensors = load_file(folder / "model.safetensors")
+    for name in tensors:
+        if chosen in name:
+            tensors[name] = tensors[name].to(getattr(torch, dtype))
+    save_file(tensors, folder / "model.safetensors")
+    return folder
+
+
+def test_the_plan_knows_what_a_folder_really_holds(cli, demo_folder, tmp_path):
+    """Norms in float32 under a config that says bfloat16, as some fine-tunes are saved."""
+    model = restored(demo_folder, tmp_path / "tune", "float32", "norm")
+    plan = cli("quantize", model, "--to", "fp8", "--dry-run", "--json")
+    done = cli("quantize", model, "--to", "fp8", "--out", tmp_path / "out", "--json")
+    assert done.returncode == 0, done.stderr
+    (planned,) = json.loads(plan.stdout)["plans"]
+    (artefact,) = json.loads(done.stdout)["artefacts"]
+    stored = (Path(artefact["path"]) / "model.safetensors").read_bytes()
+    header = int.from_bytes(stored[:8], "little")
+    assert len(stored) == 8 + header + planned["tensor_bytes"]
+    assert planned["file_bytes"] == artefact["file_bytes"]
+
+
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)])
+def test_weights_without_their_scales_are_refused(cli, demo_folder, tmp_path, dry):
+    model = restored(demo_folder, tmp_path / "cast", "float8_e4m3fn", "o_proj")
+    run = cli("quantize", model, "--to", "bnb:nf4", "--out", tmp_path / "out", *dry)
+    assert run.returncode == 2
+    assert "model.layers.0.self_attn.o_proj.weight is stored as F8_E4M3" in run.stderr
+    assert "Traceback" not in run.stderr
 
 
 def broken(demo_folder, tmp_path, damage: str):
