@@ -44,9 +44,10 @@ def engines_for(scheme: Scheme, config: Qwen3Config) -> Engines:
     vllm = scheme.layout not in (Layout.BNB_NF4, Layout.BNB_INT8)
     transformers = _TRANSFORMERS_NEEDS.get(scheme.layout)
     packed_words = scheme.layout in (Layout.GPTQ, Layout.AWQ)
+    gptqmodel = packed_words
     if scheme.layout is Layout.GPTQ and not scheme.symmetric:
-        vllm = False
-        notes.append("vLLM refuses asymmetric GPTQ; gptqmodel reads it.")
+        vllm = gptqmodel = False
+        notes.append("vLLM and GPTQModel refuse asymmetric GPTQ; transformers reads dense models.")
     if scheme.layout is Layout.PACK_QUANTIZED and not scheme.symmetric:
         notes.append(
             "Asymmetric zero points do not load in transformers 5 with compressed-tensors 0.19 "
@@ -63,11 +64,13 @@ def engines_for(scheme: Scheme, config: Qwen3Config) -> Engines:
             "transformers leaves the experts of this format at random values and says nothing: "
             "load it with vLLM, SGLang or gptqmodel."
         )
+    if config.is_moe and scheme.layout is Layout.INT_QUANTIZED:
+        transformers = None
+        notes.append("transformers 5 does not load experts of this format: take vLLM, or int4.")
     if config.is_moe and scheme.layout in (Layout.BNB_NF4, Layout.BNB_INT8):
-        notes.append(
-            "transformers 5 keeps experts in 16 bits under bitsandbytes; take transformers 4."
-        )
-    return Engines(vllm, transformers, packed_words, tuple(notes))
+        transformers = ("bitsandbytes", "transformers<5")
+        notes.append("transformers 5 does not load experts of this format; transformers 4 does.")
+    return Engines(vllm, transformers, gptqmodel, tuple(notes))
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,7 +99,9 @@ def write_side_files(
         _write_json(folder / GPTQ_CONFIG_NAME, config["quantization_config"])
     rows = [row for unit in units for row in unit.report]
     notes = [note for unit in units for note in unit.notes]
-    card = model_card(job.target.name, job.scheme, job.plan, source, calibration, rows, notes)
+    card = model_card(
+        job.target.name, job.scheme, job.plan, source, calibration, job.options, rows, notes
+    )
     (folder / CARD_NAME).write_text(card, encoding="utf-8")
     _write_json(folder / REPORT_NAME, report(job, source, calibration, rows, notes, run))
     _write_json(
