@@ -9,7 +9,7 @@ from pathlib import Path
 from qwen3q.checkpoint.reader import Checkpoint
 from qwen3q.devices import check_device
 from qwen3q.errors import DiskError, MissingPackageError, ModelError, UsageError
-from qwen3q.files import available_threads
+from qwen3q.files import available_threads, require_free_space
 from qwen3q.formats.gguf_metadata import Provenance, with_yarn
 from qwen3q.formats.imatrix import ImportanceMatrix, read_imatrix
 from qwen3q.models.config import Qwen3Config
@@ -272,6 +272,7 @@ def quantize_targets(
     if not job.schemes and not share:
         return quantize_gguf(source, file_types, out, files, progress=progress)
     _require_packages(job)
+    _require_room(source, [*([] if resume else job.schemes), *file_types], out, options, share)
     from qwen3q.quantize.calibrated import default_devices, quantize_calibrated
     from qwen3q.quantize.folder import RunOptions
     from qwen3q.quantize.stream import StreamOptions
@@ -295,6 +296,19 @@ def quantize_targets(
     kept = [t for t in job.targets if isinstance(t, FileType) and t not in file_types]
     artefacts += [_kept_gguf(source, job, file_type, out, options) for file_type in kept]
     return sorted(artefacts, key=lambda artefact: _position(job, artefact))
+
+
+def _require_room(
+    source: ModelSource, targets: Sequence[Target], out: Path, options: GgufOptions, share: bool
+) -> None:
+    """Whether all that will be written fits, files that come after hours of calibration too.
+
+    Raises:
+        DiskError: it does not, or can't be written.
+    """
+    plans = plan_targets(source, targets, options, calibrated=share)
+    there = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    require_free_space(there, sum(plan.file_bytes for plan in plans))
 
 
 def _kept_gguf(

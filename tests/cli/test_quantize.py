@@ -274,3 +274,18 @@ def test_resuming_leaves_a_file_alone_that_no_cut_run_explains(cli, tmp_path):
     assert refused.returncode == 1
     assert f"{stranger} exists already" in refused.stderr
     assert [path.name for path in tmp_path.iterdir()] == [stranger.name]
+
+
+def test_room_for_files_is_looked_for_before_the_calibration(demo_folder, tmp_path, monkeypatch):
+    """Qwen3-demo takes 7.1 MB as W4A16 and 8.4 MB as Q8_0; 64 MiB stay free."""
+    from qwen3q.errors import DiskError
+    from qwen3q.models.source import describe
+    from qwen3q.plan.job import QuantizeRequest, job_of
+    from qwen3q.quantize.run import quantize_targets
+
+    job = job_of(QuantizeRequest(("int4", "gguf:Q8_0"), samples=2, length=32))
+    room = type("Usage", (), {"free": (64 << 20) + 12_000_000})
+    monkeypatch.setattr("shutil.disk_usage", lambda path: room)
+    with pytest.raises(DiskError, match="GB free"):
+        quantize_targets(describe(str(demo_folder)), job, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
