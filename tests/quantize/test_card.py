@@ -88,3 +88,25 @@ def test_gptq_with_exceptions_is_not_for_transformers() -> None:
     text = card("qwen3-8b", parse_scheme("gptq:int4", overrides=exceptions), [])
     assert "AutoModelForCausalLM" not in text
     assert "| exception | `*.down_proj`: 8 bits |" in text
+
+
+@pytest.mark.parametrize(
+    ("pattern", "split"),
+    [
+        ("*.v_proj", "model.layers.0.self_attn.q_proj and model.layers.0.self_attn.v_proj"),
+        ("*.up_proj", "model.layers.0.mlp.gate_proj and model.layers.0.mlp.up_proj"),
+        ("*.self_attn.*", None),
+        ("*.down_proj", None),
+    ],
+)
+def test_exceptions_that_split_a_matrix_are_not_for_vllm(pattern: str, split: str | None) -> None:
+    """vLLM packs q, k and v, and gate and up (``packed_modules_mapping`` of its Qwen3)."""
+    scheme = parse_scheme("int4", overrides=(Override(pattern, keep_float=True),))
+    text = card("qwen3-8b", scheme, [])
+    assert ("vllm serve" in text) == (split is None)
+    assert (f"one matrix of {split}" in text) == (split is not None)
+
+
+def test_an_exception_that_changes_nothing_splits_nothing() -> None:
+    scheme = parse_scheme("gptq:int4", overrides=(Override("*.v_proj", bits=4),))
+    assert "vllm serve" in card("qwen3-8b", scheme, [])
