@@ -43,6 +43,9 @@ STORAGE_DTYPES: dict[str, Any] = {
 }
 """numpy's dtype per safetensors dtype; bf16 and fp8 come as their bits."""
 
+_NOT_FINITE = {"BF16": 0x7F80, "F8_E4M3": 0x7F, "F8_E5M2": 0x7C}
+"""The bits that NaN and Inf have set, and no other value has all of."""
+
 
 class Checkpoint(Closing):
     """All tensors of a model folder.
@@ -139,8 +142,9 @@ def check_finite(name: str, values: np.ndarray[Any, Any], dtype: str) -> None:
     """
     flat = values.reshape(-1)
     parts = (flat[i : i + _CHECKED_AT_ONCE] for i in range(0, flat.size, _CHECKED_AT_ONCE))
-    if dtype == "BF16":
-        finite = not any(((part & 0x7F80) == 0x7F80).any() for part in parts)
+    if dtype in _NOT_FINITE:
+        bits = _NOT_FINITE[dtype]
+        finite = not any(((part & bits) == bits).any() for part in parts)
     elif dtype in ("F16", "F32", "F64"):
         finite = all(np.isfinite(part).all() for part in parts)
     else:

@@ -109,4 +109,4 @@ def _loaded_by(engines: Engines) -> str:
         needs = f" (with {', '.join(engines.transformers)})" if engines.transformers else ""
         names.append(f"transformers{needs}")
     names += ["gptqmodel"] if engines.gptqmodel else []
-    return f"loaded by {', '.join(names)}"
+    return f"loaded by {', '.join(names) or 'no engine that is known'}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from qwen3q.models.config import Qwen3Config
 from qwen3q.models.tensors import Role, model_tensors
@@ -44,9 +44,10 @@ def engines_for(scheme: Scheme, config: Qwen3Config) -> Engines:
     vllm = scheme.layout not in (Layout.BNB_NF4, Layout.BNB_INT8)
     transformers = _TRANSFORMERS_NEEDS.get(scheme.layout)
     packed_words = scheme.layout in (Layout.GPTQ, Layout.AWQ)
+    gptqmodel = packed_words
     if scheme.layout is Layout.GPTQ and not scheme.symmetric:
-        vllm = False
-        notes.append("vLLM refuses asymmetric GPTQ; gptqmodel reads it.")
+        vllm = gptqmodel = False
+        notes.append("vLLM and GPTQModel refuse asymmetric GPTQ; transformers reads dense models.")
     if scheme.layout is Layout.PACK_QUANTIZED and not scheme.symmetric:
         notes.append(
             "Asymmetric zero points do not load in transformers 5 with compressed-tensors 0.19 "
@@ -57,17 +58,49 @@ def engines_for(scheme: Scheme, config: Qwen3Config) -> Engines:
         notes.append(
             "transformers does not read GPTQ with exceptions by tensor; vLLM and gptqmodel do."
         )
+    split = _split_matrix(scheme, config)
+    if split:
+        vllm = False
+        notes.append(
+            f"vLLM and SGLang make one matrix of {split[0]} and {split[1]}: give both the same "
+            "exception."
+        )
     if config.is_moe and packed_words:
         transformers = None
         notes.append(
             "transformers leaves the experts of this format at random values and says nothing: "
             "load it with vLLM, SGLang or gptqmodel."
         )
+    if config.is_moe and scheme.layout is Layout.INT_QUANTIZED:
+        transformers = None
+        notes.append("transformers 5 does not load experts of this format: take vLLM, or int4.")
     if config.is_moe and scheme.layout in (Layout.BNB_NF4, Layout.BNB_INT8):
-        notes.append(
-            "transformers 5 keeps experts in 16 bits under bitsandbytes; take transformers 4."
-        )
-    return Engines(vllm, transformers, packed_words, tuple(notes))
+        transformers = ("bitsandbytes", "transformers<5")
+        notes.append("transformers 5 does not load experts of this format; transformers 4 does.")
+    return Engines(vllm, transformers, gptqmodel, tuple(notes))
+
+
+_FUSED = {Role.Q: "qkv", Role.K: "qkv", Role.V: "qkv", Role.GATE: "gate_up", Role.UP: "gate_up"}
+
+
+def _split_matrix(scheme: Scheme, config: Qwen3Config) -> tuple[str, str] | None:
+    """Two modules that engines run as one matrix, but to which exceptions give different forms."""
+    if not scheme.overrides:
+        return None
+    first: dict[tuple[int | None, int | None, str], str] = {}
+    for spec in model_tensors(config):
+        fused = _FUSED.get(spec.role)
+        if fused is not None:
+            name = first.setdefault((spec.layer, spec.expert, fused), spec.name)
+            if _form(scheme, name) != _form(scheme, spec.name):
+                return name.removesuffix(".weight"), spec.name.removesuffix(".weight")
+    return None
+
+
+def _form(scheme: Scheme, name: str) -> Scheme | None:
+    """How one linear is stored; None: in float."""
+    chosen = scheme.at(name)
+    return chosen and replace(chosen, overrides=())
 
 
 @dataclass(frozen=True, slots=True)

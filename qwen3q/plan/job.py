@@ -56,8 +56,13 @@ class QuantizeJob:
 
     @property
     def calibrates(self) -> bool:
-        """Whether text is run: a scheme is solved with it, or the user asked for it."""
-        return self.calibration_asked or any(scheme.is_uniform for scheme in self.schemes)
+        """Whether text is run: a scheme is solved with it, or GGUF files are to use it."""
+        solved = any(scheme.is_uniform for scheme in self.schemes)
+        return solved or (self.calibration_asked and self.has_gguf)
+
+    @property
+    def has_gguf(self) -> bool:
+        return len(self.schemes) < len(self.targets)
 
 
 def job_of(request: QuantizeRequest) -> QuantizeJob:
@@ -106,11 +111,12 @@ def _require_use(request: QuantizeRequest, job: QuantizeJob, formats: tuple[str,
         ("--group-size", request.group_size, grouped),
         ("--bits", request.bits, uniform),
         ("--sym/--asym", request.symmetric, uniform),
+        ("--calibration", request.calibration, job.calibrates),
         ("--calibration-samples", request.samples, job.calibrates),
         ("--calibration-length", request.length, job.calibrates),
     ):
         if value is not None and not used:
             hint = "Leave it out."
-            if option.startswith("--calibration"):
+            if option.startswith("--calibration") and job.has_gguf:
                 hint = "Add --calibration balanced, or leave it out."
             raise UsageError(f"{option} changes nothing about {', '.join(formats)}.", hint)

@@ -25,6 +25,7 @@ from qwen3q.plan.plan import Plan
 from qwen3q.plan.schemes import Layout, Scheme
 from qwen3q.quantize.card import model_card
 from qwen3q.quantize.journal import Unit
+from qwen3q.quantize.local_plan import copied_files
 from qwen3q.quantize.names import (
     CARD_NAME,
     CONFIG_NAME,
@@ -36,20 +37,6 @@ from qwen3q.quantize.names import (
 MANIFEST_FORMAT = 1
 NOT_CHECKSUMMED = (REPORT_NAME, CARD_NAME)
 """The report holds seconds; the card is for people, and evaluations add to it."""
-
-COPIED_NAMES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.json",
-    "merges.txt",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "generation_config.json",
-    "LICENSE",
-)
-"""What a quantized folder takes over from its source as it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +69,6 @@ def artefact_name(title: str, scheme: Scheme) -> str:
     return f"{title.replace(' ', '-')}-{scheme.suffix}"
 
 
-def copied_files(folder: Path) -> list[Path]:
-    """The source's files that an artefact takes over."""
-    return [folder / name for name in COPIED_NAMES if (folder / name).is_file()]
-
-
 def write_side_files(
     folder: Path,
     job: FolderJob,
@@ -117,7 +99,9 @@ def write_side_files(
         _write_json(folder / GPTQ_CONFIG_NAME, config["quantization_config"])
     rows = [row for unit in units for row in unit.report]
     notes = [note for unit in units for note in unit.notes]
-    card = model_card(job.target.name, job.scheme, job.plan, source, calibration, rows, notes)
+    card = model_card(
+        job.target.name, job.scheme, job.plan, source, calibration, job.options, rows, notes
+    )
     (folder / CARD_NAME).write_text(card, encoding="utf-8")
     _write_json(folder / REPORT_NAME, report(job, source, calibration, rows, notes, run))
     _write_json(

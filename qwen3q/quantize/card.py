@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
@@ -32,6 +33,7 @@ def model_card(
     plan: Plan,
     source: ModelSource,
     calibration: Mapping[str, Any],
+    options: Mapping[str, Any],
     rows: Sequence[Mapping[str, Any]],
     notes: Sequence[str],
 ) -> str:
@@ -39,6 +41,7 @@ def model_card(
 
     Args:
         calibration: what calibrated it; empty if nothing did.
+        options: what the solver was told; empty where there was none.
         rows: report rows, one per quantized linear.
         notes: remarks that solvers made.
     """
@@ -47,7 +50,7 @@ def model_card(
         _front_matter(scheme, source),
         f"# {name}\n\n{base} in {scheme.name}: {scheme.describe()}. "
         f"Made with qwen3q {__version__}.",
-        "## What was done\n\n" + _table(scheme, plan, source.config, calibration),
+        "## What was done\n\n" + _table(scheme, plan, source.config, calibration, options),
     ]
     if rows:
         parts.append("## What it cost\n\n" + _errors(rows))
@@ -84,7 +87,13 @@ def _kept(config: Qwen3Config) -> list[str]:
     return kept + (["routers"] if config.is_moe else [])
 
 
-def _table(scheme: Scheme, plan: Plan, config: Qwen3Config, calibration: Mapping[str, Any]) -> str:
+def _table(
+    scheme: Scheme,
+    plan: Plan,
+    config: Qwen3Config,
+    calibration: Mapping[str, Any],
+    options: Mapping[str, Any],
+) -> str:
     rows = [
         ("format", scheme.describe()),
         ("layout", str(scheme.layout)),
@@ -93,6 +102,7 @@ def _table(scheme: Scheme, plan: Plan, config: Qwen3Config, calibration: Mapping
     ]
     for override in scheme.overrides:
         rows.append(("exception", f"`{override.pattern}`: {_override_words(override)}"))
+    rows += [(key.replace("_", " "), str(value)) for key, value in options.items()]
     rows += [(f"calibration: {key}", str(value)) for key, value in calibration.items()]
     return "\n".join(["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows)])
 
@@ -152,7 +162,7 @@ def _usage(name: str, scheme: Scheme, config: Qwen3Config) -> str:
     if engines.vllm:
         parts.append(f"```sh\nvllm serve ./{name}\n```")
     if engines.transformers is not None:
-        packages = " ".join(("transformers", "accelerate", *engines.transformers))
+        packages = shlex.join(("transformers", "accelerate", *engines.transformers))
         parts.append(
             f"With transformers (`pip install {packages}`):\n\n"
             "```python\n"

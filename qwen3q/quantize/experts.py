@@ -4,6 +4,7 @@ An expert is calibrated on the tokens that the quantized prefix routes to it. If
 ``SolveOptions.min_expert_tokens`` are, it also gets those unrouted tokens for which its router
 probability is highest, up to that number. If not even a quarter of the number are its own, error
 feedback would fit inputs it never sees, so it is rounded to nearest, weighted by their squares.
+Nor are scales fitted to so few (``folds``).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from qwen3q.models.decoder import ROUTER, expert_names, gated, mlp, plain_linear
 from qwen3q.plan.schemes import Scheme
 from qwen3q.quantize.activations import Activations
 from qwen3q.quantize.folds import MLP_NORM
-from qwen3q.quantize.limits import EXPERT_TOKENS, experts_at_once
+from qwen3q.quantize.limits import EXPERT_TOKENS, experts_at_once, too_few
 from qwen3q.quantize.stage import LayerWork
 
 
@@ -54,7 +55,7 @@ def choose_tokens(probabilities: torch.Tensor, per_token: int, least: int) -> li
         if forced:
             others = probabilities[:, expert].masked_fill(own, -1)
             own[others.topk(forced).indices] = True
-        few = natural * 4 < least
+        few = too_few(natural, least)
         weak = f"only {natural} calibration tokens are routed to it" if few else ""
         out.append(ExpertTokens(own.nonzero()[:, 0], forced, weak))
     return out

@@ -18,14 +18,11 @@ from typing import Any
 from qwen3q.calibrate.rows import TokenRows
 from qwen3q.checkpoint.reader import Checkpoint
 from qwen3q.checkpoint.shards import INDEX_NAME
-from qwen3q.checkpoint.torch_io import TORCH_NAMES
 from qwen3q.checkpoint.writer import file_sha256
 from qwen3q.errors import CheckpointError, Interrupted, Qwen3qError, UsageError
 from qwen3q.files import partial_path, require_free_space, sole_writer
 from qwen3q.models.config import Qwen3Config
 from qwen3q.models.source import ModelSource
-from qwen3q.models.tensors import check_tensors
-from qwen3q.plan.folder import plan_folder
 from qwen3q.plan.schemes import Scheme
 from qwen3q.process_memory import peak_since_start
 from qwen3q.progress import ProgressFn, silent
@@ -33,7 +30,6 @@ from qwen3q.quantize.arithmetic import workload_of
 from qwen3q.quantize.artefact import (
     FolderJob,
     artefact_name,
-    copied_files,
     is_published,
     publish,
     require_target,
@@ -44,6 +40,7 @@ from qwen3q.quantize.folder_work import OUTSIDE, FolderWork, unit_name
 from qwen3q.quantize.footprint import Footprint, predict_peak
 from qwen3q.quantize.importance import ImportanceStore
 from qwen3q.quantize.job_fingerprint import job_fingerprint
+from qwen3q.quantize.local_plan import copied_files, float_dtypes, plan_local
 from qwen3q.quantize.names import CONFIG_NAME
 from qwen3q.quantize.solve import SolvedLayer, SolveOptions, solve_layer
 from qwen3q.quantize.stream import StreamOptions, stream_layers
@@ -94,12 +91,10 @@ def folder_jobs(
 
     Raises:
         ModelError: the checkpoint's tensors are not those of its config.
-        UsageError: a scheme that can't be written or does not fit, or two with one name.
+        UsageError: a weight that is no float, a scheme that can't be written or does not fit, or
+            two with one name.
     """
-    check_tensors(source.config, checkpoint.shapes, str(source.folder))
-    dtypes = {name: TORCH_NAMES[info.dtype] for name, info in checkpoint.tensors.items()}
-    assert source.folder is not None
-    tokenizer = sum(path.stat().st_size for path in copied_files(source.folder))
+    dtypes = float_dtypes(checkpoint)
     jobs: list[FolderJob] = []
     for scheme in schemes:
         if scheme.is_plan_only:
@@ -107,9 +102,7 @@ def folder_jobs(
                 f"{scheme.name} can be estimated but not written.",
                 "Formats that are written: gptq:int4, awq:int4, int8, int4, bnb:nf4, fp8, ...",
             )
-        plan = plan_folder(
-            source.title, source.config, scheme, dtypes=dtypes, tokenizer_bytes=tokenizer
-        )
+        plan = plan_local(source, checkpoint, scheme)
         solve = asdict(options or SolveOptions()) if scheme.is_uniform else {}
         target = out / artefact_name(source.title, scheme)
         if any(job.target == target for job in jobs):

@@ -21,7 +21,7 @@ from qwen3q.plan.schemes import Scheme
 from qwen3q.quantize.activations import Activations
 from qwen3q.quantize.awq import search_scales
 from qwen3q.quantize.gptq import factorize
-from qwen3q.quantize.limits import FITTED_OUTPUTS, SAMPLE_STRIDE
+from qwen3q.quantize.limits import FITTED_OUTPUTS, SAMPLE_STRIDE, too_few
 from qwen3q.quantize.linears import SolveOptions
 from qwen3q.quantize.smooth import (
     SmoothTarget,
@@ -165,7 +165,10 @@ class _Search:
     def best_by_moments(self, linear: str) -> torch.Tensor | None:
         """Scales of an expert's inner channels, by their mean squares alone."""
         spec = self.layer.specs[linear]
-        importance = self.layer.sampled_moments[spec.name].mean_squares[None]
+        moments = self.layer.sampled_moments[spec.name]
+        if too_few(moments.tokens, self.options.min_expert_tokens):
+            return None
+        importance = moments.mean_squares[None]
         return self._searched(SmoothTarget(self._stacked((linear,)), importance), linear)
 
     def _best(

@@ -12,6 +12,7 @@ import numpy as np
 from safetensors.numpy import load_file, save
 
 from qwen3q.checkpoint.writer import sync_folder
+from qwen3q.quantize.names import IMPORTANCE_PREFIX
 
 if TYPE_CHECKING:
     from qwen3q.calibrate.statistics import InputMoments
@@ -25,7 +26,7 @@ class ImportanceStore:
     """
 
     def __init__(self, out: Path, fingerprint: str) -> None:
-        self.folder = out / f".importance-{fingerprint}"
+        self.folder = out / f"{IMPORTANCE_PREFIX}{fingerprint}"
 
     def first_missing_layer(self, layers: int) -> int:
         """The first decoder layer that is not kept; ``layers`` if all are."""

@@ -7,16 +7,15 @@ from collections.abc import Iterator, Mapping
 import torch
 
 from qwen3q.checkpoint.reader import Checkpoint, check_finite
-from qwen3q.errors import UsageError
+from qwen3q.checkpoint.torch_io import torch_dtype
 from qwen3q.models.config import Qwen3Config
 from qwen3q.models.tensors import layer_tensors
+from qwen3q.quantize.local_plan import float_dtype
 
 EMBEDDING = "model.embed_tokens.weight"
 
 _READ_VALUES = 1 << 22
 """Values that are widened at a time, so that a tensor is never in memory twice."""
-
-_TORCH_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 
 
 class LayerWeights(Mapping[str, torch.Tensor]):
@@ -55,23 +54,13 @@ class LayerWeights(Mapping[str, torch.Tensor]):
 
     def dtype(self, name: str) -> torch.dtype:
         """What a tensor is stored in."""
-        return _float_dtype(self._checkpoint, name)
+        return torch_dtype(float_dtype(self._checkpoint, name))
 
 
 def embedded(checkpoint: Checkpoint, tokens: torch.Tensor) -> torch.Tensor:
     """Embeddings of ``[rows, length]`` tokens, float32; reads no other row of the table."""
     array = checkpoint.array(EMBEDDING)
-    dtype = _float_dtype(checkpoint, EMBEDDING)
+    dtype = torch_dtype(float_dtype(checkpoint, EMBEDDING))
     picked = array[tokens.flatten().numpy()]
     check_finite(EMBEDDING, picked, checkpoint.tensors[EMBEDDING].dtype)
     return torch.from_numpy(picked).view(dtype).float().view(*tokens.shape, array.shape[1])
-
-
-def _float_dtype(checkpoint: Checkpoint, name: str) -> torch.dtype:
-    dtype = checkpoint.tensors[name].dtype
-    if dtype not in _TORCH_DTYPES:
-        raise UsageError(
-            f"{name} is stored as {dtype}; only float checkpoints can be quantized.",
-            "Start from the original bf16 model.",
-        )
-    return _TORCH_DTYPES[dtype]

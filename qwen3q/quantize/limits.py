@@ -22,6 +22,15 @@ _EXPERTS_BYTES = 1 << 30
 """About how much memory experts that are solved side by side may take."""
 
 
+def too_few(tokens: int, least: int) -> bool:
+    """Whether what is fitted to an expert's tokens would fit these and no others.
+
+    Args:
+        least: ``SolveOptions.min_expert_tokens``.
+    """
+    return tokens * 4 < least
+
+
 def experts_at_once(config: Qwen3Config) -> int:
     """Experts that are solved side by side."""
     hidden, inner = config.hidden_size, config.moe_intermediate_size

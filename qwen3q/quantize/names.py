@@ -1,4 +1,4 @@
-"""Names of the files beside an artefact's shards."""
+"""Names of the files beside an artefact's shards, and of what a run keeps until its end."""
 
 from __future__ import annotations
 
@@ -7,3 +7,4 @@ CARD_NAME = "README.md"
 REPORT_NAME = "report.json"
 MANIFEST_NAME = "manifest.json"
 GPTQ_CONFIG_NAME = "quantize_config.json"
+IMPORTANCE_PREFIX = ".importance-"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qwen3q.checkpoint.reader import Checkpoint
 from qwen3q.devices import best_device, check_device
 from qwen3q.errors import DiskError, MissingPackageError, ModelError, UsageError
+from qwen3q.files import require_free_space
 from qwen3q.formats.gguf_metadata import Provenance
 from qwen3q.formats.imatrix import ImportanceMatrix, read_imatrix
 from qwen3q.models.config import Qwen3Config
@@ -18,12 +19,14 @@ from qwen3q.models.yarn import with_yarn
 from qwen3q.plan.gguf_types import FileType
 from qwen3q.plan.job import QuantizeJob
 from qwen3q.plan.plan import Plan
-from qwen3q.plan.schemes import Layout, check_scheme
+from qwen3q.plan.schemes import Layout, Scheme, check_scheme
 from qwen3q.plan.targets import Target, plan_target
 from qwen3q.progress import ProgressFn, silent
 from qwen3q.quantize.artefacts import Artefact
 from qwen3q.quantize.footprint import Footprint
 from qwen3q.quantize.gguf import gguf_file_name, gguf_jobs, write_gguf
+from qwen3q.quantize.local_plan import plan_local
+from qwen3q.quantize.names import IMPORTANCE_PREFIX
 from qwen3q.threads import available_threads
 
 
@@ -63,17 +66,23 @@ def plan_targets(
 
     Raises:
         UsageError: the model does not fit a format.
-        ModelError: its tokenizer is broken, or llama.cpp can't run its config.
+        ModelError: its tokenizer is broken, its weights are not those of its config, or llama.cpp
+            can't run that.
     """
     config = extended(source.config, options)
     imatrix = read_imatrix(options.imatrix, source.config) if options.imatrix else None
     plans = []
     has_imatrix = calibrated or imatrix is not None
+    has_weights = source.folder is not None and any(source.folder.glob("*.safetensors"))
     for target in targets:
         if isinstance(target, FileType) and source.folder is not None and not calibrated:
             provenance = Provenance(source.title, source.repo, source.revision)
             jobs = gguf_jobs(source.folder, config, provenance, [target], Path(), imatrix=imatrix)
             plans.append(jobs[0].plan)
+        elif isinstance(target, Scheme) and has_weights:
+            assert source.folder is not None
+            with Checkpoint(source.folder) as checkpoint:
+                plans.append(plan_local(source, checkpoint, target))
         else:
             plans.append(plan_target(source.title, config, target, has_imatrix=has_imatrix))
     return plans
@@ -93,7 +102,7 @@ def check_job(
     """
     for device in devices:
         check_device(device)
-    if not any(isinstance(target, FileType) for target in job.targets):
+    if not job.has_gguf:
         for option, value in (("--yarn", options.yarn), ("--imatrix", options.imatrix)):
             if value is not None:
                 raise UsageError(
@@ -139,7 +148,7 @@ def check_targets(
         raise UsageError(
             "--resume goes on with what is there, and --force throws it away.", "Give one of them."
         )
-    gguf_targets(source, [t for t in job.targets if isinstance(t, FileType)], out, options)
+    gguf_left(source, job, out, options, resume=resume)
     if job.schemes and not resume:
         from qwen3q.quantize.artefact import artefact_name, require_target
 
@@ -147,10 +156,33 @@ def check_targets(
             require_target(out / artefact_name(source.title, scheme), replace=options.replace)
 
 
+def gguf_left(
+    source: ModelSource, job: QuantizeJob, out: Path, options: GgufOptions, *, resume: bool
+) -> list[FileType]:
+    """The job's file types that are still to be written.
+
+    Files come after all folders, and the importance for them is kept until every file is there. So
+    where importance is kept, a run that goes on makes all files again; where none is and the
+    folders are there, it leaves files that are there alone.
+
+    Raises:
+        DiskError: a file is there that may not be replaced.
+    """
+    file_types = [target for target in job.targets if isinstance(target, FileType)]
+    if resume and any(out.glob(f"{IMPORTANCE_PREFIX}*")):
+        return file_types
+    if resume and job.schemes:
+        from qwen3q.quantize.artefact import artefact_name
+
+        if all((out / artefact_name(source.title, scheme)).is_dir() for scheme in job.schemes):
+            return [t for t in file_types if not (out / gguf_file_name(source.title, t)).exists()]
+    gguf_targets(source, file_types, out, options)
+    return file_types
+
+
 def shares_importance(job: QuantizeJob, options: GgufOptions) -> bool:
     """Whether the job's GGUF files get the importance matrix of its own calibration."""
-    gguf = any(isinstance(target, FileType) for target in job.targets)
-    return gguf and job.calibrates and options.imatrix is None
+    return job.has_gguf and job.calibrates and options.imatrix is None
 
 
 def gguf_targets(
@@ -236,11 +268,13 @@ def quantize_targets(
     options = options or GgufOptions()
     check_job(source, job, options, devices)
     check_targets(source, job, out, options, resume=resume)
-    file_types = [target for target in job.targets if isinstance(target, FileType)]
-    share = shares_importance(job, options)
+    file_types = gguf_left(source, job, out, options, resume=resume)
+    files = replace(options, replace=options.replace or resume)
+    share = bool(file_types) and shares_importance(job, options)
     if not job.schemes and not share:
-        return quantize_gguf(source, file_types, out, options, progress=progress)
+        return quantize_gguf(source, file_types, out, files, progress=progress)
     _require_packages(job)
+    _require_room(source, [*([] if resume else job.schemes), *file_types], out, options, share)
     from qwen3q.quantize.calibrated import quantize_calibrated
     from qwen3q.quantize.folder import RunOptions
     from qwen3q.quantize.stream import StreamOptions
@@ -257,11 +291,38 @@ def quantize_targets(
     )
     if file_types:
         artefacts += quantize_gguf(
-            source, file_types, out, options, imatrix=matrix, progress=progress
+            source, file_types, out, files, imatrix=matrix, progress=progress
         )
     if store:
         store.discard()
+    kept = [t for t in job.targets if isinstance(t, FileType) and t not in file_types]
+    artefacts += [_kept_gguf(source, job, file_type, out, options) for file_type in kept]
     return sorted(artefacts, key=lambda artefact: _position(job, artefact))
+
+
+def _require_room(
+    source: ModelSource, targets: Sequence[Target], out: Path, options: GgufOptions, share: bool
+) -> None:
+    """Whether all that will be written fits, files that come after hours of calibration too.
+
+    Raises:
+        DiskError: it does not, or can't be written.
+    """
+    plans = plan_targets(source, targets, options, calibrated=share)
+    there = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    require_free_space(there, sum(plan.file_bytes for plan in plans))
+
+
+def _kept_gguf(
+    source: ModelSource, job: QuantizeJob, file_type: FileType, out: Path, options: GgufOptions
+) -> Artefact:
+    """A file that an earlier run completed."""
+    path = out / gguf_file_name(source.title, file_type)
+    config = extended(source.config, options)
+    weighted = options.imatrix is not None or shares_importance(job, options)
+    plan = plan_target(source.title, config, file_type, has_imatrix=weighted)
+    beside = path.stat().st_size - plan.tensor_bytes
+    return Artefact(path, replace(plan, overhead_bytes=beside, overhead_exact=True), 0.0)
 
 
 def predict_memory(

@@ -138,6 +138,18 @@ def test_bf16_that_is_not_finite_is_refused(bits):
     check_finite("w", np.array([0x3F80, 0x7F7F, 0xFF7F], np.uint16), "BF16")
 
 
+@pytest.mark.parametrize(("name", "stored"), [("e4m3fn", "F8_E4M3"), ("e5m2", "F8_E5M2")])
+def test_fp8_is_refused_where_torch_finds_it_not_finite(name, stored):
+    torch = pytest.importorskip("torch")
+    every = np.arange(256, dtype=np.uint8)
+    values = torch.from_numpy(every).view(getattr(torch, f"float8_{name}")).float()
+    finite = torch.isfinite(values).numpy()
+    check_finite("w", every[finite], stored)
+    for bits in every[~finite]:
+        with pytest.raises(CheckpointError, match="Tensor w holds NaN or Inf"):
+            check_finite("w", np.array([0, bits], np.uint8), stored)
+
+
 def test_load_file_agrees_on_the_demo(demo_folder):
     assert set(Checkpoint(demo_folder).tensors) == set(load_keys(demo_folder / "model.safetensors"))
 

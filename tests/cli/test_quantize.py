@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -33,6 +34,43 @@ def test_plan_and_file_agree(cli, tmp_path):
     assert again.returncode == 1
     assert "exists already" in again.stderr
     assert "--force" in again.stderr
+
+
+def restored(demo_folder, folder, dtype: str, chosen: str):
+    """The demo with the tensors whose name holds ``chosen`` stored in another dtype."""
+    torch = pytest.importorskip("torch")
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(demo_folder, folder)
+    tensors = load_file(folder / "model.safetensors")
+    for name in tensors:
+        if chosen in name:
+            tensors[name] = tensors[name].to(getattr(torch, dtype))
+    save_file(tensors, folder / "model.safetensors")
+    return folder
+
+
+def test_the_plan_knows_what_a_folder_really_holds(cli, demo_folder, tmp_path):
+    """Norms in float32 under a config that says bfloat16, as some fine-tunes are saved."""
+    model = restored(demo_folder, tmp_path / "tune", "float32", "norm")
+    plan = cli("quantize", model, "--to", "fp8", "--dry-run", "--json")
+    done = cli("quantize", model, "--to", "fp8", "--out", tmp_path / "out", "--json")
+    assert done.returncode == 0, done.stderr
+    (planned,) = json.loads(plan.stdout)["plans"]
+    (artefact,) = json.loads(done.stdout)["artefacts"]
+    stored = (Path(artefact["path"]) / "model.safetensors").read_bytes()
+    header = int.from_bytes(stored[:8], "little")
+    assert len(stored) == 8 + header + planned["tensor_bytes"]
+    assert planned["file_bytes"] == artefact["file_bytes"]
+
+
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)])
+def test_weights_without_their_scales_are_refused(cli, demo_folder, tmp_path, dry):
+    model = restored(demo_folder, tmp_path / "cast", "float8_e4m3fn", "o_proj")
+    run = cli("quantize", model, "--to", "bnb:nf4", "--out", tmp_path / "out", *dry)
+    assert run.returncode == 2
+    assert "model.layers.0.self_attn.o_proj.weight is stored as F8_E4M3" in run.stderr
+    assert "Traceback" not in run.stderr
 
 
 def broken(demo_folder, tmp_path, damage: str):
@@ -99,6 +137,11 @@ def test_broken_model_gets_a_sentence_and_leaves_nothing(cli, demo_folder, tmp_p
             "context of Qwen3 demo, 2048",
         ),
         (["demo", "--to", "gguf:Q8_0", "--imatrix", "no.gguf"], 2, "no.gguf"),
+        (
+            ["demo", "--to", "bnb:nf4", "--calibration", "balanced"],
+            2,
+            "--calibration changes nothing about bnb:nf4",
+        ),
         (["demo", "--to", "gguf:Q8_0", "--out", "/proc/nowhere"], 1, "/proc/nowhere"),
     ],
 )
@@ -122,12 +165,12 @@ def test_engines_and_legality_are_told_before_the_work(cli):
     assert "--group-size 64 would be legal" in lines[3]
     assert "--group-size 32 would be legal" in lines[4]
     assert "random values" in lines[5]
-    assert lines[6] == "int8: loaded by vLLM, transformers (with compressed-tensors)."
+    assert lines[6] == "int8: loaded by vLLM."
     quiet = cli(*arguments, "--json")
     assert quiet.stderr == ""
     gptq, int8 = json.loads(quiet.stdout)["engines"]
     assert gptq["transformers"] is None
-    assert int8["transformers"] == ["compressed-tensors"]
+    assert int8["transformers"] is None
     splits = {split["size"]: split for split in gptq["tensor_parallel"]}
     assert [size for size, split in splits.items() if split["legal"]] == [1, 2]
     assert (splits[4]["legal_group_size"], splits[8]["legal_group_size"]) == (64, 32)
@@ -145,7 +188,7 @@ def test_one_gpu_is_one_and_the_numbers_are_those_of_a_gpu(cli):
 
 def test_asymmetric_gptq_is_said_not_to_be_for_vllm(cli):
     told = cli("quantize", "qwen3-8b", "--to", "gptq:int4", "--asym", "--dry-run")
-    assert "vLLM refuses asymmetric GPTQ" in told.stderr
+    assert "vLLM and GPTQModel refuse asymmetric GPTQ" in told.stderr
     assert "loaded by transformers" in told.stderr
 
 
@@ -197,3 +240,52 @@ def test_a_quantized_model_is_refused_before_its_weights_are_fetched(cli, packed
     assert "Tune-GPTQ is quantized already (gptq)." in run.stderr
     assert hub.served_bytes("config.json") > 0
     assert hub.served_bytes("model.safetensors") == 0
+
+
+SHORT = ("--calibration-samples", "2", "--calibration-length", "32")
+
+
+def test_a_run_cut_after_its_files_goes_on(cli, tmp_path):
+    """Files are renamed one after another, and what they need is kept until all are there."""
+    formats = ("--to", "bnb:nf4", "--to", "gguf:Q4_K_M", "--to", "gguf:Q8_0")
+    call = ("quantize", "demo", *formats, "--calibration", "balanced", *SHORT, "--out", tmp_path)
+    assert cli(*call).returncode == 0
+    made = {path.name: path.read_bytes() for path in tmp_path.glob("*.gguf")}
+    first, second = sorted(made)
+
+    done = cli(*call, "--resume", "--json")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)["artefacts"]
+    assert [a["file_bytes"] for a in told[1:]] == [len(made[first]), len(made[second])]
+
+    (tmp_path / ".importance-of-this-run").mkdir()
+    (tmp_path / first).write_bytes(b"from a file that the cut run was to replace")
+    (tmp_path / second).unlink()
+    resumed = cli(*call, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("*.gguf")} == made
+
+
+def test_resuming_leaves_a_file_alone_that_no_cut_run_explains(cli, tmp_path):
+    stranger = tmp_path / "Qwen3-demo-Q8_0.gguf"
+    stranger.write_bytes(b"somebody's")
+    call = ("quantize", "demo", "--to", "int4", "--to", "gguf:Q8_0", *SHORT, "--out", tmp_path)
+    refused = cli(*call, "--resume")
+    assert refused.returncode == 1
+    assert f"{stranger} exists already" in refused.stderr
+    assert [path.name for path in tmp_path.iterdir()] == [stranger.name]
+
+
+def test_room_for_files_is_looked_for_before_the_calibration(demo_folder, tmp_path, monkeypatch):
+    """Qwen3-demo takes 7.1 MB as W4A16 and 8.4 MB as Q8_0; 64 MiB stay free."""
+    from qwen3q.errors import DiskError
+    from qwen3q.models.source import describe
+    from qwen3q.plan.job import QuantizeRequest, job_of
+    from qwen3q.quantize.run import quantize_targets
+
+    job = job_of(QuantizeRequest(("int4", "gguf:Q8_0"), samples=2, length=32))
+    room = type("Usage", (), {"free": (64 << 20) + 12_000_000})
+    monkeypatch.setattr("shutil.disk_usage", lambda path: room)
+    with pytest.raises(DiskError, match="GB free"):
+        quantize_targets(describe(str(demo_folder)), job, tmp_path / "out")
+    assert not list(tmp_path.iterdir())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import pytest
 import yaml
 
 from qwen3q.models.catalog import find_release
@@ -24,7 +25,9 @@ def card(release_name: str, scheme: Scheme, rows: list[dict[str, Any]]) -> str:
     plan = plan_folder(release.title, config, scheme)
     name = f"{release.title}-{scheme.suffix}"
     calibration = {"name": "balanced", "tokens": 60000}
-    return model_card(name, scheme, plan, source, calibration, rows, ["folded up into down"])
+    options = {"algorithm": "gptq", "min_expert_tokens": 128}
+    notes = ["folded up into down"]
+    return model_card(name, scheme, plan, source, calibration, options, rows, notes)
 
 
 def row(name: str, error: float, **more: Any) -> dict[str, Any]:
@@ -42,6 +45,8 @@ def test_dense_gptq() -> None:
     assert "# Qwen3-8B-GPTQ-Int4" in text
     assert "vllm serve ./Qwen3-8B-GPTQ-Int4" in text
     assert "| calibration: tokens | 60000 |" in text
+    assert "| algorithm | gptq |" in text
+    assert "| min expert tokens | 128 |" in text
     assert "| down_proj | 0.02 | 0.04 |" in text
     assert "- folded up into down" in text
     assert "## Experts" not in text
@@ -60,10 +65,22 @@ def test_experts_and_what_does_not_load_them() -> None:
     assert "GPTQModel.load" in text
 
 
-def test_asymmetric_gptq_is_not_for_vllm() -> None:
+def test_asymmetric_gptq_is_for_transformers_alone() -> None:
+    """GPTQModel 7.6: "Loading of a sym=False model with format=FORMAT.GPTQ is only supported if
+    produced by gptqmodel"."""
     text = card("qwen3-8b", parse_scheme("gptq:int4", symmetric=False), [])
     assert "vllm serve" not in text
-    assert "vLLM refuses asymmetric GPTQ" in text
+    assert "GPTQModel.load" not in text
+    assert "AutoModelForCausalLM" in text
+    assert "vLLM and GPTQModel refuse asymmetric GPTQ" in text
+
+
+@pytest.mark.parametrize("name", ["int8", "bnb:nf4"])
+def test_experts_that_transformers_5_does_not_load(name: str) -> None:
+    """transformers 5.23 ends such a load with an error; 4.57 loads bitsandbytes' experts."""
+    text = card("qwen3-30b-a3b", parse_scheme(name), [])
+    assert "transformers 5 does not load experts of this format" in text
+    assert ("AutoModelForCausalLM" in text) == ("'transformers<5'" in text) == (name == "bnb:nf4")
 
 
 def test_gptq_with_exceptions_is_not_for_transformers() -> None:
@@ -71,3 +88,25 @@ def test_gptq_with_exceptions_is_not_for_transformers() -> None:
     text = card("qwen3-8b", parse_scheme("gptq:int4", overrides=exceptions), [])
     assert "AutoModelForCausalLM" not in text
     assert "| exception | `*.down_proj`: 8 bits |" in text
+
+
+@pytest.mark.parametrize(
+    ("pattern", "split"),
+    [
+        ("*.v_proj", "model.layers.0.self_attn.q_proj and model.layers.0.self_attn.v_proj"),
+        ("*.up_proj", "model.layers.0.mlp.gate_proj and model.layers.0.mlp.up_proj"),
+        ("*.self_attn.*", None),
+        ("*.down_proj", None),
+    ],
+)
+def test_exceptions_that_split_a_matrix_are_not_for_vllm(pattern: str, split: str | None) -> None:
+    """vLLM packs q, k and v, and gate and up (``packed_modules_mapping`` of its Qwen3)."""
+    scheme = parse_scheme("int4", overrides=(Override(pattern, keep_float=True),))
+    text = card("qwen3-8b", scheme, [])
+    assert ("vllm serve" in text) == (split is None)
+    assert (f"one matrix of {split}" in text) == (split is not None)
+
+
+def test_an_exception_that_changes_nothing_splits_nothing() -> None:
+    scheme = parse_scheme("gptq:int4", overrides=(Override("*.v_proj", bits=4),))
+    assert "vllm serve" in card("qwen3-8b", scheme, [])

@@ -73,6 +73,15 @@ def test_codes_fit_the_layout_and_scales_its_dtype(name: str) -> None:
     assert rounded.scales.shape[1] == 256 // scheme.group_of(256)
 
 
+@pytest.mark.parametrize("name", ["int4", "int8"])
+@pytest.mark.parametrize("factor", [2.0**-40, 2.0**40])
+def test_weights_of_any_size_are_rounded_alike_under_bf16_scales(name: str, factor: float) -> None:
+    scheme, values, costs = parse_scheme(name), weights(256, 16), torch.ones(1, 256)
+    plain, scaled = (round_to_nearest(v, costs, scheme) for v in (values, values * factor))
+    assert torch.equal(scaled.steps, plain.steps)
+    assert torch.equal(scaled.scales, plain.scales * factor)
+
+
 def test_a_group_of_zeros_stays_zero() -> None:
     for name in SCHEMES:
         scheme = parse_scheme(name)

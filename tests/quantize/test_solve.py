@@ -212,6 +212,22 @@ def test_rare_experts_are_topped_up_and_told(experts: Path) -> None:
     assert {row.name for row in weak} == {row.name for row in rows if row.tokens * 4 < tokens}
 
 
+def test_no_scales_are_fitted_to_experts_that_hardly_any_token_reaches(experts: Path) -> None:
+    """Their up_proj keeps its rows' sizes; experts that tokens reach get scales there."""
+    ratios: dict[int, float] = {}
+    for least in (1, 1 << 20):
+        options = SolveOptions(min_expert_tokens=least)
+        layer, solved = solve(experts, scheme_of("gptq:int8"), options)
+        name = layer.specs["mlp.experts.0.up_proj"].name
+        norm = layer.specs["post_attention_layernorm"].name
+        folded = solved.changed.get(norm, layer.weights[norm]) / layer.weights[norm]
+        after = solved.linears[name].dequantize() * folded
+        sizes = after.norm(dim=1) / layer.weights[name].norm(dim=1)
+        ratios[least] = float(sizes.max() / sizes.min())
+    assert ratios[1] > 1.3
+    assert ratios[1 << 20] < 1.05
+
+
 def test_tokens_are_forced_where_the_router_nearly_sent_them() -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(200, 4, generator=generator) + torch.tensor([2.0, 1.0, 0.0, -4.0])
