@@ -19,7 +19,7 @@ from qwen3q.evaluate.gate_run import GateOptions, check_gate, run_gate
 from qwen3q.evaluate.lm_eval_run import HarnessOptions, load_tasks, run_tasks
 from qwen3q.evaluate.measure import TextOptions, measure_fidelity
 from qwen3q.evaluate.report import machine_facts, run_report, write_report
-from qwen3q.evaluate.resume import Kept
+from qwen3q.evaluate.resume import Kept, holds_measurements
 from qwen3q.evaluate.speed_options import SpeedOptions
 from qwen3q.evaluate.tokens import open_codec
 from qwen3q.evaluate.windows import DocumentWindows
@@ -86,7 +86,7 @@ def evaluate(
 
     Raises:
         UsageError: ``resume`` without a folder.
-        Interrupted: by Ctrl-C, with ``out`` to go on from.
+        Interrupted: by Ctrl-C, with measurements in ``out`` to go on from.
         DiskError: ``out`` can't be written, or another process writes there.
         Qwen3qError: a model is missing, broken or does not fit the reference.
     """
@@ -98,6 +98,8 @@ def evaluate(
         try:
             return _evaluate(reference, names, text_name, text, options, progress)
         except KeyboardInterrupt:
+            if not holds_measurements(options.out):
+                raise
             hint = f"What is measured is kept in {options.out}: go on with --resume."
             raise Interrupted("Interrupted.", hint) from None
 

@@ -28,12 +28,10 @@ from qwen3q.evaluate.fidelity import (
     summarize_fidelity,
 )
 from qwen3q.evaluate.reference import ReferenceKey, ReferenceLogits, write_reference
-from qwen3q.evaluate.resume import Kept
+from qwen3q.evaluate.resume import LOGITS_NAME, Kept
 from qwen3q.evaluate.tokens import open_codec, require_same_tokenizer
 from qwen3q.evaluate.windows import DocumentWindows, text_chunks, text_digest
 from qwen3q.progress import ProgressFn, silent
-
-LOGITS_NAME = "reference.logits"
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from qwen3q.evaluate.answers import Answers
 from qwen3q.evaluate.artefact import Artefact, file_facts
 from qwen3q.files import write_text
 
+LOGITS_NAME = "reference.logits"
 SUFFIX = ".measured.json"
 ANSWERS_SUFFIX = ".answers.jsonl"
 
@@ -90,6 +91,12 @@ class Kept:
 
 def _key(artefact: Artefact, asked: Any) -> dict[str, str]:
     return {"files": _digest(file_facts(artefact)), "asked": _digest((__version__, asked))}
+
+
+def holds_measurements(folder: Path) -> bool:
+    """Whether a call that is resumed finds anything there."""
+    names = (f"*{SUFFIX}", f"*{ANSWERS_SUFFIX}", LOGITS_NAME)
+    return any(any(folder.glob(name)) for name in names)
 
 
 def file_name(artefact: Artefact) -> str:

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from qwen3q.errors import DiskError, UsageError
+from qwen3q.errors import DiskError, Interrupted, UsageError
 from qwen3q.evaluate import answers as answers_module
+from qwen3q.evaluate import evaluation as evaluation_module
 from qwen3q.evaluate.answers import Answers
 from qwen3q.evaluate.artefact import find_artefact
 from qwen3q.evaluate.evaluation import Evaluation, evaluate
@@ -208,3 +209,16 @@ def test_without_a_folder_there_is_nothing_to_resume(names):
     options = shared["options"]("unused", resume=True)
     with pytest.raises(UsageError, match="--resume"):
         evaluate(names[0], names[1:], "text", shared["TEXT"], replace(options, out=None))
+
+
+@pytest.mark.parametrize("name", [None, "reference.logits", f"demo{SUFFIX}"])
+def test_an_interruption_tells_of_what_is_kept(name, tmp_path, monkeypatch):
+    def interrupted(*_):
+        if name:
+            (tmp_path / name).touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluation_module, "_evaluate", interrupted)
+    with pytest.raises(Interrupted if name else KeyboardInterrupt) as told:
+        run(["demo", "demo"], tmp_path)
+    assert ("--resume" in str(getattr(told.value, "hint", ""))) == bool(name)
