@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen3q.errors import ModelError, UsageError
-from qwen3q.evaluate.artefact import Artefact
+from qwen3q.evaluate.artefact import Artefact, file_facts
 from qwen3q.evaluate.backends import Backend, BackendOptions, open_backend
 from qwen3q.evaluate.chunks import Scored, summarize
 from qwen3q.evaluate.fidelity import (
@@ -310,10 +310,7 @@ def score(
 
 def _model_hash(artefact: Artefact, backend: BackendOptions) -> str:
     """Changes when the reference's files or what runs them do."""
-    folder = artefact.path.parent if artefact.is_gguf else artefact.path
-    pattern = artefact.path.name if artefact.is_gguf else "*.safetensors"
-    files = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(folder.glob(pattern))]
-    facts = (str(artefact.path.resolve()), files, str(backend.kind))
+    facts = (str(artefact.path.resolve()), file_facts(artefact), str(backend.kind))
     return sha256(repr(facts).encode()).hexdigest()
 
 

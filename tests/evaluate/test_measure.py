@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 
 import pytest
@@ -117,6 +118,18 @@ def test_stored_logits_serve_again_and_are_refused_for_another_text(demo_ggufs, 
         measure("demo", file, out=tmp_path, text=evaluation_text("code"))
     with pytest.raises(UsageError, match=r"other reference logits: .*model "):
         measure(str(demo_ggufs["BF16"]), file, out=tmp_path)
+
+
+def test_stored_logits_are_those_of_the_models_config_too(demo_folder, demo_ggufs, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(demo_folder, model)
+    file, out = str(demo_ggufs["Q8_0"]), tmp_path / "out"
+    out.mkdir()
+    measure(str(model), file, out=out)
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"rope_theta": 5e5}))
+    with pytest.raises(UsageError, match=r"other reference logits: model "):
+        measure(str(model), file, out=out)
 
 
 def test_another_tokenizer_is_refused(tmp_path, moe_folder):
