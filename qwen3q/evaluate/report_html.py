@@ -28,7 +28,8 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 _GATE_NOTE = (
     "<p class=note>The same questions and random numbers. The change of the share of right answers "
     "is against the float model, question by question, with its 95 % bootstrap interval; an "
-    "artefact fails (bold) where that interval, or the one of flawed replies, shows it worse.</p>"
+    "artefact fails (bold) where that interval, or the one of flawed replies, shows it worse. "
+    "Inconclusive: the float model has too few right for a loss of all to show.</p>"
 )
 
 
