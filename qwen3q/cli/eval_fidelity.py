@@ -14,7 +14,13 @@ from qwen3q.cli.eval_endpoint import show_streaming
 from qwen3q.cli.eval_gate import gate_options, show_gate
 from qwen3q.cli.eval_harness import harness_options, show_tasks
 from qwen3q.cli.eval_speed import show_speed
-from qwen3q.cli.options import GpuLayersOption, OfflineFlag, ThreadsOption, TorchDeviceOption
+from qwen3q.cli.options import (
+    ContributeOption,
+    GpuLayersOption,
+    OfflineFlag,
+    ThreadsOption,
+    TorchDeviceOption,
+)
 from qwen3q.cli.output import JsonFlag, format_bytes, note, print_json, progress_bar, stdout_console
 
 GATE_FAILED = 3
@@ -124,6 +130,7 @@ def fidelity(
             "--speed", help="Time prefill and decode at two depths, and account for memory."
         ),
     ] = False,
+    contribute: ContributeOption = None,
     card: Annotated[
         bool, typer.Option("--update-card", help="Put the figures into each folder's README.md.")
     ] = False,
@@ -182,6 +189,8 @@ def fidelity(
         context, max_chunks = context or asked.text.context, max_chunks or asked.text.max_chunks
         asked = replace(asked, text=its_own)
     tests = asked.speed or (timed if speed else None)
+    if contribute is not None and tests is None:
+        raise UsageError(f"--contribute {contribute}: nothing is timed.", "Add --speed.")
     scored_text = TextOptions(
         context or asked.text.context,
         max_chunks or asked.text.max_chunks,
@@ -204,6 +213,7 @@ def fidelity(
         BackendOptions(BackendKind(backend), threads, gpu_layers, device),
         gate=questions,
         gate_decides=gate,
+        contribute=contribute,
         tasks=harness_options(tasks, task_limit, task_fewshot),
         speed=replace(tests, threads=threads) if tests else None,
         out=out,

@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qwen3q.cli.options import GpuLayersOption, OfflineFlag, ThreadsOption, TorchDeviceOption
+from qwen3q.cli.options import (
+    ContributeOption,
+    GpuLayersOption,
+    OfflineFlag,
+    ThreadsOption,
+    TorchDeviceOption,
+)
 from qwen3q.cli.output import JsonFlag, note, print_json, progress_bar, stdout_console
 
 if TYPE_CHECKING:
@@ -40,10 +46,7 @@ def speed(
     out: Annotated[
         Path | None, typer.Option(help="File for the same figures as llama-bench's JSON.")
     ] = None,
-    contribute: Annotated[
-        Path | None,
-        typer.Option(help="Folder, or FILE.csv for speed alone: rows to improve the estimator."),
-    ] = None,
+    contribute: ContributeOption = None,
     offline: OfflineFlag = False,
     json_output: JsonFlag = False,
 ) -> None:

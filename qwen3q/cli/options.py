@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -16,3 +17,7 @@ CoresOption = Annotated[
 ]
 GpuLayersOption = Annotated[int, typer.Option(help="llama.cpp's layers on the GPU; -1: all.")]
 TorchDeviceOption = Annotated[str | None, typer.Option(help="torch's device, such as cuda:1.")]
+ContributeOption = Annotated[
+    Path | None,
+    typer.Option(help="Folder, or FILE.csv for speed alone: rows to improve the estimator."),
+]

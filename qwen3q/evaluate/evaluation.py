@@ -12,6 +12,7 @@ from qwen3q.errors import Interrupted, OutOfMemoryError, UsageError
 from qwen3q.evaluate.artefact import Artefact, endpoint_artefact, find_artefact
 from qwen3q.evaluate.backends import BackendOptions, check_generation
 from qwen3q.evaluate.card import update_card
+from qwen3q.evaluate.contribute import contribute_rows
 from qwen3q.evaluate.endpoint import EndpointOptions
 from qwen3q.evaluate.endpoint_backend import no_scores
 from qwen3q.evaluate.endpoint_http import EndpointError, is_url
@@ -36,6 +37,8 @@ class EvaluationOptions:
         gate_decides: without its verdict the call would be worth nothing. Else the gate is left
             out, with a note, where a model takes more memory than there is.
         speed: None times nothing.
+        contribute: where rows of speed and memory go that would improve the estimator; None for
+            nowhere. What an earlier call measured was contributed then.
         tasks: None runs no tasks of lm-evaluation-harness.
         out: folder for reports and the reference's logits; None writes nothing.
         cards: put the figures into the model cards of artefacts that are folders.
@@ -50,6 +53,7 @@ class EvaluationOptions:
     gate: GateOptions | None = None
     gate_decides: bool = False
     speed: SpeedOptions | None = None
+    contribute: Path | None = None
     tasks: HarnessOptions | None = None
     out: Path | None = None
     cards: bool = False
@@ -154,7 +158,7 @@ def _evaluate(
     if options.speed is not None:
         timed = (artefact for artefact in (model, *artefacts) if artefact.endpoint is None)
         files = list({artefact.path: artefact for artefact in timed}.values())
-        _add_speed(report, files, options.speed, options.backend, kept, progress)
+        _add_speed(report, files, options, options.speed, kept, progress)
         _add_streaming(report, artefacts, options.speed, progress)
     written = write_report(report, options.out) if options.out is not None else []
     for artefact in artefacts if options.cards else ():
@@ -208,15 +212,15 @@ def _possible_gate(
 def _add_speed(
     report: dict[str, Any],
     artefacts: Sequence[Artefact],
-    options: SpeedOptions,
-    backend: BackendOptions,
+    options: EvaluationOptions,
+    tests: SpeedOptions,
     kept: Kept,
     progress: ProgressFn,
 ) -> None:
     """Puts ``speed`` and ``memory`` into the report, and what ran them into its run."""
     from qwen3q.evaluate.speed_run import SpeedRun, run_speed
 
-    entry = report["runs"][0]
+    entry, backend = report["runs"][0], options.backend
     report["speed"], report["memory"] = [], []
     notes = []
     for artefact in artefacts:
@@ -225,17 +229,18 @@ def _add_speed(
             def report_done(done: int, total: int, _: str) -> None:
                 progress(done, total, f"{artefact.name}: speed")
 
-            return asdict(
-                run_speed(
-                    artefact,
-                    options,
-                    gpu_layers=backend.gpu_layers,
-                    device=backend.device,
-                    progress=report_done,
-                )
+            run = run_speed(
+                artefact,
+                tests,
+                gpu_layers=backend.gpu_layers,
+                device=backend.device,
+                progress=report_done,
             )
+            if options.contribute is not None:
+                kept.notes += contribute_rows(options.contribute, artefact, run)
+            return asdict(run)
 
-        asked = (options, backend, machine_facts())
+        asked = (tests, backend, machine_facts())
         run = SpeedRun(**kept.get(artefact, "speed", asked, measure))
         report["speed"] += run.rows
         report["memory"] += run.memory

@@ -118,6 +118,7 @@ def test_every_suite_reads():
     ("arguments", "code", "says"),
     [
         (("demo", "--reference", "demo", "--suite", "huge"), 2, "'huge'"),
+        (("demo", "--reference", "demo", "--contribute", "rows"), 2, "nothing is timed"),
         (("nothing-here", "--reference", "demo"), 1, "nothing-here"),
         (("demo", "--reference", "demo", "--backend", "gpu"), 2, "'gpu'"),
         (("demo", "--reference", "demo", "--gate-level", "hard"), 2, "'hard'"),
