@@ -131,12 +131,6 @@ def _evaluate(
             _require_scores(artefact)
     harness = load_tasks(options.tasks) if options.tasks is not None else None
     kept = Kept(options.out, resume=options.resume)
-    trained = open_codec(model).trained_context
-    if options.text.context > trained > 0:
-        kept.notes.append(
-            f"Chunks of {options.text.context:,} tokens are beyond the {trained:,} that "
-            f"{model.name} was trained on: perplexity past those says little."
-        )
     gate = _possible_gate(model, artefacts, options, kept)
     run = measure_fidelity(
         model,

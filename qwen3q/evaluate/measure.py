@@ -138,6 +138,11 @@ def measure_fidelity(
     for artefact in artefacts:
         require_same_tokenizer(reference, artefact)
     codec = open_codec(reference)
+    if options.context > codec.trained_context > 0:
+        kept.notes.append(
+            f"Chunks of {options.context:,} tokens are beyond the {codec.trained_context:,} that "
+            f"{reference.name} was trained on: perplexity past those says little."
+        )
     chunks = text_chunks(
         text, codec, options.context, options.max_chunks, parse_special=options.parse_special
     )
