@@ -123,6 +123,7 @@ def llama_tools() -> Path:
 @pytest.fixture
 def products_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both sides multiply with one library: where inputs are rounded, a last bit decides."""
-    from qwen3q.models import products
+    from qwen3q.models import attention, products
 
     monkeypatch.setattr(products, "_prefers_onednn", lambda: False)
+    monkeypatch.setattr(attention, "slow_mkl", lambda: False)

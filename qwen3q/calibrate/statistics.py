@@ -10,7 +10,7 @@ import torch
 
 from qwen3q.devices import widest_float
 from qwen3q.models.decoder import Weights
-from qwen3q.models.products import product
+from qwen3q.models.products import add_product, product
 
 _STRIP_ROWS = 256
 """Rows of a Hessian that are added to in one product; a Hessian has at most about 8 strips."""
@@ -79,8 +79,8 @@ class InputPair:
     """What one linear is fed for the same tokens in two models, as ``Gram`` adds it.
 
     Attributes:
-        own: float32 ``[tokens, in]``, under the quantized prefix.
-        missing: float32 ``[tokens, cross]``, what the float model's input has beyond it; times
+        own: ``[tokens, in]``, under the quantized prefix, in the dtype it is multiplied in.
+        missing: ``[tokens, cross]``, what the float model's input has beyond it; times
             ``W^T`` where that is narrower. None where drift is not asked for.
     """
 
@@ -109,6 +109,7 @@ class Gram:
         *,
         drift: bool = True,
         device: str | torch.device = "cpu",
+        factors: torch.dtype = torch.float32,
     ) -> None:
         """Starts empty.
 
@@ -117,6 +118,7 @@ class Gram:
             weight: ``[out, in]``, all linears with this input, in the dtype they run in; for
                 drift, where they have fewer outputs than inputs.
             drift: collect it.
+            factors: what inputs are rounded to before they are multiplied.
         """
         self.tokens = 0
         self.hessian = torch.zeros(columns, columns, device=device)
@@ -126,6 +128,7 @@ class Gram:
                 columns, columns if weight is None else len(weight), device=device
             )
         self._weight = weight
+        self._factors = factors
         step = max(_STRIP_ROWS, columns // 8)
         self._strips = [slice(start, start + step) for start in range(0, columns, step)]
 
@@ -135,13 +138,13 @@ class Gram:
         Args:
             floating: the float model's; only where drift is collected.
         """
-        own = own.float()
+        rounded = own.to(self._factors)
         if self.cross is None or floating is None:
-            return InputPair(own, None)
-        missing = floating - own
+            return InputPair(rounded, None)
+        missing = floating.float() - own
         if self._weight is not None:
-            missing = product(missing.to(self._weight.dtype), self._weight).float()
-        return InputPair(own, missing)
+            missing = product(missing.to(self._weight.dtype), self._weight)
+        return InputPair(rounded, missing.to(self._factors))
 
     def add(self, pairs: Sequence[InputPair], each: Each = map) -> None:
         """Adds some tokens, a strip of rows at a time.
@@ -153,9 +156,9 @@ class Gram:
         def add_strip(strip: slice) -> None:
             for pair in pairs:
                 left = pair.own[:, strip].T
-                self.hessian[strip, strip.start :].addmm_(left, pair.own[:, strip.start :])
+                add_product(self.hessian[strip, strip.start :], left, pair.own[:, strip.start :])
                 if self.cross is not None and pair.missing is not None:
-                    self.cross[strip].addmm_(left, pair.missing)
+                    add_product(self.cross[strip], left, pair.missing)
 
         deque(each(add_strip, self._strips), maxlen=0)
         self.tokens += sum(len(pair.own) for pair in pairs)

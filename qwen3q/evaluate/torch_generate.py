@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from qwen3q.evaluate.input_rounding import Rounding
 from qwen3q.evaluate.residence import PackedLayer
 from qwen3q.evaluate.side_by_side import common_prefix
+from qwen3q.models.attention import grouped_attention
 from qwen3q.models.config import Qwen3Config
 from qwen3q.models.decoder import (
     O_PROJ,
@@ -19,7 +20,6 @@ from qwen3q.models.decoder import (
     Linear,
     Rope,
     Weights,
-    grouped_attention,
     mlp,
     rms_norm,
     rope_table,

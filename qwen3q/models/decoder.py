@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from qwen3q.models.attention import grouped_attention
 from qwen3q.models.config import Qwen3Config
 from qwen3q.models.products import product
 
@@ -75,33 +76,6 @@ def attention(
     k = rotate(rms_norm(k, weights["self_attn.k_norm"], config.rms_norm_eps), rope)
     q, k, v = q.to(v.dtype), k.to(v.dtype), v.contiguous()
     return grouped_attention(q, k, v, causal=True).transpose(1, 2).flatten(2)
-
-
-def grouped_attention(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    mask: torch.Tensor | None = None,
-    *,
-    causal: bool = False,
-) -> torch.Tensor:
-    """Attention whose heads share keys and values in groups (GQA).
-
-    On GPUs, float32 keys and values are repeated for every head: torch's kernels that make scores
-    a part at a time know groups of 16-bit heads, but not in every version of float32 ones, and all
-    scores of 32,768 tokens at once would be 4 GiB per head.
-
-    Args:
-        q: ``[rows, heads, n, head_dim]``.
-        k, v: ``[rows, kv_heads, length, head_dim]``.
-        mask: bool ``[n, length]``, where to look; instead of ``causal``.
-    """
-    groups = q.shape[1] // k.shape[1]
-    if k.device.type != "cpu" and k.dtype == torch.float32 and groups > 1:
-        k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
-    return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=k.shape[1] != q.shape[1]
-    )
 
 
 def mlp(

@@ -30,6 +30,19 @@ def product(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor | None = No
     return F.linear(x, weight) if out is None else torch.mm(x, weight.T, out=out)
 
 
+def add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+    """``total += left @ right``; the product of bfloat16 factors is rounded before it is added.
+
+    Args:
+        total: float32 ``[n, m]``.
+        left, right: ``[n, k]`` and ``[k, m]``, both float32 or both bfloat16.
+    """
+    if left.dtype == total.dtype:
+        total.addmm_(left, right)
+    else:
+        total += left @ right
+
+
 def _padded(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """oneDNN's product, of up to an eighth more rows of ``x`` ``[rows, in]``.
 
@@ -48,8 +61,13 @@ def _padded(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 
 @cache
-def _prefers_onednn() -> bool:
-    """Whether this is an AMD processor and torch has oneDNN's product of plain tensors."""
+def slow_mkl() -> bool:
+    """Whether this is an AMD processor, where MKL, torch's library of products, is slow."""
     capabilities = getattr(torch.cpu, "get_capabilities", None)
-    name = str(capabilities()["cpu_name"]) if capabilities else ""
-    return name.startswith("AMD") and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    return capabilities is not None and str(capabilities()["cpu_name"]).startswith("AMD")
+
+
+@cache
+def _prefers_onednn() -> bool:
+    """Whether MKL is slow here and torch has oneDNN's product of plain tensors."""
+    return slow_mkl() and hasattr(torch.ops.mkldnn, "_linear_pointwise")

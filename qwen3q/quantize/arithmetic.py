@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from qwen3q.calibrate.statistics import Gram
 from qwen3q.models.decoder import Linear
 from qwen3q.models.products import product
 from qwen3q.process_memory import peak_since_start, resident_bytes
@@ -37,12 +38,14 @@ class Arithmetic:
     Attributes:
         device: where layers run.
         dtype: of linears and attention; norms, router and the residual stream are float32.
+        factors: what inputs are rounded to where their second moments are summed.
         rows: calibration rows that are run at a time.
         team: who runs portions side by side.
     """
 
     device: str
     dtype: torch.dtype
+    factors: torch.dtype
     rows: int
     team: Team
 
@@ -54,6 +57,10 @@ class Arithmetic:
     def each(self, store: ActivationStore, run: Callable[[slice], None]) -> None:
         """Calls ``run`` for every portion, several at a time."""
         self.team.map(run, self.portions(store))
+
+    def gram(self, columns: int, weight: torch.Tensor | None = None, *, drift: bool) -> Gram:
+        """Empty statistics of inputs, as ``Gram`` takes its arguments."""
+        return Gram(columns, weight, drift=drift, device=self.device, factors=self.factors)
 
     def prepare(self, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """A layer's weights by short name as the decoder takes them: linears in ``dtype``."""
@@ -102,7 +109,7 @@ class Arithmetic:
     def products(self) -> Iterator[None]:
         """Within: float32 products may round their factors to bfloat16, never their sums.
 
-        On processors that is for those with tiles: vectors gain nothing by it.
+        On processors that is for those with tiles; vectors gain by ``factors`` of bfloat16 alone.
         """
         before = torch.get_float32_matmul_precision()
         rounded = self.dtype is torch.bfloat16 and (self.device != "cpu" or _has("amx_tile"))
@@ -133,7 +140,8 @@ def arithmetic_for(config: Qwen3Config, device: str, length: int) -> Arithmetic:
         tokens = _TOKENS_ON_ACCELERATOR
     fast = torch.cuda.is_bf16_supported() if kind == "cuda" else kind == "cpu" and _fast_bfloat16()
     dtype = torch.bfloat16 if fast else torch.float32
-    return Arithmetic(device, dtype, max(1, tokens // length), _team_for(config, kind))
+    factors = dtype if kind == "cpu" and not _has("amx_tile") else torch.float32
+    return Arithmetic(device, dtype, factors, max(1, tokens // length), _team_for(config, kind))
 
 
 def _team_for(config: Qwen3Config, kind: str) -> Team:

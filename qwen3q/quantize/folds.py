@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 import torch
 
-from qwen3q.calibrate.statistics import Gram
 from qwen3q.models.decoder import (
     DOWN,
     GATE_UP,
@@ -214,13 +213,13 @@ class _Search:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean of ``x^T x`` and about ``_SAMPLE_TOKENS`` inputs ``[tokens, in]``."""
         arithmetic, store = self.layer.arithmetic, self.layer.store
-        gram = Gram(width, drift=False, device=arithmetic.device)
+        gram = arithmetic.gram(width, drift=False)
         stride = max(1, store.rows * store.length // (SAMPLE_STRIDE * _SAMPLE_TOKENS))
         samples: list[torch.Tensor] = []
         with arithmetic.products():
             for portion in portions:
                 pair = gram.pair(portion.flatten(0, 1), None)
                 gram.add([pair], arithmetic.team.map)
-                samples.append(pair.own[::stride].clone())
+                samples.append(pair.own[::stride].to(torch.float32, copy=True))
         gram.finish()
         return gram.hessian, torch.cat(samples).cpu()

@@ -111,7 +111,7 @@ class LayerWork:
         weight = None
         if self._drift and sum(out for out, _ in shapes) < columns:
             weight = self._stacked(names, arithmetic.dtype)
-        return Gram(columns, weight, drift=self._drift, device=arithmetic.device)
+        return arithmetic.gram(columns, weight, drift=self._drift)
 
     def _stacked(self, names: Sequence[str], dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """Folded weights of linears that share an input, ``[out, in]``."""
@@ -172,9 +172,10 @@ class LayerWork:
 
     def _together(self, columns: int) -> int:
         """Portions whose inputs wait for each other to be added; threads meet once for all."""
-        team, rows = self.layer.arithmetic.team, self.layer.arithmetic.rows
-        pair_bytes = 2 * 4 * columns * rows * self.layer.store.length
-        return team.size * max(1, _WAITING_BYTES // (team.size * pair_bytes))
+        arithmetic = self.layer.arithmetic
+        tokens = arithmetic.rows * self.layer.store.length
+        pair_bytes = 2 * arithmetic.factors.itemsize * columns * tokens
+        return arithmetic.team.size * max(1, _WAITING_BYTES // (arithmetic.team.size * pair_bytes))
 
     def solve_batch(
         self,

@@ -50,6 +50,7 @@ def quantized(
     }
 
 
+@pytest.mark.usefixtures("products_of_torch")
 @pytest.mark.parametrize(
     ("devices", "algorithm"),
     [(("cuda:0", "cuda:1"), "gptq"), (("cuda",), "awq"), (("mps",), "gptq")],
