@@ -10,7 +10,7 @@ import torch
 
 from qwen3q.devices import widest_float
 from qwen3q.models.decoder import Weights
-from qwen3q.models.products import add_product, product
+from qwen3q.models.products import add_product, padded, product
 
 _STRIP_ROWS = 256
 """Rows of a Hessian that are added to in one product; a Hessian has at most about 8 strips."""
@@ -79,11 +79,13 @@ class InputPair:
     """What one linear is fed for the same tokens in two models, as ``Gram`` adds it.
 
     Attributes:
+        tokens: how many; more rows may follow, of zeros.
         own: ``[tokens, in]``, under the quantized prefix, in the dtype it is multiplied in.
         missing: ``[tokens, cross]``, what the float model's input has beyond it; times
             ``W^T`` where that is narrower. None where drift is not asked for.
     """
 
+    tokens: int
     own: torch.Tensor
     missing: torch.Tensor | None
 
@@ -138,13 +140,17 @@ class Gram:
         Args:
             floating: the float model's; only where drift is collected.
         """
-        rounded = own.to(self._factors)
-        if self.cross is None or floating is None:
-            return InputPair(rounded, None)
-        missing = floating.float() - own
-        if self._weight is not None:
-            missing = product(missing.to(self._weight.dtype), self._weight)
-        return InputPair(rounded, missing.to(self._factors))
+        missing = None
+        if self.cross is not None and floating is not None:
+            missing = floating.float() - own
+            if self._weight is not None:
+                missing = product(missing.to(self._weight.dtype), self._weight)
+            missing = self._factor(missing)
+        return InputPair(len(own), self._factor(own), missing)
+
+    def _factor(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.to(self._factors)
+        return padded(x) if self._factors == torch.bfloat16 else x
 
     def add(self, pairs: Sequence[InputPair], each: Each = map) -> None:
         """Adds some tokens, a strip of rows at a time.
@@ -161,7 +167,7 @@ class Gram:
                     add_product(self.cross[strip], left, pair.missing)
 
         deque(each(add_strip, self._strips), maxlen=0)
-        self.tokens += sum(len(pair.own) for pair in pairs)
+        self.tokens += sum(pair.tokens for pair in pairs)
 
     def finish(self) -> None:
         """Turns the sums into means, and mirrors the Hessian."""

@@ -96,6 +96,7 @@ def quantize(
     """
     from qwen3q.models.source import describe, resolve
     from qwen3q.plan.job import QuantizeRequest, job_of
+    from qwen3q.process_memory import share_heap
     from qwen3q.quantize.run import (
         GgufOptions,
         check_job,
@@ -133,6 +134,7 @@ def quantize(
         show_legality(known)
         return
     check_targets(source, job, out, options, resume=resume)
+    share_heap()
     with progress_bar(quiet=json_output) as progress:
         source = resolve(model, revision=revision, offline=offline, progress=progress)
         known = legality_of(source.config, job.targets)

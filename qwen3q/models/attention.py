@@ -58,6 +58,8 @@ def in_blocks(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor
     """
     n, head_dim = q.shape[2:]
     groups = q.shape[1] // k.shape[1]
+    padding = (0, 0, 0, -n % _BLOCK)  # by tokens after all others, so that shapes are few
+    q, k, v = (F.pad(x, padding) if padding[-1] else x for x in (q, k, v))
     queries = (q.float() * head_dim**-0.5).unflatten(1, (-1, groups)).flatten(0, 1)
     keys, values = k.float().flatten(0, 1).mT, v.flatten(0, 1)
     out = torch.empty(queries.shape, dtype=v.dtype)
@@ -65,11 +67,11 @@ def in_blocks(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor
     at_once = max(1, _SCORES // (groups * _BLOCK))
     for first in range(0, len(keys), at_once):
         part = slice(first, first + at_once)
-        for start in range(0, n, _BLOCK):
-            end = min(start + _BLOCK, n)
-            size = (groups, end - start)
+        for start in range(0, q.shape[2], _BLOCK):
+            end = start + _BLOCK
             scores = queries[part, :, start:end].flatten(1, 2) @ keys[part, :, :end]
-            scores.unflatten(1, size)[..., start:] += later[: size[1], : size[1]]
+            scores.unflatten(1, (groups, _BLOCK))[..., start:] += later
             shares = scores.softmax(-1).to(v.dtype)
-            out[part, :, start:end] = (shares @ values[part, :end]).unflatten(1, size)
-    return out.view(q.shape)
+            mixed = shares @ values[part, :end]
+            out[part, :, start:end] = mixed.unflatten(1, (groups, _BLOCK))
+    return out.view(q.shape)[:, :, :n]

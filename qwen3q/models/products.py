@@ -24,9 +24,9 @@ def product(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor | None = No
     """
     if x.device.type == "cpu" and x.dtype == weight.dtype:
         if x.dtype == torch.bfloat16:
-            return _padded(x, weight)
+            return _by_onednn(x, weight)
         if x.dtype == torch.float32 and weight.numel() >= _FEW_WEIGHTS and _prefers_onednn():
-            return _padded(x, weight)
+            return _by_onednn(x, weight)
     return F.linear(x, weight) if out is None else torch.mm(x, weight.T, out=out)
 
 
@@ -43,21 +43,27 @@ def add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) ->
         total += left @ right
 
 
-def _padded(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """oneDNN's product, of up to an eighth more rows of ``x`` ``[rows, in]``.
+def _by_onednn(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """oneDNN's product, where ``x`` is ``[rows, in]`` of padded rows.
 
     oneDNN compiles a kernel of about half a megabyte for each shape and keeps a thousand of them;
     experts would bring a new shape with nearly every product.
     """
     rows = x.shape[0]
-    missing = -rows % (1 << max(0, rows.bit_length() - 4)) if x.dim() == 2 else 0
-    if missing:
-        x = F.pad(x, (0, 0, 0, missing))
+    if x.dim() == 2:
+        x = padded(x)
     if x.dtype == torch.float32:
         made: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
     else:
         made = F.linear(x, weight)
-    return made[:rows] if missing else made
+    return made[:rows]
+
+
+def padded(x: torch.Tensor) -> torch.Tensor:
+    """``[rows, in]`` with up to an eighth more rows of zeros: one of few shapes."""
+    rows = x.shape[0]
+    missing = -rows % (1 << max(0, rows.bit_length() - 4))
+    return F.pad(x, (0, 0, 0, missing)) if missing else x
 
 
 @cache

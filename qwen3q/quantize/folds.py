@@ -220,6 +220,6 @@ class _Search:
             for portion in portions:
                 pair = gram.pair(portion.flatten(0, 1), None)
                 gram.add([pair], arithmetic.team.map)
-                samples.append(pair.own[::stride].to(torch.float32, copy=True))
+                samples.append(pair.own[: pair.tokens : stride].to(torch.float32, copy=True))
         gram.finish()
         return gram.hessian, torch.cat(samples).cpu()
