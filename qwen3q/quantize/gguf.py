@@ -182,13 +182,8 @@ def _open_target(job: GgufJob) -> Iterator[int]:
     path = partial_path(job.target)
     try:
         with path.open("w+b") as file:
-            metadata = encode_metadata(job.metadata)
-            offset, entries = 0, []
-            for tensor in job.plan.tensors:
-                entries.append((tensor.name, tensor_type(tensor), tensor.shape, offset))
-                offset += padded(tensor.nbytes)
-            header = encode_header(metadata, len(job.metadata), entries)
-            reserve(file, len(header) + offset)
+            header = encoded_header(job)
+            reserve(file, len(header) + sum(padded(t.nbytes) for t in job.plan.tensors))
             file.write(header)
             file.flush()
             yield file.fileno()
@@ -197,6 +192,15 @@ def _open_target(job: GgufJob) -> Iterator[int]:
     finally:
         with suppress(OSError):
             path.unlink(missing_ok=True)
+
+
+def encoded_header(job: GgufJob) -> bytes:
+    """All that stands before the first tensor's data."""
+    offset, entries = 0, []
+    for tensor in job.plan.tensors:
+        entries.append((tensor.name, tensor_type(tensor), tensor.shape, offset))
+        offset += padded(tensor.nbytes)
+    return encode_header(encode_metadata(job.metadata), len(job.metadata), entries)
 
 
 def _outputs(

@@ -25,6 +25,7 @@ from qwen3q.progress import ProgressFn, silent
 from qwen3q.quantize.artefacts import Artefact
 from qwen3q.quantize.footprint import Footprint
 from qwen3q.quantize.gguf import gguf_file_name, gguf_jobs, write_gguf
+from qwen3q.quantize.gguf_whole import is_whole
 from qwen3q.quantize.local_plan import plan_local
 from qwen3q.quantize.names import IMPORTANCE_PREFIX
 from qwen3q.threads import available_threads
@@ -162,8 +163,8 @@ def gguf_left(
     """The job's file types that are still to be written.
 
     Files come after all folders, and the importance for them is kept until every file is there. So
-    where importance is kept, a run that goes on makes all files again; where none is and the
-    folders are there, it leaves files that are there alone.
+    where importance is kept, a run that goes on makes all files again; else it leaves alone those
+    that are there and whole.
 
     Raises:
         DiskError: a file is there that may not be replaced.
@@ -171,11 +172,17 @@ def gguf_left(
     file_types = [target for target in job.targets if isinstance(target, FileType)]
     if resume and any(out.glob(f"{IMPORTANCE_PREFIX}*")):
         return file_types
-    if resume and job.schemes:
-        from qwen3q.quantize.artefact import artefact_name
-
-        if all((out / artefact_name(source.title, scheme)).is_dir() for scheme in job.schemes):
-            return [t for t in file_types if not (out / gguf_file_name(source.title, t)).exists()]
+    if resume and file_types:
+        if source.folder is None:  # asked again once the model is downloaded
+            return file_types
+        given = read_imatrix(options.imatrix, source.config) if options.imatrix else None
+        text = job.calibration.source if shares_importance(job, options) else None
+        config = extended(source.config, options)
+        file_types = [
+            t
+            for t in file_types
+            if not is_whole(source, config, t, out, imatrix=given, calibration=text)
+        ]
     gguf_targets(source, file_types, out, options)
     return file_types
 
@@ -271,8 +278,15 @@ def quantize_targets(
     file_types = gguf_left(source, job, out, options, resume=resume)
     files = replace(options, replace=options.replace or resume)
     share = bool(file_types) and shares_importance(job, options)
+    kept = [
+        _kept_gguf(source, job, target, out, options)
+        for target in job.targets
+        if isinstance(target, FileType) and target not in file_types
+    ]
     if not job.schemes and not share:
-        return quantize_gguf(source, file_types, out, files, progress=progress)
+        if file_types:
+            kept += quantize_gguf(source, file_types, out, files, progress=progress)
+        return sorted(kept, key=lambda artefact: _position(job, artefact))
     _require_packages(job)
     _require_room(source, [*([] if resume else job.schemes), *file_types], out, options, share)
     from qwen3q.quantize.calibrated import quantize_calibrated
@@ -295,9 +309,7 @@ def quantize_targets(
         )
     if store:
         store.discard()
-    kept = [t for t in job.targets if isinstance(t, FileType) and t not in file_types]
-    artefacts += [_kept_gguf(source, job, file_type, out, options) for file_type in kept]
-    return sorted(artefacts, key=lambda artefact: _position(job, artefact))
+    return sorted(artefacts + kept, key=lambda artefact: _position(job, artefact))
 
 
 def _require_room(

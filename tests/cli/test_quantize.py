@@ -289,3 +289,44 @@ def test_room_for_files_is_looked_for_before_the_calibration(demo_folder, tmp_pa
     with pytest.raises(DiskError, match="GB free"):
         quantize_targets(describe(str(demo_folder)), job, tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "words",
+    [(), ("--calibration", "balanced", *SHORT)],
+    ids=["from the weights", "with a matrix of its own"],
+)
+def test_a_run_of_files_that_was_cut_at_its_end_sees_that_they_are_whole(cli, tmp_path, words):
+    """Cut after the last rename, or between two: what has its name is whole."""
+    formats = ("--to", "gguf:Q8_0", "--to", "gguf:Q4_K_M")
+    call = ("quantize", "demo", *formats, *words, "--out", tmp_path)
+    assert cli(*call).returncode == 0
+    made = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    again = cli(*call, "--resume", "--json")
+    assert again.returncode == 0, again.stderr
+    told = json.loads(again.stdout)["artefacts"]
+    assert [a["format"] for a in told] == ["gguf:Q8_0", "gguf:Q4_K_M"]
+    assert [a["file_bytes"] for a in told] == [len(made[Path(a["path"]).name]) for a in told]
+
+    (tmp_path / "Qwen3-demo-Q4_K_M.gguf").unlink()
+    assert cli(*call, "--resume").returncode == 0
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == made
+
+    other = ("--calibration", "self") if words else ("--yarn", "2")
+    refused = cli("quantize", "demo", *formats, *words, *other, "--out", tmp_path, "--resume")
+    assert refused.returncode == 1
+    assert "Qwen3-demo-Q8_0.gguf exists already" in refused.stderr
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == made
+
+
+def test_a_file_of_other_weights_is_not_taken_for_whole(cli, demo_folder, tmp_path):
+    """A fine-tune that was trained on in its folder: the same header, other data."""
+    tune = shutil.copytree(demo_folder, tmp_path / "tune")
+    call = ("quantize", tune, "--to", "gguf:Q8_0", "--out", tmp_path)
+    assert cli(*call).returncode == 0
+    weights = tune / "model.safetensors"
+    data = weights.read_bytes()
+    weights.write_bytes(data[:-2] + b"\0\0")
+    refused = cli(*call, "--resume")
+    assert refused.returncode == 1
+    assert "exists already" in refused.stderr
