@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen3q.calibrate.rows import TokenRows
-from qwen3q.checkpoint.reader import Checkpoint
+from qwen3q.checkpoint.reader import Checkpoint, check_all_finite
 from qwen3q.checkpoint.shards import INDEX_NAME
 from qwen3q.checkpoint.writer import file_sha256
 from qwen3q.errors import CheckpointError, Interrupted, Qwen3qError, UsageError
@@ -150,6 +150,8 @@ def quantize_folders(
         for job in jobs:
             stack.enter_context(sole_writer(job.target))
         pending = _pending(source, jobs, weights, calibration, run)
+        if store or any(job.scheme.is_uniform for job, _ in pending):
+            check_all_finite(checkpoint, progress)
         works = [
             stack.enter_context(
                 FolderWork(job, fingerprint, resume=run.resume, replace=run.replace)
