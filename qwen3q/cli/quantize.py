@@ -124,7 +124,7 @@ def quantize(
     if dry_run:
         calibrated = shares_importance(job, options)
         plans = plan_targets(source, job.targets, options, calibrated=calibrated)
-        known = legality_of(source.config, job.targets)
+        known = legality_of(source, job.targets)
         if json_output:
             engines = [legality_json(legality) for legality in known]
             print_json({"engines": engines, "plans": [plan_json(p) for p in plans]})
@@ -135,7 +135,7 @@ def quantize(
     check_targets(source, job, out, options, resume=resume)
     with progress_bar(quiet=json_output) as progress:
         source = resolve(model, revision=revision, offline=offline, progress=progress)
-        known = legality_of(source.config, job.targets)
+        known = legality_of(source, job.targets)
         predicted = predict_memory(source, job, options, devices)
         if not json_output:
             show_legality(known)

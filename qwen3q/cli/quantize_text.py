@@ -8,18 +8,21 @@ from typing import TYPE_CHECKING, Any
 from qwen3q.cli.output import format_bytes, note
 
 if TYPE_CHECKING:
-    from qwen3q.models.config import Qwen3Config
+    from qwen3q.models.source import ModelSource
     from qwen3q.plan.engines import Engines, Legality
     from qwen3q.plan.targets import Target
     from qwen3q.quantize.footprint import Footprint
 
 
-def legality_of(config: Qwen3Config, targets: Sequence[Target]) -> list[Legality]:
+def legality_of(source: ModelSource, targets: Sequence[Target]) -> list[Legality]:
     """What is known of the targets that are safetensors folders, in their order."""
     from qwen3q.plan.engines import legality
     from qwen3q.plan.schemes import Scheme
+    from qwen3q.quantize.local_plan import source_dtypes
 
-    return [legality(target, config) for target in targets if isinstance(target, Scheme)]
+    schemes = [target for target in targets if isinstance(target, Scheme)]
+    dtypes = source_dtypes(source) if schemes else {}
+    return [legality(scheme, source.config, dtypes=dtypes) for scheme in schemes]
 
 
 def show_legality(known: Sequence[Legality]) -> None:

@@ -192,6 +192,37 @@ def test_asymmetric_gptq_is_said_not_to_be_for_vllm(cli):
     assert "loaded by transformers" in told.stderr
 
 
+def test_what_no_engine_runs_is_said_before_the_work(cli):
+    told = cli("quantize", "qwen3-30b-a3b", "--to", "gptq:int4", "--asym", "--dry-run").stderr
+    assert "gptq:int4: loaded by no engine that is known." in told
+    assert "no engine that is known runs what will be written: leave --asym out." in told
+    assert "load it with" not in told
+
+
+def test_one_scale_per_output_is_said_not_to_run_on_a_cpu(cli):
+    """transformers 5.23 with gptqmodel 7.6: "expect qGroupSize to be 32, 64, 128 or 256"."""
+    call = ("quantize", "qwen3-8b", "--to", "gptq:int4", "--to", "awq:int4", "--dry-run")
+    assert cli(*call, "--group-size", "-1").stderr.count("fails when it generates") == 2
+    assert "fails when it generates" not in cli(*call).stderr
+    wider = cli("quantize", "qwen3-8b", "--to", "gptq:int8", "--group-size", "-1", "--dry-run")
+    assert "fails when it generates" not in wider.stderr
+
+
+def test_float32_norms_are_said_to_stop_transformers(cli, demo_folder, tmp_path):
+    """transformers 5.23: "expected m1 and m2 to have the same dtype", but not for int4."""
+    model = restored(demo_folder, tmp_path / "tune", "float32", "norm")
+    formats = ("--to", "bnb:nf4", "--to", "fp8", "--to", "int4")
+    run = cli("quantize", model, *formats, "--dry-run", "--json")
+    nf4, fp8, int4 = json.loads(run.stdout)["engines"]
+    assert (nf4["transformers"], fp8["transformers"]) == (None, None)
+    assert "--to bf16 first" in nf4["notes"][0]
+    assert int4["transformers"] == ["compressed-tensors"]
+    assert cli("quantize", "demo", "--to", "bnb:nf4", "--dry-run").stderr.count("bf16 first") == 0
+    done = cli("quantize", model, "--to", "fp8", "--out", tmp_path / "out")
+    assert "--to bf16 first" in done.stderr
+    assert "--to bf16 first" in (tmp_path / "out" / "tune-FP8" / "README.md").read_text()
+
+
 def test_commands_that_fit_prints_can_be_run(cli, tmp_path):
     """Types that are nothing without an importance matrix come with a calibration."""
     found = json.loads(cli("fit", "--vram", "3GiB", "--context", "4k", "--json").stdout)
