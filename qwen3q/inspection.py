@@ -113,6 +113,7 @@ def describe_format(quantization: Mapping[str, Any]) -> str:
         words = [f"compressed-tensors {quantization.get('format', '')}".strip()]
         words += [f"{weights['num_bits']} bits"] if "num_bits" in weights else []
         words += [f"group_size {weights['group_size']}"] if weights.get("group_size") else []
+        words += [_symmetry(weights["symmetric"])] if "symmetric" in weights else []
         return ", ".join(words)
     words = [method]
     for key, text in (("bits", "{} bits"), ("group_size", "group_size {}"), ("version", "{}")):
@@ -121,10 +122,16 @@ def describe_format(quantization: Mapping[str, Any]) -> str:
     if method == "bitsandbytes":
         words.append("nf4" if quantization.get("load_in_4bit") else "int8")
     if "sym" in quantization:
-        words.append("symmetric" if quantization["sym"] else "asymmetric")
+        words.append(_symmetry(quantization["sym"]))
+    elif "zero_point" in quantization:
+        words.append(_symmetry(not quantization["zero_point"]))
     if "weight_block_size" in quantization:
         words.append(f"blocks of {quantization['weight_block_size']}")
     return ", ".join(words)
+
+
+def _symmetry(symmetric: object) -> str:
+    return "symmetric" if symmetric else "asymmetric"
 
 
 def _shape(config: Qwen3Config) -> dict[str, str]:

@@ -16,6 +16,7 @@ from qwen3q.cli.quantize_text import (
     legality_of,
     memory_json,
     show_legality,
+    show_matrix,
     show_measured,
     show_predicted,
 )
@@ -115,6 +116,7 @@ def quantize(
         group_size=group_size,
         bits=bits,
         symmetric=symmetric,
+        imatrix=imatrix is not None,
     )
     job = job_of(request)
     options = GgufOptions(yarn, imatrix, threads, force)
@@ -131,6 +133,7 @@ def quantize(
             return
         show_plans(plans)
         show_legality(known)
+        show_matrix(imatrix, job)
         return
     check_targets(source, job, out, options, resume=resume)
     with progress_bar(quiet=json_output) as progress:
@@ -140,6 +143,7 @@ def quantize(
         if not json_output:
             show_legality(known)
             show_predicted(predicted)
+            show_matrix(imatrix, job)
         artefacts = quantize_targets(
             source, job, out, options, devices=devices, resume=resume, progress=progress
         )
