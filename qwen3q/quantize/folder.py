@@ -33,6 +33,7 @@ from qwen3q.quantize.artefact import (
     is_published,
     publish,
     require_target,
+    require_writable,
     write_side_files,
 )
 from qwen3q.quantize.fingerprint import rows_fingerprint, weights_fingerprint
@@ -97,11 +98,7 @@ def folder_jobs(
     dtypes = float_dtypes(checkpoint)
     jobs: list[FolderJob] = []
     for scheme in schemes:
-        if scheme.is_plan_only:
-            raise UsageError(
-                f"{scheme.name} can be estimated but not written.",
-                "Formats that are written: gptq:int4, awq:int4, int8, int4, bnb:nf4, fp8, ...",
-            )
+        require_writable(scheme)
         plan = plan_local(source, checkpoint, scheme)
         solve = asdict(options or SolveOptions()) if scheme.is_uniform else {}
         target = out / artefact_name(source.title, scheme)
@@ -152,13 +149,11 @@ def quantize_folders(
         pending = _pending(source, jobs, weights, calibration, run)
         if store or any(job.scheme.is_uniform for job, _ in pending):
             check_all_finite(checkpoint, progress)
-        works = [
-            stack.enter_context(
-                FolderWork(job, fingerprint, resume=run.resume, replace=run.replace)
-            )
-            for job, fingerprint in pending
-        ]
+        works: list[FolderWork] = []
         with _kept_if_begun(works):
+            for job, fingerprint in pending:
+                work = FolderWork(job, fingerprint, resume=run.resume, replace=run.replace)
+                works.append(stack.enter_context(work))
             steps = _Steps(progress, sum(len(work.missing) for work in works))
             for work in works:
                 for unit in unsolved_units(work):

@@ -142,7 +142,8 @@ def check_targets(
     """Whether everything may be written, before a model is downloaded or text is run.
 
     Raises:
-        UsageError: a folder is there, or ``resume`` together with replacing.
+        UsageError: a folder is there, or a format that can't be written, or ``resume`` together
+            with replacing.
         DiskError: a file is there.
     """
     if resume and options.replace:
@@ -150,10 +151,13 @@ def check_targets(
             "--resume goes on with what is there, and --force throws it away.", "Give one of them."
         )
     gguf_left(source, job, out, options, resume=resume)
-    if job.schemes and not resume:
-        from qwen3q.quantize.artefact import artefact_name, require_target
+    if not job.schemes:
+        return
+    from qwen3q.quantize.artefact import artefact_name, require_target, require_writable
 
-        for scheme in job.schemes:
+    for scheme in job.schemes:
+        require_writable(scheme)
+        if not resume:
             require_target(out / artefact_name(source.title, scheme), replace=options.replace)
 
 

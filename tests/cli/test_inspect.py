@@ -79,3 +79,19 @@ def test_a_quantized_model_on_the_hub_is_not_inspected_as_a_float_one(cli, packe
 )
 def test_zero_points_are_told_of_what_others_wrote(quantization, said):
     assert describe_format(quantization) == said
+
+
+def test_exceptions_by_tensor_are_told():
+    groups = {
+        "group_0": {"weights": {"num_bits": 8, "group_size": 128, "symmetric": True}},
+        "group_1": {"weights": {"num_bits": 4, "group_size": 128, "symmetric": True}},
+    }
+    packed = {"quant_method": "compressed-tensors", "format": "mixed", "config_groups": groups}
+    assert (
+        describe_format(packed)
+        == "compressed-tensors mixed, 4 and 8 bits, group_size 128, symmetric"
+    )
+    gptq = {"quant_method": "gptq", "bits": 4, "dynamic": {"+:.*down": {"bits": 8}}}
+    assert describe_format(gptq) == "gptq, 4 bits, with exceptions by tensor"
+    routers_alone = {"quant_method": "gptq", "bits": 4, "dynamic": {"-:.*mlp.gate$": {}}}
+    assert describe_format(routers_alone) == "gptq, 4 bits"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -361,3 +363,23 @@ def test_a_file_of_other_weights_is_not_taken_for_whole(cli, demo_folder, tmp_pa
     refused = cli(*call, "--resume")
     assert refused.returncode == 1
     assert "exists already" in refused.stderr
+
+
+@pytest.mark.parametrize("formats", [("bf16",), ("fp8", "bf16")])
+def test_a_disk_that_is_full_at_the_start_leaves_nothing(tmp_path, formats):
+    """Files of at most 8 MB: FP8 fits, BF16 does not."""
+    words = [sys.executable, "-m", "qwen3q", "quantize", "demo", "--out", str(tmp_path / "out")]
+    for name in formats:
+        words += ["--to", name]
+    shell = ["bash", "-c", 'ulimit -f 12000; exec "$@"', "bash", *words]
+    run = subprocess.run(shell, capture_output=True, text=True, check=False)
+    assert run.returncode == 1
+    assert "Can't reserve" in run.stderr
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
+def test_a_format_that_is_only_estimated_is_refused_before_a_download(cli, tmp_path):
+    offline = {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    run = cli("quantize", "qwen3-8b", "--to", "nvfp4", "--out", tmp_path / "out", **offline)
+    assert run.returncode == 2
+    assert "nvfp4 can be estimated but not written" in run.stderr

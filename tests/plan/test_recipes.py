@@ -87,6 +87,11 @@ def test_overrides_by_tensor() -> None:
         ("formats: [gptq:int4]\ncalibration: {samples: 0}", "calibration.samples"),
         ("formats: [gptq:int4]\nalgorithm: {name: magic}", "algorithm.name"),
         ("formats: [awq:int4]\noverrides: [{match: '*.down_proj', group_size: 32}]", "AWQ has one"),
+        ("formats: [gguf:Q8_0]\nbits: 4", "bits changes nothing about gguf:Q8_0"),
+        (
+            "formats: [gguf:Q8_0]\noverrides: [{match: '*', keep_float: true}]",
+            "overrides changes nothing about gguf:Q8_0",
+        ),
         ("- a list", "holds no keys"),
         ("formats: [", "not valid YAML"),
         ("formats: !!python/object/apply:os.system [ls]", "not valid YAML"),
