@@ -107,12 +107,14 @@ def describe_format(quantization: Mapping[str, Any]) -> str:
     """A ``quantization_config`` in words: ``gptq, 4 bits, group_size 128, sym``."""
     method = str(quantization.get("quant_method", "unknown"))
     if method == "compressed-tensors":
-        groups = quantization.get("config_groups") or {}
-        group: Mapping[str, Any] = next(iter(groups.values()), {}) or {}
-        weights = group.get("weights") or {}
+        groups = (quantization.get("config_groups") or {}).values()
+        weights = [group.get("weights") or {} for group in groups if group]
         words = [f"compressed-tensors {quantization.get('format', '')}".strip()]
-        words += [f"{weights['num_bits']} bits"] if "num_bits" in weights else []
-        words += [f"group_size {weights['group_size']}"] if weights.get("group_size") else []
+        for key, text in (("num_bits", "{} bits"), ("group_size", "group_size {}")):
+            numbers = {w[key] for w in weights if w.get(key)}
+            words += [text.format(" and ".join(map(str, sorted(numbers))))] if numbers else []
+        signs = {_symmetry(w["symmetric"]) for w in weights if "symmetric" in w}
+        words += [" and ".join(sorted(signs, reverse=True))] if signs else []
         return ", ".join(words)
     words = [method]
     for key, text in (("bits", "{} bits"), ("group_size", "group_size {}"), ("version", "{}")):
@@ -121,10 +123,19 @@ def describe_format(quantization: Mapping[str, Any]) -> str:
     if method == "bitsandbytes":
         words.append("nf4" if quantization.get("load_in_4bit") else "int8")
     if "sym" in quantization:
-        words.append("symmetric" if quantization["sym"] else "asymmetric")
+        words.append(_symmetry(quantization["sym"]))
+    elif "zero_point" in quantization:
+        words.append(_symmetry(not quantization["zero_point"]))
+    dynamic = quantization.get("dynamic")
+    if isinstance(dynamic, Mapping) and any(str(key).startswith("+:") for key in dynamic):
+        words.append("with exceptions by tensor")
     if "weight_block_size" in quantization:
         words.append(f"blocks of {quantization['weight_block_size']}")
     return ", ".join(words)
+
+
+def _symmetry(symmetric: object) -> str:
+    return "symmetric" if symmetric else "asymmetric"
 
 
 def _shape(config: Qwen3Config) -> dict[str, str]:

@@ -17,11 +17,14 @@ import numpy as np
 from qwen3q.checkpoint.safetensors import TensorInfo, read_header
 from qwen3q.closing import Closing
 from qwen3q.errors import CheckpointError
+from qwen3q.progress import ProgressFn, silent
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 _CHECKED_AT_ONCE = 1 << 20
 """Values whose finiteness is looked at together: what that takes stays small and in cache."""
+_MAPPED_AT_ONCE = 1 << 24
+"""Values after which a file's pages are given back while a whole model is looked at."""
 PICKLE_PATTERNS = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 STORAGE_DTYPES: dict[str, Any] = {
@@ -130,12 +133,32 @@ class Checkpoint(Closing):
         return self._maps[path]
 
 
-def check_finite(name: str, values: np.ndarray[Any, Any], dtype: str) -> None:
+def check_all_finite(
+    checkpoint: Checkpoint, progress: ProgressFn = silent, label: str = "checking weights"
+) -> None:
+    """Refuses NaN and Inf in any tensor of a model; holds little of it in memory.
+
+    Raises:
+        CheckpointError: names the tensor and its file.
+    """
+    total = len(checkpoint.tensors)
+    for done, (name, info) in enumerate(checkpoint.tensors.items(), 1):
+        flat = checkpoint.array(name).reshape(-1)
+        for start in range(0, flat.size, _MAPPED_AT_ONCE):
+            check_finite(name, flat[start : start + _MAPPED_AT_ONCE], info.dtype, info.path)
+            checkpoint.release(name)
+        progress(done, total, label)
+
+
+def check_finite(
+    name: str, values: np.ndarray[Any, Any], dtype: str, path: Path | None = None
+) -> None:
     """Refuses NaN and Inf.
 
     Args:
         values: any part of the tensor, in its storage dtype.
         dtype: safetensors' name of it; integer dtypes always pass.
+        path: the file that holds it, for the message.
 
     Raises:
         CheckpointError: names the tensor.
@@ -152,7 +175,8 @@ def check_finite(name: str, values: np.ndarray[Any, Any], dtype: str) -> None:
     if not finite:
         raise CheckpointError(
             f"Tensor {name} holds NaN or Inf.",
-            "The weights are damaged; fetch the model again and compare its checksums.",
+            f"Fetch {path.name if path else 'its file'} again and compare its checksum; if that is "
+            "the publisher's, the model itself is broken.",
         )
 
 

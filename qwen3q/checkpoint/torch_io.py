@@ -20,8 +20,9 @@ def read_tensor(checkpoint: Checkpoint, name: str) -> torch.Tensor:
         CheckpointError: no such tensor, or a float tensor that holds NaN or Inf.
     """
     array = checkpoint.array(name)
-    dtype = checkpoint.tensors[name].dtype
-    check_finite(name, array, dtype)
+    info = checkpoint.tensors[name]
+    dtype = info.dtype
+    check_finite(name, array, dtype, info.path)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         tensor = torch.from_numpy(array.reshape(-1).view("u1"))

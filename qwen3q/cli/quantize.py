@@ -16,6 +16,7 @@ from qwen3q.cli.quantize_text import (
     legality_of,
     memory_json,
     show_legality,
+    show_matrix,
     show_measured,
     show_predicted,
 )
@@ -116,6 +117,7 @@ def quantize(
         group_size=group_size,
         bits=bits,
         symmetric=symmetric,
+        imatrix=imatrix is not None,
     )
     job = job_of(request)
     options = GgufOptions(yarn, imatrix, threads, force)
@@ -125,23 +127,25 @@ def quantize(
     if dry_run:
         calibrated = shares_importance(job, options)
         plans = plan_targets(source, job.targets, options, calibrated=calibrated)
-        known = legality_of(source.config, job.targets)
+        known = legality_of(source, job.targets)
         if json_output:
             engines = [legality_json(legality) for legality in known]
             print_json({"engines": engines, "plans": [plan_json(p) for p in plans]})
             return
         show_plans(plans)
         show_legality(known)
+        show_matrix(imatrix, job)
         return
     check_targets(source, job, out, options, resume=resume)
     share_heap()
     with progress_bar(quiet=json_output) as progress:
         source = resolve(model, revision=revision, offline=offline, progress=progress)
-        known = legality_of(source.config, job.targets)
+        known = legality_of(source, job.targets)
         predicted = predict_memory(source, job, options, devices)
         if not json_output:
             show_legality(known)
             show_predicted(predicted)
+            show_matrix(imatrix, job)
         artefacts = quantize_targets(
             source, job, out, options, devices=devices, resume=resume, progress=progress
         )

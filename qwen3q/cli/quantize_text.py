@@ -3,29 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qwen3q.cli.output import format_bytes, note
 
 if TYPE_CHECKING:
-    from qwen3q.models.config import Qwen3Config
+    from qwen3q.models.source import ModelSource
     from qwen3q.plan.engines import Engines, Legality
+    from qwen3q.plan.job import QuantizeJob
     from qwen3q.plan.targets import Target
     from qwen3q.quantize.footprint import Footprint
 
 
-def legality_of(config: Qwen3Config, targets: Sequence[Target]) -> list[Legality]:
+def legality_of(source: ModelSource, targets: Sequence[Target]) -> list[Legality]:
     """What is known of the targets that are safetensors folders, in their order."""
     from qwen3q.plan.engines import legality
     from qwen3q.plan.schemes import Scheme
+    from qwen3q.quantize.local_plan import source_dtypes
 
-    return [legality(target, config) for target in targets if isinstance(target, Scheme)]
+    schemes = [target for target in targets if isinstance(target, Scheme)]
+    dtypes = source_dtypes(source) if schemes else {}
+    return [legality(scheme, source.config, dtypes=dtypes) for scheme in schemes]
 
 
 def show_legality(known: Sequence[Legality]) -> None:
     """A block per format, on stderr: who loads it, its groups, over how many GPUs it splits."""
     for legality in known:
         note("\n  ".join(_lines(legality)))
+
+
+def show_matrix(imatrix: Path | None, job: QuantizeJob) -> None:
+    """Where GGUF files take their importance from, should a calibration be run too."""
+    if imatrix is not None and job.calibrates:
+        note(f"The GGUF files take their importance from {imatrix}, not from the calibration.")
 
 
 def legality_json(legality: Legality) -> dict[str, Any]:

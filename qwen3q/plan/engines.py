@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from qwen3q.models.config import Qwen3Config
 from qwen3q.models.tensors import Role, model_tensors
 from qwen3q.plan.folder import TensorParallel, suggest_group_size, tensor_parallel_legality
-from qwen3q.plan.schemes import Layout, Scheme, fitting_group_sizes
+from qwen3q.plan.schemes import PER_CHANNEL, Layout, Scheme, fitting_group_sizes
 
 _TRANSFORMERS_NEEDS = {
     Layout.GPTQ: ("gptqmodel", "optimum"),
@@ -19,6 +20,8 @@ _TRANSFORMERS_NEEDS = {
     Layout.FP8: (),
     Layout.FLOAT: (),
 }
+_CASTS_NOTHING = (Layout.BNB_NF4, Layout.BNB_INT8, Layout.FP8)
+"""Where transformers leaves float tensors in the dtypes that they are stored in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,16 +41,28 @@ class Engines:
     notes: tuple[str, ...]
 
 
-def engines_for(scheme: Scheme, config: Qwen3Config) -> Engines:
-    """What is known of engines and this format of this model."""
+def engines_for(
+    scheme: Scheme, config: Qwen3Config, dtypes: Mapping[str, str] | None = None
+) -> Engines:
+    """What is known of engines and this format of this model.
+
+    Args:
+        dtypes: what its float tensors are stored in, by name; the config's where absent.
+    """
     notes = []
     vllm = scheme.layout not in (Layout.BNB_NF4, Layout.BNB_INT8)
     transformers = _TRANSFORMERS_NEEDS.get(scheme.layout)
     packed_words = scheme.layout in (Layout.GPTQ, Layout.AWQ)
     gptqmodel = packed_words
-    if scheme.layout is Layout.GPTQ and not scheme.symmetric:
+    asymmetric = scheme.layout is Layout.GPTQ and not scheme.symmetric
+    if asymmetric:
         vllm = gptqmodel = False
         notes.append("vLLM and GPTQModel refuse asymmetric GPTQ; transformers reads dense models.")
+    if packed_words and scheme.bits == 4 and scheme.group_size == PER_CHANNEL:
+        notes.append(
+            "On a CPU, transformers loads this format with one scale per output, and fails when it "
+            "generates: take --group-size 128 there."
+        )
     if scheme.layout is Layout.PACK_QUANTIZED and not scheme.symmetric:
         notes.append(
             "Asymmetric zero points do not load in transformers 5 with compressed-tensors 0.19 "
@@ -56,7 +71,8 @@ def engines_for(scheme: Scheme, config: Qwen3Config) -> Engines:
     if scheme.layout is Layout.GPTQ and scheme.overrides:
         transformers = None
         notes.append(
-            "transformers does not read GPTQ with exceptions by tensor; vLLM and gptqmodel do."
+            "transformers does not read GPTQ with exceptions by tensor"
+            + ("." if asymmetric else "; vLLM and gptqmodel do.")
         )
     split = _split_matrix(scheme, config)
     if split:
@@ -68,8 +84,8 @@ def engines_for(scheme: Scheme, config: Qwen3Config) -> Engines:
     if config.is_moe and packed_words:
         transformers = None
         notes.append(
-            "transformers leaves the experts of this format at random values and says nothing: "
-            "load it with vLLM, SGLang or gptqmodel."
+            "transformers leaves the experts of this format at random values and says nothing"
+            + ("." if asymmetric else ": load it with vLLM, SGLang or gptqmodel.")
         )
     if config.is_moe and scheme.layout is Layout.INT_QUANTIZED:
         transformers = None
@@ -77,7 +93,23 @@ def engines_for(scheme: Scheme, config: Qwen3Config) -> Engines:
     if config.is_moe and scheme.layout in (Layout.BNB_NF4, Layout.BNB_INT8):
         transformers = ("bitsandbytes", "transformers<5")
         notes.append("transformers 5 does not load experts of this format; transformers 4 does.")
+    if scheme.layout in _CASTS_NOTHING and _has_wide_norms(config, dtypes or {}):
+        transformers = None
+        notes.append(
+            "transformers 5 fails when it generates, as this model's norms are float32 and its "
+            "embeddings are not: quantize it --to bf16 first, and that folder to this format."
+        )
+    if not vllm and transformers is None and not gptqmodel:
+        other = "leave --asym out" if asymmetric else "take int4 or gguf:Q4_K_M"
+        notes.append(f"So no engine that is known runs what will be written: {other}.")
     return Engines(vllm, transformers, gptqmodel, tuple(notes))
+
+
+def _has_wide_norms(config: Qwen3Config, dtypes: Mapping[str, str]) -> bool:
+    """Whether a norm is float32 where the embeddings are narrower."""
+    specs = model_tensors(config)
+    narrow = any(s.role is Role.EMBED and dtypes.get(s.name, "float32") != "float32" for s in specs)
+    return narrow and any(len(s.shape) == 1 and dtypes.get(s.name) == "float32" for s in specs)
 
 
 _FUSED = {Role.Q: "qkv", Role.K: "qkv", Role.V: "qkv", Role.GATE: "gate_up", Role.UP: "gate_up"}
@@ -148,14 +180,22 @@ class Legality:
 
 
 def legality(
-    scheme: Scheme, config: Qwen3Config, sizes: tuple[int, ...] = (1, 2, 4, 8)
+    scheme: Scheme,
+    config: Qwen3Config,
+    sizes: tuple[int, ...] = (1, 2, 4, 8),
+    *,
+    dtypes: Mapping[str, str] | None = None,
 ) -> Legality:
-    """Engines, groups and tensor-parallel sizes of one format of one model."""
+    """Engines, groups and tensor-parallel sizes of one format of one model.
+
+    Args:
+        dtypes: as ``engines_for`` takes them.
+    """
     splits = tuple(
         Split(parallel, None if parallel.is_legal else _legal_group(config, scheme, parallel.size))
         for parallel in tensor_parallel_legality(config, scheme, sizes)
     )
-    return Legality(scheme, engines_for(scheme, config), _groups(scheme, config), splits)
+    return Legality(scheme, engines_for(scheme, config, dtypes), _groups(scheme, config), splits)
 
 
 def _groups(scheme: Scheme, config: Qwen3Config) -> tuple[Groups, ...]:

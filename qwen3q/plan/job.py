@@ -20,6 +20,7 @@ class QuantizeRequest:
         calibration: set, file, ``hub:...`` or ``self``.
         samples, length: rows of calibration text and tokens per row.
         group_size, bits, symmetric: for the formats that are solved with calibration.
+        imatrix: an importance matrix is given, which GGUF files take instead of a calibration's.
     """
 
     formats: tuple[str, ...] = ()
@@ -30,6 +31,7 @@ class QuantizeRequest:
     group_size: int | None = None
     bits: int | None = None
     symmetric: bool | None = None
+    imatrix: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,7 @@ def job_of(request: QuantizeRequest) -> QuantizeJob:
     targets = tuple(
         parse_target(name) if name in gguf else next(schemes) for name in merged.formats
     )
+    _require_distinct(merged, targets)
     text = {
         "source": request.calibration or base.calibration.source,
         "samples": request.samples or base.calibration.samples,
@@ -103,20 +106,36 @@ def job_of(request: QuantizeRequest) -> QuantizeJob:
     return job
 
 
+def _require_distinct(recipe: Recipe, targets: tuple[Target, ...]) -> None:
+    """Refuses formats that differ by name, and that options make one."""
+    plain: dict[Target, Target] = {}
+    for name, target in zip(recipe.formats, targets, strict=True):
+        named = parse_target(name)
+        before = plain.setdefault(target, named)
+        if before != named:
+            raise UsageError(
+                f"With {recipe.bits} bits, {before.name} and {named.name} are one format.",
+                "Leave one of them out, or the bits.",
+            )
+
+
 def _require_use(request: QuantizeRequest, job: QuantizeJob, formats: tuple[str, ...]) -> None:
     """Refuses an option that none of the formats has a use for."""
     uniform = any(scheme.is_uniform for scheme in job.schemes)
     grouped = any(scheme.layout in GROUPED_LAYOUTS for scheme in job.schemes)
+    run = job.calibrates and (uniform or not request.imatrix)
     for option, value, used in (
         ("--group-size", request.group_size, grouped),
         ("--bits", request.bits, uniform),
         ("--sym/--asym", request.symmetric, uniform),
-        ("--calibration", request.calibration, job.calibrates),
-        ("--calibration-samples", request.samples, job.calibrates),
-        ("--calibration-length", request.length, job.calibrates),
+        ("--calibration", request.calibration, run),
+        ("--calibration-samples", request.samples, run),
+        ("--calibration-length", request.length, run),
     ):
         if value is not None and not used:
             hint = "Leave it out."
             if option.startswith("--calibration") and job.has_gguf:
                 hint = "Add --calibration balanced, or leave it out."
+                if request.imatrix:
+                    hint = "The files take their importance from --imatrix: leave one of them out."
             raise UsageError(f"{option} changes nothing about {', '.join(formats)}.", hint)

@@ -183,7 +183,13 @@ def read_recipe(path: Path) -> Recipe:
         recipe = Recipe.model_validate(raw)
     except ValidationError as error:
         raise _explained(path, error) from None
-    recipe.schemes()
+    if not recipe.schemes():
+        for key in ("bits", "group_size", "symmetric", "overrides"):
+            if key in recipe.model_fields_set:
+                raise UsageError(
+                    f"{path}: {key} changes nothing about {', '.join(recipe.formats)}.",
+                    "A GGUF file type says itself which tensor gets how many bits.",
+                )
     return recipe
 
 

@@ -260,6 +260,19 @@ def require_target(target: Path, *, replace: bool) -> None:
         )
 
 
+def require_writable(scheme: Scheme) -> None:
+    """Refuses a scheme that can be planned but not made.
+
+    Raises:
+        UsageError: it is one.
+    """
+    if scheme.is_plan_only:
+        raise UsageError(
+            f"{scheme.name} can be estimated but not written.",
+            "Formats that are written: gptq:int4, awq:int4, int8, int4, bnb:nf4, fp8, ...",
+        )
+
+
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
     text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
     path.write_text(text, encoding="utf-8")

@@ -59,7 +59,7 @@ def model_card(
         parts.append("## Experts\n\n" + coverage)
     if notes:
         parts.append("## Notes\n\n" + "\n".join(f"- {note}" for note in dict.fromkeys(notes)))
-    parts.append("## How to run it\n\n" + _usage(name, scheme, source.config))
+    parts.append("## How to run it\n\n" + _usage(name, scheme, source.config, plan))
     parts.append(
         "`report.json` has bits, error and seconds of every tensor; `manifest.json` the checksums "
         "of what went in and came out. `qwen3q verify` checks the folder against both."
@@ -156,8 +156,8 @@ def _coverage(rows: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def _usage(name: str, scheme: Scheme, config: Qwen3Config) -> str:
-    engines = engines_for(scheme, config)
+def _usage(name: str, scheme: Scheme, config: Qwen3Config, plan: Plan) -> str:
+    engines = engines_for(scheme, config, {t.name: t.type for t in plan.tensors})
     parts = []
     if engines.vllm:
         parts.append(f"```sh\nvllm serve ./{name}\n```")

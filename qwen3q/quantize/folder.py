@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen3q.calibrate.rows import TokenRows
-from qwen3q.checkpoint.reader import Checkpoint
+from qwen3q.checkpoint.reader import Checkpoint, check_all_finite
 from qwen3q.checkpoint.shards import INDEX_NAME
 from qwen3q.checkpoint.writer import file_sha256
 from qwen3q.errors import CheckpointError, Interrupted, Qwen3qError, UsageError
@@ -33,6 +33,7 @@ from qwen3q.quantize.artefact import (
     is_published,
     publish,
     require_target,
+    require_writable,
     write_side_files,
 )
 from qwen3q.quantize.fingerprint import rows_fingerprint, weights_fingerprint
@@ -97,11 +98,7 @@ def folder_jobs(
     dtypes = float_dtypes(checkpoint)
     jobs: list[FolderJob] = []
     for scheme in schemes:
-        if scheme.is_plan_only:
-            raise UsageError(
-                f"{scheme.name} can be estimated but not written.",
-                "Formats that are written: gptq:int4, awq:int4, int8, int4, bnb:nf4, fp8, ...",
-            )
+        require_writable(scheme)
         plan = plan_local(source, checkpoint, scheme)
         solve = asdict(options or SolveOptions()) if scheme.is_uniform else {}
         target = out / artefact_name(source.title, scheme)
@@ -150,13 +147,13 @@ def quantize_folders(
         for job in jobs:
             stack.enter_context(sole_writer(job.target))
         pending = _pending(source, jobs, weights, calibration, run)
-        works = [
-            stack.enter_context(
-                FolderWork(job, fingerprint, resume=run.resume, replace=run.replace)
-            )
-            for job, fingerprint in pending
-        ]
+        if store or any(job.scheme.is_uniform for job, _ in pending):
+            check_all_finite(checkpoint, progress)
+        works: list[FolderWork] = []
         with _kept_if_begun(works):
+            for job, fingerprint in pending:
+                work = FolderWork(job, fingerprint, resume=run.resume, replace=run.replace)
+                works.append(stack.enter_context(work))
             steps = _Steps(progress, sum(len(work.missing) for work in works))
             for work in works:
                 for unit in unsolved_units(work):

@@ -13,7 +13,7 @@ from qwen3q.checkpoint.reader import Checkpoint
 from qwen3q.checkpoint.shards import MAX_SHARD_BYTES, lay_out_shards
 from qwen3q.checkpoint.torch_io import dtype_name, read_tensor, tensor_bytes
 from qwen3q.checkpoint.writer import ShardWriter
-from qwen3q.errors import CheckpointError, UsageError
+from qwen3q.errors import CheckpointError, DiskError, UsageError
 from qwen3q.files import partial_path
 from qwen3q.formats.folder import pack_linear, unpack_linear
 from qwen3q.models.tensors import TensorSpec
@@ -80,7 +80,13 @@ class FolderWork:
             self._planned.setdefault(unit_name(source.layer), []).append(tensor)
             module = source.name.removesuffix(".weight")
             self._suffixes.setdefault(module, []).append(tensor.name.removeprefix(f"{module}."))
-        self._writer = ShardWriter(self.partial, lay_out_shards(job.plan.tensors, max_shard_bytes))
+        shards = lay_out_shards(job.plan.tensors, max_shard_bytes)
+        try:
+            self._writer = ShardWriter(self.partial, shards)
+        except DiskError:
+            if not self.resumed:
+                self.discard()
+            raise
         self._stored = Checkpoint(self.partial)
         self._drop_damaged()
 

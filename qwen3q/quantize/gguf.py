@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen3q.checkpoint.reader import Checkpoint, check_finite
+from qwen3q.checkpoint.safetensors import TensorInfo
 from qwen3q.checkpoint.writer import sync_folder
 from qwen3q.errors import CheckpointError, DiskError, LlamaError, UsageError
 from qwen3q.files import partial_path, require_free_space, reserve, sole_writer
@@ -182,13 +183,8 @@ def _open_target(job: GgufJob) -> Iterator[int]:
     path = partial_path(job.target)
     try:
         with path.open("w+b") as file:
-            metadata = encode_metadata(job.metadata)
-            offset, entries = 0, []
-            for tensor in job.plan.tensors:
-                entries.append((tensor.name, tensor_type(tensor), tensor.shape, offset))
-                offset += padded(tensor.nbytes)
-            header = encode_header(metadata, len(job.metadata), entries)
-            reserve(file, len(header) + offset)
+            header = encoded_header(job)
+            reserve(file, len(header) + sum(padded(t.nbytes) for t in job.plan.tensors))
             file.write(header)
             file.flush()
             yield file.fileno()
@@ -197,6 +193,15 @@ def _open_target(job: GgufJob) -> Iterator[int]:
     finally:
         with suppress(OSError):
             path.unlink(missing_ok=True)
+
+
+def encoded_header(job: GgufJob) -> bytes:
+    """All that stands before the first tensor's data."""
+    offset, entries = 0, []
+    for tensor in job.plan.tensors:
+        entries.append((tensor.name, tensor_type(tensor), tensor.shape, offset))
+        offset += padded(tensor.nbytes)
+    return encode_header(encode_metadata(job.metadata), len(job.metadata), entries)
 
 
 def _outputs(
@@ -274,7 +279,7 @@ def _quantize_slab(
 ) -> None:
     name, columns = slab.source.name, slab.source.shape[-1]
     weights = checkpoint.array(name).reshape(-1, columns)[slab.first : slab.last]
-    wide = _float32(name, weights, checkpoint.tensors[name].dtype, buffers)
+    wide = _float32(checkpoint.tensors[name], weights, buffers)
     for output in slab.outputs:
         row_bytes = output.type.row_bytes(columns)
         out = _buffer(buffers, "out", len(wide) * row_bytes, np.uint8).reshape(len(wide), row_bytes)
@@ -288,9 +293,10 @@ def _quantize_slab(
 
 
 def _float32(
-    name: str, weights: NDArray[Any], dtype: str, buffers: threading.local
+    info: TensorInfo, weights: NDArray[Any], buffers: threading.local
 ) -> NDArray[np.float32]:
     """The weights as float32, in the thread's buffer unless they are float32; NaN refused."""
+    dtype = info.dtype
     if dtype == "F32":
         wide: NDArray[np.float32] = weights
     else:
@@ -301,11 +307,11 @@ def _float32(
             f16_to_f32_rows(weights, out=wide)
         else:
             raise CheckpointError(
-                f"{name} is stored as {dtype}; GGUF is written from BF16, F16 or F32 weights.",
+                f"{info.name} is stored as {dtype}; GGUF is written from BF16, F16 or F32 weights.",
                 "Start from the unquantized release of this model.",
             )
     if not math.isfinite(wide.sum()):
-        check_finite(name, wide, "F32")
+        check_finite(info.name, wide, "F32", info.path)
     return wide
 
 

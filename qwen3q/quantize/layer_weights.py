@@ -39,14 +39,14 @@ class LayerWeights(Mapping[str, torch.Tensor]):
         """Raises: CheckpointError if it is not finite, UsageError if it is no float tensor."""
         if name not in self._names:
             raise KeyError(name)
-        dtype = self.dtype(name)
+        dtype, info = self.dtype(name), self._checkpoint.tensors[name]
         array = self._checkpoint.array(name)
         out = torch.empty(array.shape)
         rows = max(1, _READ_VALUES // max(1, array[:1].size))
         for start in range(0, len(array), rows):
             part = array[start : start + rows]
             if name not in self._checked:
-                check_finite(name, part, self._checkpoint.tensors[name].dtype)
+                check_finite(name, part, info.dtype, info.path)
             out[start : start + rows] = torch.from_numpy(part.copy()).view(dtype)
         self._checked.add(name)
         self._checkpoint.release(name)
@@ -62,5 +62,6 @@ def embedded(checkpoint: Checkpoint, tokens: torch.Tensor) -> torch.Tensor:
     array = checkpoint.array(EMBEDDING)
     dtype = torch_dtype(float_dtype(checkpoint, EMBEDDING))
     picked = array[tokens.flatten().numpy()]
-    check_finite(EMBEDDING, picked, checkpoint.tensors[EMBEDDING].dtype)
+    info = checkpoint.tensors[EMBEDDING]
+    check_finite(EMBEDDING, picked, info.dtype, info.path)
     return torch.from_numpy(picked).view(dtype).float().view(*tokens.shape, array.shape[1])

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 import torch
 
@@ -106,6 +107,7 @@ class Problem:
         folded: ``[batch, in]`` scales that ``weights`` were multiplied by, for the comparison
             with plain round-to-nearest.
         weak: per batch entry, why error feedback would not be trusted; empty if it is.
+        rows: output channels of each of the stacked linears; one linear if empty.
     """
 
     weights: Sequence[torch.Tensor]
@@ -113,12 +115,19 @@ class Problem:
     cross: torch.Tensor | None
     folded: torch.Tensor
     weak: tuple[str, ...]
+    rows: tuple[int, ...] = ()
 
     @property
     def shape(self) -> tuple[int, int]:
         """``out, in`` of every batch entry."""
         out, columns = self.weights[0].shape
         return out, columns
+
+    def linears(self, outputs: slice) -> list[slice]:
+        """Where each linear's channels lie among those of ``outputs``; some may have none."""
+        ends = list(accumulate(self.rows or (self.shape[0],), initial=0))
+        cuts = [min(max(end, outputs.start), outputs.stop) - outputs.start for end in ends]
+        return [slice(first, last) for first, last in pairwise(cuts)]
 
     def target(self, outputs: slice) -> torch.Tensor:
         """Some output channels' weights, ``[batch, in, out]``."""
@@ -225,15 +234,17 @@ def _solve_part(
         del drift
     else:
         made = round_to_nearest(target, factor.diagonal, scheme)
-    errors = factor.squared_outputs(made.values().sub_(target))
     plain = _plain(factor, weights, problem.folded, scheme).sub_(target)
-    del weights
+    rtn_errors = factor.squared_outputs(plain)
+    del weights, plain
+    linears = problem.linears(outputs)
+    made, errors = _no_worse(made, rtn_errors, fallbacks, linears, target, factor, scheme)
     return Solution(
         codes=factor.restored(made.codes).to(torch.uint8).mT.contiguous().to(home),
         scales=factor.restored_groups(made.scales).mT.contiguous().to(home),
         zeros=factor.restored_groups(made.zeros).to(torch.uint8).mT.contiguous().to(home),
         errors=errors.to(home),
-        rtn_errors=factor.squared_outputs(plain).to(home),
+        rtn_errors=rtn_errors.to(home),
         outputs=factor.squared_outputs(target).to(home),
         algorithms=tuple("rtn" if fallback else options.algorithm for fallback in fallbacks),
         fallbacks=fallbacks,
@@ -252,7 +263,7 @@ def _gptq_where(
 
     ``target`` is moved in place to the weights that make up for the drift.
     """
-    falls = torch.tensor([bool(fallback) for fallback in fallbacks], device=target.device)
+    falls = _falls(fallbacks, target)
     nearest = None
     if bool(falls.any()):
         nearest = round_to_nearest(target, factor.diagonal, scheme)
@@ -264,11 +275,56 @@ def _gptq_where(
     made = refine(target, factor, made, scheme, options.sweeps)
     if nearest is None:
         return made
-    falls = falls[:, None, None]
+    return _chosen(falls[:, None], nearest, made)
+
+
+def _no_worse(
+    made: Rounded,
+    rtn_errors: torch.Tensor,
+    fallbacks: tuple[str, ...],
+    linears: Sequence[slice],
+    target: torch.Tensor,
+    factor: Factor,
+    scheme: Scheme,
+) -> tuple[Rounded, torch.Tensor]:
+    """Linears that fell back, none with more error than plain round-to-nearest, and the errors.
+
+    Rounding weighted by the squares of few inputs may come out worse than plain rounding on these
+    inputs. As few output channels as that takes are refined: each that is fits inputs it never
+    sees.
+
+    Args:
+        rtn_errors: ``[batch, out]``, of plain round-to-nearest.
+        linears: where each linear's output channels lie.
+    """
+    errors = factor.squared_outputs(made.values().sub_(target))
+    falls = _falls(fallbacks, target)
+    excess = torch.stack([(errors - rtn_errors)[:, part].sum(1) for part in linears], 1)
+    excess = torch.where(falls[:, None], excess, 0)
+    if not bool((excess > 0).any()):
+        return made, errors
+    refined = refine(target, factor, made, scheme, 1)
+    refined_errors = factor.squared_outputs(refined.values().sub_(target))
+    taken = torch.zeros_like(errors, dtype=torch.bool)
+    for part, due in zip(linears, excess.unbind(1), strict=True):
+        gains, order = (errors - refined_errors)[:, part].sort(dim=1, descending=True)
+        gained_before = gains.cumsum(1) - gains
+        taken[:, part].scatter_(1, order, gained_before < due[:, None])
+    return _chosen(taken, refined, made), torch.where(taken, refined_errors, errors)
+
+
+def _falls(fallbacks: tuple[str, ...], like: torch.Tensor) -> torch.Tensor:
+    """Which batch entries fall back, bool ``[batch]``."""
+    return torch.tensor([bool(fallback) for fallback in fallbacks], device=like.device)
+
+
+def _chosen(where: torch.Tensor, first: Rounded, second: Rounded) -> Rounded:
+    """``first`` at the output channels ``[batch, out]`` (or ``[batch, 1]``) that are true."""
+    where = where.unsqueeze(1)
     return Rounded(
-        torch.where(falls, nearest.steps, made.steps),
-        torch.where(falls, nearest.scales, made.scales),
-        torch.where(falls, nearest.zeros, made.zeros),
+        torch.where(where, first.steps, second.steps),
+        torch.where(where, first.scales, second.scales),
+        torch.where(where, first.zeros, second.zeros),
     )
 
 

@@ -52,6 +52,14 @@ def plan_local(source: ModelSource, checkpoint: Checkpoint, scheme: Scheme) -> P
     )
 
 
+def source_dtypes(source: ModelSource) -> dict[str, str]:
+    """``float_dtypes`` of a model whose weights are on disk; empty where they are not."""
+    if source.folder is None or not any(source.folder.glob("*.safetensors")):
+        return {}
+    with Checkpoint(source.folder) as checkpoint:
+        return float_dtypes(checkpoint)
+
+
 def float_dtypes(checkpoint: Checkpoint) -> dict[str, str]:
     """Dtype of each tensor by name, as torch calls it.
 

@@ -18,8 +18,10 @@ COARSE_RANGES = tuple(1 - i * RANGE_STEP for i in range(-1, 13))
 FINE_RANGES = tuple(i * RANGE_STEP / 5 for i in range(-4, 5) if i)
 _AT_ONCE = 1 << 18
 """Weights that are rounded at a time: what is made of them stays in a core's cache."""
-SMALLEST_SCALES = {"float16": 2.0**-20, "bfloat16": 2.0**-100}
-"""Of float16's own range the part where a scale still has some digits."""
+SMALLEST_SCALES = {"float16": 2.0**-24, "bfloat16": 2.0**-100}
+"""float16's smallest number, and one that bfloat16 has far below any weight."""
+EMPTY_SCALES = {"float16": 2.0**-20, "bfloat16": 2.0**-100}
+"""What a group of zeros gets."""
 SIGNED_SCALE_BITS = 4
 """Up to this width a symmetric scale takes the sign that gives the larger side the extra code."""
 
@@ -158,9 +160,10 @@ def _each(grids: Grid) -> Iterator[Grid]:
 def round_scale(scales: torch.Tensor, scheme: Scheme) -> torch.Tensor:
     """Rounds to the layout's scale dtype, clear of 0 and infinity."""
     dtype = getattr(torch, scheme.scale_dtype)
-    smallest = SMALLEST_SCALES[scheme.scale_dtype]
+    smallest, empty = SMALLEST_SCALES[scheme.scale_dtype], EMPTY_SCALES[scheme.scale_dtype]
     sign = torch.where(scales < 0, -1.0, 1.0)
-    return sign * scales.abs().clamp(smallest, torch.finfo(dtype).max).to(dtype).float()
+    sizes = scales.abs().clamp(smallest, torch.finfo(dtype).max).to(dtype).float()
+    return sign * torch.where(scales == 0, empty, sizes)
 
 
 def _weighted_error(values: torch.Tensor, importance: torch.Tensor, grid: Grid) -> torch.Tensor:

@@ -25,6 +25,7 @@ from qwen3q.progress import ProgressFn, silent
 from qwen3q.quantize.artefacts import Artefact
 from qwen3q.quantize.footprint import Footprint
 from qwen3q.quantize.gguf import gguf_file_name, gguf_jobs, write_gguf
+from qwen3q.quantize.gguf_whole import is_whole
 from qwen3q.quantize.local_plan import plan_local
 from qwen3q.quantize.names import IMPORTANCE_PREFIX
 from qwen3q.threads import available_threads
@@ -141,7 +142,8 @@ def check_targets(
     """Whether everything may be written, before a model is downloaded or text is run.
 
     Raises:
-        UsageError: a folder is there, or ``resume`` together with replacing.
+        UsageError: a folder is there, or a format that can't be written, or ``resume`` together
+            with replacing.
         DiskError: a file is there.
     """
     if resume and options.replace:
@@ -149,10 +151,13 @@ def check_targets(
             "--resume goes on with what is there, and --force throws it away.", "Give one of them."
         )
     gguf_left(source, job, out, options, resume=resume)
-    if job.schemes and not resume:
-        from qwen3q.quantize.artefact import artefact_name, require_target
+    if not job.schemes:
+        return
+    from qwen3q.quantize.artefact import artefact_name, require_target, require_writable
 
-        for scheme in job.schemes:
+    for scheme in job.schemes:
+        require_writable(scheme)
+        if not resume:
             require_target(out / artefact_name(source.title, scheme), replace=options.replace)
 
 
@@ -162,8 +167,8 @@ def gguf_left(
     """The job's file types that are still to be written.
 
     Files come after all folders, and the importance for them is kept until every file is there. So
-    where importance is kept, a run that goes on makes all files again; where none is and the
-    folders are there, it leaves files that are there alone.
+    where importance is kept, a run that goes on makes all files again; else it leaves alone those
+    that are there and whole.
 
     Raises:
         DiskError: a file is there that may not be replaced.
@@ -171,11 +176,17 @@ def gguf_left(
     file_types = [target for target in job.targets if isinstance(target, FileType)]
     if resume and any(out.glob(f"{IMPORTANCE_PREFIX}*")):
         return file_types
-    if resume and job.schemes:
-        from qwen3q.quantize.artefact import artefact_name
-
-        if all((out / artefact_name(source.title, scheme)).is_dir() for scheme in job.schemes):
-            return [t for t in file_types if not (out / gguf_file_name(source.title, t)).exists()]
+    if resume and file_types:
+        if source.folder is None:  # asked again once the model is downloaded
+            return file_types
+        given = read_imatrix(options.imatrix, source.config) if options.imatrix else None
+        text = job.calibration.source if shares_importance(job, options) else None
+        config = extended(source.config, options)
+        file_types = [
+            t
+            for t in file_types
+            if not is_whole(source, config, t, out, imatrix=given, calibration=text)
+        ]
     gguf_targets(source, file_types, out, options)
     return file_types
 
@@ -271,8 +282,15 @@ def quantize_targets(
     file_types = gguf_left(source, job, out, options, resume=resume)
     files = replace(options, replace=options.replace or resume)
     share = bool(file_types) and shares_importance(job, options)
+    kept = [
+        _kept_gguf(source, job, target, out, options)
+        for target in job.targets
+        if isinstance(target, FileType) and target not in file_types
+    ]
     if not job.schemes and not share:
-        return quantize_gguf(source, file_types, out, files, progress=progress)
+        if file_types:
+            kept += quantize_gguf(source, file_types, out, files, progress=progress)
+        return sorted(kept, key=lambda artefact: _position(job, artefact))
     _require_packages(job)
     _require_room(source, [*([] if resume else job.schemes), *file_types], out, options, share)
     from qwen3q.quantize.calibrated import quantize_calibrated
@@ -295,9 +313,7 @@ def quantize_targets(
         )
     if store:
         store.discard()
-    kept = [t for t in job.targets if isinstance(t, FileType) and t not in file_types]
-    artefacts += [_kept_gguf(source, job, file_type, out, options) for file_type in kept]
-    return sorted(artefacts, key=lambda artefact: _position(job, artefact))
+    return sorted(artefacts + kept, key=lambda artefact: _position(job, artefact))
 
 
 def _require_room(

@@ -204,6 +204,7 @@ class LayerWork:
             cross=_batched(crosses) if crosses else None,
             folded=torch.stack([self.folds.scales(names[0], width) for names in entries]),
             weak=tuple(weak) or ("",) * len(entries),
+            rows=tuple(self.layer.specs[name].shape[0] for name in entries[0]),
         )
         team = self.layer.arithmetic.team
         solution = solve(problem, scheme, self.options, self.layer.devices, team)

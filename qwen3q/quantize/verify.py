@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qwen3q.checkpoint.reader import Checkpoint, check_finite
+from qwen3q.checkpoint.reader import Checkpoint, check_all_finite
 from qwen3q.checkpoint.shards import lay_out_shards
 from qwen3q.checkpoint.writer import file_sha256
 from qwen3q.errors import CheckpointError, Qwen3qError, UsageError
@@ -118,10 +118,7 @@ def _layout(folder: Path, config: Qwen3Config) -> str:
 def _values(folder: Path, progress: ProgressFn) -> str:
     """No float, be it a weight or a scale, is NaN or Inf."""
     with Checkpoint(folder) as checkpoint:
-        for done, (name, info) in enumerate(checkpoint.tensors.items(), 1):
-            check_finite(name, checkpoint.array(name), info.dtype)
-            checkpoint.release(name)
-            progress(done, len(checkpoint.tensors), "values")
+        check_all_finite(checkpoint, progress, "values")
         return f"{len(checkpoint.tensors)} tensors, all finite"
 
 

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
+from qwen3q.inspection import describe_format
+
 
 def test_release(cli):
     run = cli("inspect", "qwen3-32b", "--json")
@@ -42,3 +46,52 @@ def test_a_quantized_model_on_the_hub_is_not_inspected_as_a_float_one(cli, packe
     assert run.returncode == 0, run.stderr
     assert "gptq" in run.stdout
     assert "BF16" not in run.stdout
+
+
+@pytest.mark.parametrize(
+    ("quantization", "said"),
+    [
+        (
+            {
+                "quant_method": "awq",
+                "bits": 4,
+                "group_size": 128,
+                "version": "gemm",
+                "zero_point": True,
+            },
+            "awq, 4 bits, group_size 128, gemm, asymmetric",
+        ),
+        (
+            {
+                "quant_method": "compressed-tensors",
+                "format": "pack-quantized",
+                "config_groups": {
+                    "group_0": {
+                        "weights": {"num_bits": 4, "group_size": 128, "symmetric": True},
+                        "targets": ["Linear"],
+                    }
+                },
+            },
+            "compressed-tensors pack-quantized, 4 bits, group_size 128, symmetric",
+        ),
+    ],
+    ids=["Qwen/Qwen3-8B-AWQ", "llmcompressor's W4A16"],
+)
+def test_zero_points_are_told_of_what_others_wrote(quantization, said):
+    assert describe_format(quantization) == said
+
+
+def test_exceptions_by_tensor_are_told():
+    groups = {
+        "group_0": {"weights": {"num_bits": 8, "group_size": 128, "symmetric": True}},
+        "group_1": {"weights": {"num_bits": 4, "group_size": 128, "symmetric": True}},
+    }
+    packed = {"quant_method": "compressed-tensors", "format": "mixed", "config_groups": groups}
+    assert (
+        describe_format(packed)
+        == "compressed-tensors mixed, 4 and 8 bits, group_size 128, symmetric"
+    )
+    gptq = {"quant_method": "gptq", "bits": 4, "dynamic": {"+:.*down": {"bits": 8}}}
+    assert describe_format(gptq) == "gptq, 4 bits, with exceptions by tensor"
+    routers_alone = {"quant_method": "gptq", "bits": 4, "dynamic": {"-:.*mlp.gate$": {}}}
+    assert describe_format(routers_alone) == "gptq, 4 bits"

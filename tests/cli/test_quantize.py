@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -192,6 +194,37 @@ def test_asymmetric_gptq_is_said_not_to_be_for_vllm(cli):
     assert "loaded by transformers" in told.stderr
 
 
+def test_what_no_engine_runs_is_said_before_the_work(cli):
+    told = cli("quantize", "qwen3-30b-a3b", "--to", "gptq:int4", "--asym", "--dry-run").stderr
+    assert "gptq:int4: loaded by no engine that is known." in told
+    assert "no engine that is known runs what will be written: leave --asym out." in told
+    assert "load it with" not in told
+
+
+def test_one_scale_per_output_is_said_not_to_run_on_a_cpu(cli):
+    """transformers 5.23 with gptqmodel 7.6: "expect qGroupSize to be 32, 64, 128 or 256"."""
+    call = ("quantize", "qwen3-8b", "--to", "gptq:int4", "--to", "awq:int4", "--dry-run")
+    assert cli(*call, "--group-size", "-1").stderr.count("fails when it generates") == 2
+    assert "fails when it generates" not in cli(*call).stderr
+    wider = cli("quantize", "qwen3-8b", "--to", "gptq:int8", "--group-size", "-1", "--dry-run")
+    assert "fails when it generates" not in wider.stderr
+
+
+def test_float32_norms_are_said_to_stop_transformers(cli, demo_folder, tmp_path):
+    """transformers 5.23: "expected m1 and m2 to have the same dtype", but not for int4."""
+    model = restored(demo_folder, tmp_path / "tune", "float32", "norm")
+    formats = ("--to", "bnb:nf4", "--to", "fp8", "--to", "int4")
+    run = cli("quantize", model, *formats, "--dry-run", "--json")
+    nf4, fp8, int4 = json.loads(run.stdout)["engines"]
+    assert (nf4["transformers"], fp8["transformers"]) == (None, None)
+    assert "--to bf16 first" in nf4["notes"][0]
+    assert int4["transformers"] == ["compressed-tensors"]
+    assert cli("quantize", "demo", "--to", "bnb:nf4", "--dry-run").stderr.count("bf16 first") == 0
+    done = cli("quantize", model, "--to", "fp8", "--out", tmp_path / "out")
+    assert "--to bf16 first" in done.stderr
+    assert "--to bf16 first" in (tmp_path / "out" / "tune-FP8" / "README.md").read_text()
+
+
 def test_commands_that_fit_prints_can_be_run(cli, tmp_path):
     """Types that are nothing without an importance matrix come with a calibration."""
     found = json.loads(cli("fit", "--vram", "3GiB", "--context", "4k", "--json").stdout)
@@ -289,3 +322,64 @@ def test_room_for_files_is_looked_for_before_the_calibration(demo_folder, tmp_pa
     with pytest.raises(DiskError, match="GB free"):
         quantize_targets(describe(str(demo_folder)), job, tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "words",
+    [(), ("--calibration", "balanced", *SHORT)],
+    ids=["from the weights", "with a matrix of its own"],
+)
+def test_a_run_of_files_that_was_cut_at_its_end_sees_that_they_are_whole(cli, tmp_path, words):
+    """Cut after the last rename, or between two: what has its name is whole."""
+    formats = ("--to", "gguf:Q8_0", "--to", "gguf:Q4_K_M")
+    call = ("quantize", "demo", *formats, *words, "--out", tmp_path)
+    assert cli(*call).returncode == 0
+    made = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    again = cli(*call, "--resume", "--json")
+    assert again.returncode == 0, again.stderr
+    told = json.loads(again.stdout)["artefacts"]
+    assert [a["format"] for a in told] == ["gguf:Q8_0", "gguf:Q4_K_M"]
+    assert [a["file_bytes"] for a in told] == [len(made[Path(a["path"]).name]) for a in told]
+
+    (tmp_path / "Qwen3-demo-Q4_K_M.gguf").unlink()
+    assert cli(*call, "--resume").returncode == 0
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == made
+
+    other = ("--calibration", "self") if words else ("--yarn", "2")
+    refused = cli("quantize", "demo", *formats, *words, *other, "--out", tmp_path, "--resume")
+    assert refused.returncode == 1
+    assert "Qwen3-demo-Q8_0.gguf exists already" in refused.stderr
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == made
+
+
+def test_a_file_of_other_weights_is_not_taken_for_whole(cli, demo_folder, tmp_path):
+    """A fine-tune that was trained on in its folder: the same header, other data."""
+    tune = shutil.copytree(demo_folder, tmp_path / "tune")
+    call = ("quantize", tune, "--to", "gguf:Q8_0", "--out", tmp_path)
+    assert cli(*call).returncode == 0
+    weights = tune / "model.safetensors"
+    data = weights.read_bytes()
+    weights.write_bytes(data[:-2] + b"\0\0")
+    refused = cli(*call, "--resume")
+    assert refused.returncode == 1
+    assert "exists already" in refused.stderr
+
+
+@pytest.mark.parametrize("formats", [("bf16",), ("fp8", "bf16")])
+def test_a_disk_that_is_full_at_the_start_leaves_nothing(tmp_path, formats):
+    """Files of at most 8 MB: FP8 fits, BF16 does not."""
+    words = [sys.executable, "-m", "qwen3q", "quantize", "demo", "--out", str(tmp_path / "out")]
+    for name in formats:
+        words += ["--to", name]
+    shell = ["bash", "-c", 'ulimit -f 12000; exec "$@"', "bash", *words]
+    run = subprocess.run(shell, capture_output=True, text=True, check=False)
+    assert run.returncode == 1
+    assert "Can't reserve" in run.stderr
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
+def test_a_format_that_is_only_estimated_is_refused_before_a_download(cli, tmp_path):
+    offline = {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    run = cli("quantize", "qwen3-8b", "--to", "nvfp4", "--out", tmp_path / "out", **offline)
+    assert run.returncode == 2
+    assert "nvfp4 can be estimated but not written" in run.stderr

@@ -10,6 +10,7 @@ import pytest
 from qwen3q.errors import UsageError
 from qwen3q.models.catalog import find_release
 from qwen3q.plan.folder import plan_folder, tensor_parallel_legality
+from qwen3q.plan.job import QuantizeRequest, job_of
 from qwen3q.plan.recipes import load_recipe, recipe_names, recipes_folder
 from qwen3q.quantize.solve import SolveOptions
 
@@ -86,6 +87,11 @@ def test_overrides_by_tensor() -> None:
         ("formats: [gptq:int4]\ncalibration: {samples: 0}", "calibration.samples"),
         ("formats: [gptq:int4]\nalgorithm: {name: magic}", "algorithm.name"),
         ("formats: [awq:int4]\noverrides: [{match: '*.down_proj', group_size: 32}]", "AWQ has one"),
+        ("formats: [gguf:Q8_0]\nbits: 4", "bits changes nothing about gguf:Q8_0"),
+        (
+            "formats: [gguf:Q8_0]\noverrides: [{match: '*', keep_float: true}]",
+            "overrides changes nothing about gguf:Q8_0",
+        ),
         ("- a list", "holds no keys"),
         ("formats: [", "not valid YAML"),
         ("formats: !!python/object/apply:os.system [ls]", "not valid YAML"),
@@ -103,3 +109,20 @@ def test_an_unknown_name_is_met_with_the_nearest() -> None:
     with pytest.raises(UsageError) as error:
         load_recipe("balaced")
     assert "Did you mean balanced?" in error.value.hint
+
+
+def test_formats_that_options_make_one_are_refused() -> None:
+    with pytest.raises(UsageError) as error:
+        job_of(QuantizeRequest(("gptq:int4", "gptq:int8"), bits=4))
+    assert error.value.message == "With 4 bits, gptq:int4 and gptq:int8 are one format."
+    twice = job_of(QuantizeRequest(("gptq:int4", "gptq"), bits=8))
+    assert [scheme.name for scheme in twice.schemes] == ["gptq:int8"]
+
+
+def test_a_calibration_that_an_importance_matrix_leaves_without_use_is_refused() -> None:
+    with pytest.raises(UsageError) as error:
+        job_of(QuantizeRequest(("gguf:Q4_K_M",), calibration="balanced", imatrix=True))
+    assert "--calibration changes nothing about gguf:Q4_K_M" in error.value.message
+    assert "--imatrix" in error.value.hint
+    both = ("gguf:Q4_K_M", "int4")
+    assert job_of(QuantizeRequest(both, calibration="balanced", imatrix=True)).calibrates

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import tiny_model
+from tiny import random_rows, tiny_model, tiny_scheme
 
 from qwen3q.checkpoint.reader import Checkpoint
 from qwen3q.checkpoint.writer import ShardWriter
@@ -108,6 +108,21 @@ def test_nan_is_named_and_early_failures_leave_nothing(model: Path, tmp_path: Pa
     broken = broken_in_layer(model, tmp_path / "broken", 0)
     with pytest.raises(CheckpointError, match=r"layers\.0\.mlp\.up_proj\.weight holds NaN"):
         make(broken, tmp_path / "out", "fp8")
+    assert not (tmp_path / "out").exists()
+
+
+def test_nan_in_a_late_layer_is_found_before_the_calibration(model: Path, tmp_path: Path) -> None:
+    broken = broken_in_layer(model, tmp_path / "broken", 1)
+    parsed = [tiny_scheme("gptq:int4")]
+    rows = random_rows(read_config(broken).vocab_size)
+    with Checkpoint(broken) as checkpoint:
+        jobs = driver.folder_jobs(describe(str(broken)), checkpoint, parsed, tmp_path / "out")
+        with pytest.raises(
+            CheckpointError, match=r"layers\.1\.mlp\.up_proj\.weight holds"
+        ) as error:
+            driver.quantize_folders(describe(str(broken)), checkpoint, jobs, rows)
+    assert "Fetch model.safetensors again" in error.value.hint
+    assert "--resume" not in error.value.hint
     assert not (tmp_path / "out").exists()
 
 

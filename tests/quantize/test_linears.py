@@ -8,6 +8,7 @@ import torch
 from qwen3q.plan.schemes import parse_scheme
 from qwen3q.quantize import linears
 from qwen3q.quantize.linears import Problem, SolveOptions, solve
+from qwen3q.quantize.rtn import round_to_nearest
 from tests.quantize.problems import hessian, inputs, output_error, weights
 
 
@@ -100,3 +101,28 @@ def test_fallbacks_are_named() -> None:
     assert "could not be factored" in solved.fallbacks[0]
     off = solved.linear(0, slice(0, 40), scheme).dequantize() - broken.weights[0]
     assert off.abs().max() < 0.1 * broken.weights[0].abs().max()
+
+
+def test_a_fallback_is_never_worse_than_round_to_nearest() -> None:
+    """On few tokens, scales that were folded for error feedback hurt rounding to nearest."""
+    target = weights(128, 60)
+    folded = torch.logspace(-1, 1, 128, base=2)[None]
+    moments = hessian(24, 128) / (folded[:, :, None] * folded[:, None])
+    few = Problem(
+        weights=[(target * folded[..., None])[0].T],
+        hessian=moments.clone(),
+        cross=None,
+        folded=folded,
+        weak=("only 24 calibration tokens are routed to it",),
+        rows=(40, 20),
+    )
+    scheme = parse_scheme("int8")
+    solved = solve(few, scheme, SolveOptions(damping=1e-6), ["cpu"])
+    nearest = round_to_nearest(target, torch.ones(1, 128), scheme, search=False).values()
+    for part in (slice(0, 40), slice(40, 60)):
+        made = solved.linear(0, part, scheme).dequantize().T[None]
+        own = output_error(made, (target * folded[..., None])[:, :, part], moments)
+        plain = (nearest - target)[:, :, part] * folded[..., None]
+        assert own <= output_error(plain, torch.zeros_like(plain), moments) * 1.0001
+        assert own == pytest.approx(float(solved.errors[:, part].sum()), rel=1e-3)
+    assert solved.algorithms == ("rtn",)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -80,6 +82,21 @@ def test_weights_of_any_size_are_rounded_alike_under_bf16_scales(name: str, fact
     plain, scaled = (round_to_nearest(v, costs, scheme) for v in (values, values * factor))
     assert torch.equal(scaled.steps, plain.steps)
     assert torch.equal(scaled.scales, plain.scales * factor)
+
+
+@pytest.mark.parametrize("name", ["gptq:int4", "gptq:int8", "awq:int4"])
+def test_groups_of_tiny_weights_use_all_of_float16(name: str) -> None:
+    """Against what other tools do: the full range's step, rounded to float16 or its smallest."""
+    scheme = parse_scheme(name)
+    values = weights(64, 6) * 3e-5
+    made = round_to_nearest(values, torch.ones(1, 64), replace(scheme, group_size=64)).values()
+    low, high = values.amin(1), values.amax(1)
+    reach = 2 * torch.maximum(-low, high) if scheme.symmetric else high - low
+    step = (reach / (2**scheme.bits - 1)).half().clamp(min=2**-24).float()
+    first = -(step * 2 ** (scheme.bits - 1) if scheme.symmetric else (-low / step).round() * step)
+    plain = (values / step).round() * step
+    plain = torch.maximum(torch.minimum(plain, first + step * (2**scheme.bits - 1)), first)
+    assert (made - values).square().sum() <= (plain - values).square().sum()
 
 
 def test_a_group_of_zeros_stays_zero() -> None:
