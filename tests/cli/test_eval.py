@@ -127,6 +127,7 @@ def test_every_suite_reads():
         (("demo", "--reference", "demo", "--tasks", ""), 2, "--tasks is empty."),
         (("demo", "--reference", "demo", "--text", "/nowhere.txt"), 2, "/nowhere.txt"),
         (("demo", "--reference", "demo", "--backend", "llama"), 1, "--backend torch"),
+        (("speed", "demo", "--prompt", "0"), 2, "A prompt of 0 tokens"),
     ],
 )
 def test_mistakes_are_explained(cli, arguments, code, says):
@@ -197,3 +198,30 @@ def test_no_column_is_lost_on_a_narrow_terminal(cli, tmp_path):
     assert max(map(len, tables)) <= 80
     heads = {word for line in wide.splitlines() if line[:1] == "┃" for word in line[1:].split()}
     assert heads <= set(narrow.split())
+
+
+def test_a_folder_without_a_card_is_told_before_anything_is_measured(cli, demo_folder, tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for path in demo_folder.iterdir():
+        if path.name != "README.md":
+            (folder / path.name).symlink_to(path)
+    out = tmp_path / "out"
+    words = (folder, "--reference", "demo", *COMMON, "--update-card", "--out", out)
+    done = cli("eval", *words)
+    assert done.returncode == 2
+    assert "There is no model card at" in done.stderr
+    assert not out.exists()
+
+
+def test_a_report_that_is_cut_off_or_has_no_place_is_explained(cli, tmp_path):
+    whole, cut = tmp_path / "whole.json", tmp_path / "cut.json"
+    whole.write_text(json.dumps(EVERYTHING))
+    cut.write_text(whole.read_text()[:3000])
+    done = cli("report", cut)
+    assert done.returncode == 2
+    assert "not all of it" in done.stderr
+    assert "--out DIR" in done.stderr
+    done = cli("report", whole, "--out", cut)
+    assert done.returncode == 1
+    assert f"{cut}: it is a file" in done.stderr
