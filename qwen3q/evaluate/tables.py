@@ -77,8 +77,8 @@ def facts_table(run: Row) -> Table:
         ("text", f"{text.get('name', '')}, sha256 {text.get('sha256', '')}"),
         (
             "tokens",
-            f"{counted(reference.get('chunks', 0), 'chunk')} of {reference.get('context')}, scored after "
-            f"position {reference.get('first')}: {reference.get('tokens')} in all",
+            f"{counted(reference.get('chunks', 0), 'chunk')} of {reference.get('context')}, "
+            f"scored after position {reference.get('first')}: {reference.get('tokens')} in all",
         ),
         ("tokenizer", f"sha256 {reference.get('tokenizer', '')}"),
         ("reference run by", _words(backend) or "an earlier call; its stored logits were used"),
