@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from qwen3q.counts import counted
 from qwen3q.threads import available_threads
 
 Status = Literal["ok", "missing", "bad"]
@@ -44,6 +45,8 @@ def run_checks() -> list[Check]:
         _llama,
         _torch,
         _bitsandbytes,
+        _harness,
+        _nvml,
         _compiler,
         _hub,
     )
@@ -56,7 +59,7 @@ def _python() -> Check:
 
 
 def _processor() -> Check:
-    return Check("processor", "ok", f"{available_threads()} cores for this process")
+    return Check("processor", "ok", f"{counted(available_threads(), 'core')} for this process")
 
 
 def _memory() -> Check:
@@ -151,6 +154,35 @@ def _bitsandbytes() -> Check:
             "pip install 'qwen3q[bnb]'",
         )
     return Check("bitsandbytes", "ok", version)
+
+
+def _harness() -> Check:
+    version = _version("lm_eval")
+    if version is None:
+        return Check(
+            "lm-eval",
+            "missing",
+            "not installed; needed for eval --tasks",
+            "pip install 'qwen3q[tasks]'",
+        )
+    return Check("lm-eval", "ok", version)
+
+
+def _nvml() -> Check:
+    version = _version("nvidia-ml-py")
+    if version is None:
+        return Check(
+            "nvml",
+            "missing",
+            "not installed; needed for GPU memory and energy in eval speed",
+            "pip install 'qwen3q[nvml]'",
+        )
+    from qwen3q.evaluate.nvml import GpuMeter
+
+    with GpuMeter() as meter:
+        if meter.note:
+            return Check("nvml", "missing", f"nvidia-ml-py {version}; no NVIDIA GPU answers it")
+        return Check("nvml", "ok", f"nvidia-ml-py {version}, driver {meter.driver()}")
 
 
 def _compiler() -> Check:

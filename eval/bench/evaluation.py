@@ -119,7 +119,7 @@ def main() -> None:
         }
         _print(f"divergence of {arguments.gguf.name}", in_turn(contestants, arguments.repeats))
     perplexity = [*ours, "perplexity", str(arguments.gguf), "--text", str(text)]
-    perplexity += ["--chunks", str(chunks), "--threads", str(threads), "--json"]
+    perplexity += ["--max-chunks", str(chunks), "--threads", str(threads), "--json"]
     contestants = {
         "qwen3q": lambda: run(perplexity),
         "llama-perplexity": lambda: run([*theirs, "-m", str(arguments.gguf)]),

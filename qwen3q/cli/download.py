@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qwen3q.cli.output import JsonFlag, format_bytes, note, print_json, progress_bar, stdout_console
+from qwen3q.counts import counted
 
 if TYPE_CHECKING:
     from qwen3q.models.hub import Download
@@ -49,8 +50,9 @@ def download(
         _print_plan(planned)
     else:
         checked = sum(1 for file in planned.files if file.checksum)
+        files = counted(len(planned.files), "file")
         note(
-            f"{planned.repo}: {format_bytes(planned.total_bytes)} in {len(planned.files)} files, "
+            f"{planned.repo}: {format_bytes(planned.total_bytes)} in {files}, "
             f"{checked} checksums verified."
         )
         stdout_console().print(str(planned.folder))
@@ -64,7 +66,7 @@ def _print_plan(planned: Download) -> None:
         size = format_bytes(file.nbytes)
         console.print(f"  {file.name:<{width}}  {size:>10}  {_state(file)}".rstrip())
     console.print(
-        f"Total {format_bytes(planned.total_bytes)} in {len(planned.files)} files; "
+        f"Total {format_bytes(planned.total_bytes)} in {counted(len(planned.files), 'file')}; "
         f"{format_bytes(planned.missing_bytes)} to download; "
         f"{format_bytes(planned.free_bytes)} free for {planned.site.cache}.",
     )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from qwen3q.counts import counted
 from qwen3q.errors import UsageError
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def choose_gpus(names: list[str] | None, vram: list[str] | None) -> tuple[list[G
         return gpus, notes
     if gpus and len(amounts) not in (1, len(gpus)):
         raise UsageError(
-            f"{len(amounts)} --vram amounts for {len(gpus)} GPUs.",
+            f"{counted(len(amounts), '--vram amount')} for {counted(len(gpus), 'GPU')}.",
             "Give one for all of them, or one for each.",
         )
     if gpus:

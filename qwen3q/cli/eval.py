@@ -19,6 +19,7 @@ from qwen3q.cli.output import (
     progress_bar,
     stdout_console,
 )
+from qwen3q.counts import counted
 
 if TYPE_CHECKING:
     from qwen3q.evaluate.perplexity import PerplexityResult
@@ -61,11 +62,12 @@ def perplexity(
         Path | None, typer.Option(help="UTF-8 text to measure on. Default: the built-in text.")
     ] = None,
     context: Annotated[int, typer.Option(min=2, help="Tokens per chunk.")] = 512,
-    full: Annotated[
-        bool,
-        typer.Option("--full", help="Score whole chunks, not llama-perplexity's second half."),
-    ] = False,
-    chunks: Annotated[int | None, typer.Option(min=1, help="Default: all of the text.")] = None,
+    scored: Annotated[
+        str, typer.Option(help="half or full: which positions of a chunk count.")
+    ] = "half",
+    full: Annotated[bool, typer.Option("--full", hidden=True)] = False,
+    max_chunks: Annotated[int | None, typer.Option(min=1, help="Default: all of the text.")] = None,
+    chunks: Annotated[int | None, typer.Option(min=1, hidden=True)] = None,
     parse_special: Annotated[
         bool,
         typer.Option(
@@ -81,23 +83,27 @@ def perplexity(
 ) -> None:
     """Perplexity on a text, as llama-perplexity computes it, of one or more models."""
     from qwen3q.data.texts import evaluation_text
+    from qwen3q.errors import UsageError
     from qwen3q.evaluate.chunks import Scored, read_text
     from qwen3q.evaluate.perplexity import measure_perplexity
     from qwen3q.llama.model import LlamaModel, LoadOptions
     from qwen3q.quantize.local_gguf import local_gguf
 
+    if scored not in list(Scored):
+        raise UsageError(f"--scored {scored} is unknown.", f"Known: {', '.join(Scored)}.")
     content = evaluation_text() if text is None else read_text(text)
     results = []
     for name in models:
         with progress_bar(quiet=json_output) as progress:
+            _require_no_folder(name)
             path = local_gguf(name, offline=offline, progress=progress)
             with LlamaModel(path, LoadOptions(gpu_layers=gpu_layers)) as model:
                 result = measure_perplexity(
                     model,
                     content,
                     context=context,
-                    scored=Scored.FULL if full else Scored.HALF,
-                    max_chunks=chunks,
+                    scored=Scored.FULL if full else Scored(scored),
+                    max_chunks=max_chunks or chunks,
                     parse_special=parse_special or text is None,
                     threads=threads,
                     key_type=cache_type,
@@ -111,6 +117,19 @@ def perplexity(
         )
         return
     _show(results)
+
+
+def _require_no_folder(name: str) -> None:
+    """Refuses a model folder, which llama.cpp does not run, and names what measures it."""
+    from qwen3q.errors import UsageError
+    from qwen3q.models.source import DEMO
+
+    if name != DEMO and Path(name).expanduser().is_dir():
+        raise UsageError(
+            f"{name} is a folder, and this measures GGUF files in llama.cpp.",
+            f"`qwen3q eval {name} --reference MODEL` measures folders; of a float model, "
+            f"{name}:Q8_0 is quantized first.",
+        )
 
 
 def perplexity_json(result: PerplexityResult) -> dict[str, Any]:
@@ -152,5 +171,6 @@ def _show(results: list[PerplexityResult]) -> None:
     half = results[0].scored.value == "half"
     part = "the second half of each is scored" if half else "all but each one's first token count"
     stdout_console().print(
-        f"{results[0].chunks} chunks of {results[0].context} tokens; {part}.", style="dim"
+        f"{counted(results[0].chunks, 'chunk')} of {results[0].context} tokens; {part}.",
+        style="dim",
     )

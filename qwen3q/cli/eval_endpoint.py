@@ -10,6 +10,7 @@ import typer
 
 from qwen3q.cli.options import OfflineFlag
 from qwen3q.cli.output import JsonFlag, note, print_json, progress_bar, stdout_console
+from qwen3q.counts import counted
 
 _TOKENS = 3
 """The table's column that goes into the title."""
@@ -102,4 +103,4 @@ def show_streaming(report: Mapping[str, Any]) -> None:
     stdout_console().print(STREAMING_NOTE, style="dim")
     for entry in report["streaming"]:
         for reason, count in entry["failures"].items():
-            note(f"{entry['concurrency']} clients, {count} failed: {reason}")
+            note(f"{counted(entry['concurrency'], 'client')}, {count} failed: {reason}")

@@ -22,6 +22,7 @@ from qwen3q.cli.options import (
     TorchDeviceOption,
 )
 from qwen3q.cli.output import JsonFlag, format_bytes, note, print_json, progress_bar, stdout_console
+from qwen3q.counts import counted
 
 GATE_FAILED = 3
 """Exit code when ``--gate`` finds an artefact's answers worse than its float model's."""
@@ -255,7 +256,7 @@ def show_results(report: Mapping[str, Any]) -> None:
     from qwen3q.evaluate.groups import divergence_rank, missing_notes
 
     table = Table()
-    table.add_column("artefact", overflow="fold", min_width=16)
+    table.add_column("artefact", overflow="fold", min_width=12)
     for heading in ("size", "perplexity", "KL mean", "KL 99 %", "top-1"):
         table.add_column(heading, justify="right", no_wrap=True)
     for number, run in enumerate(report["runs"]):
@@ -280,7 +281,7 @@ def show_results(report: Mapping[str, Any]) -> None:
     for run in report["runs"]:
         facts, text = run["reference"], run["text"]
         stdout_console().print(
-            f"{text['name']}: {facts['chunks']} chunks of {facts['context']} tokens, "
+            f"{text['name']}: {counted(facts['chunks'], 'chunk')} of {facts['context']} tokens, "
             f"{facts['tokens']:,} scored; KL in nats against {facts['artefact']}.",
             style="dim",
         )

@@ -43,6 +43,7 @@ class Artefact:
         parameters: weights it stands for; a tied embedding counts once.
         tokenizer: sha256 over vocabulary and merges, the same for a folder and its GGUF.
         report: the quantizer's ``report.json``; empty if there is none.
+        tensor_bytes: of its weight files, what is tensors.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Artefact:
     tokenizer: str
     report: Mapping[str, Any]
     endpoint: Endpoint | None = None
+    tensor_bytes: int = 0
 
     @property
     def is_gguf(self) -> bool:
@@ -61,8 +63,8 @@ class Artefact:
 
     @property
     def bits_per_weight(self) -> float | None:
-        """Bits of file per weight, metadata and scales included; None for an endpoint."""
-        return None if self.file_bytes is None else 8 * self.file_bytes / self.parameters
+        """Of the tensors, scales included, as ``quantize`` has it; None for an endpoint."""
+        return None if self.file_bytes is None else 8 * self.tensor_bytes / self.parameters
 
 
 def find_artefact(name: str, *, offline: bool = False, progress: ProgressFn = silent) -> Artefact:
@@ -169,6 +171,7 @@ def _gguf(path: Path) -> Artefact:
         path=path,
         format=f"gguf:{file_type}",
         file_bytes=sum(header.file_bytes for header in headers),
+        tensor_bytes=sum(t.nbytes for header in headers for t in header.tensors.values()),
         parameters=sum(prod(t.shape) for header in headers for t in header.tensors.values()),
         tokenizer=gguf_tokenizer_hash(headers[0]),
         report={},
@@ -183,11 +186,13 @@ def _folder(folder: Path, title: str) -> Artefact:
     stated = describe_format(quantization) if quantization else config.dtype
     with Checkpoint(folder) as checkpoint:
         nbytes = sum(path.stat().st_size for path in checkpoint.paths)
+        tensor_bytes = sum(info.nbytes for info in checkpoint.tensors.values())
     return Artefact(
         name=title,
         path=folder,
         format=str(report.get("scheme", stated)),
         file_bytes=nbytes,
+        tensor_bytes=tensor_bytes,
         parameters=parameter_count(config),
         tokenizer=folder_tokenizer_hash(folder),
         report=report,

@@ -31,19 +31,30 @@ def update_card(card: Path, report: Mapping[str, Any], artefact: str) -> None:
         UsageError: there is no such card.
         DiskError: it can't be written.
     """
+    text = read_card(card)
+    section = f"{START}\n{_section(report, artefact)}\n{END}"
+    before, found, rest = text.partition(START)
+    _, _, after = rest.partition(END)
+    write_text(card, before + section + after if found else f"{text.rstrip()}\n\n{section}\n")
+    _update_manifest(card)
+
+
+def read_card(card: Path) -> str:
+    """A card that figures can be put into.
+
+    Raises:
+        UsageError: there is none, or its markers are broken.
+    """
     try:
         text = card.read_text(encoding="utf-8")
-    except OSError:
+    except (OSError, UnicodeDecodeError):
         raise UsageError(
             f"There is no model card at {card}.", "--update-card is for folders with a README.md."
         ) from None
-    section = f"{START}\n{_section(report, artefact)}\n{END}"
-    before, found, rest = text.partition(START)
-    _, closed, after = rest.partition(END)
-    if found and not closed:
+    _, found, rest = text.partition(START)
+    if found and END not in rest:
         raise UsageError(f"{card} has {START} without {END}.", "Remove that line.")
-    write_text(card, before + section + after if found else f"{text.rstrip()}\n\n{section}\n")
-    _update_manifest(card)
+    return text
 
 
 def _update_manifest(card: Path) -> None:

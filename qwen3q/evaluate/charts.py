@@ -45,6 +45,7 @@ def size_against_divergence(group: Group) -> str:
     front = sorted((px, py) for index, _, px, py in placed if index in group.front)
     if len(front) > 1:
         canvas.path(front, "front")
+        canvas.avoid(front)
     for index, row, px, py in placed:
         error = row["kl_mean_stderr"]
         low, high = (
@@ -52,6 +53,7 @@ def size_against_divergence(group: Group) -> str:
             min(row["kl_mean"] + error, y_ticks[-1]),
         )
         canvas.line(px, y(low), px, y(high), "whisker")
+        canvas.avoid([(px, y(low)), (px, y(high))])
         tip = (
             f"{row['artefact']}: {row['file_bytes']:,} bytes, KL {row['kl_mean']:.6f} ± {error:.6f}"
         )

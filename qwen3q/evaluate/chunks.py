@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from qwen3q.counts import counted
 from qwen3q.errors import UsageError
 
 _LINE_START = re.compile(r"\n(?=[ \t]*[\w!-~])")
@@ -76,7 +77,7 @@ def split_chunks(
         count = min(count, max_chunks)
     if count < 1:
         raise UsageError(
-            f"The text has {len(tokens)} tokens, less than one chunk of {context}.",
+            f"The text has {counted(len(tokens), 'token')}, less than one chunk of {context}.",
             "Give a longer text or a smaller --context.",
         )
     chunks = tokens[: count * context].reshape(count, context).copy()

@@ -11,7 +11,7 @@ from typing import Any
 from qwen3q.errors import Interrupted, OutOfMemoryError, UsageError
 from qwen3q.evaluate.artefact import Artefact, endpoint_artefact, find_artefact
 from qwen3q.evaluate.backends import BackendOptions, check_generation
-from qwen3q.evaluate.card import update_card
+from qwen3q.evaluate.card import read_card, update_card
 from qwen3q.evaluate.contribute import contribute_rows
 from qwen3q.evaluate.endpoint import EndpointOptions
 from qwen3q.evaluate.endpoint_backend import no_scores
@@ -129,6 +129,9 @@ def _evaluate(
     if not any((options.gate, options.speed, options.tasks)):
         for artefact in artefacts:
             _require_scores(artefact)
+    for artefact in artefacts if options.cards else ():
+        if not artefact.is_gguf and artefact.endpoint is None:
+            read_card(artefact.path / "README.md")
     harness = load_tasks(options.tasks) if options.tasks is not None else None
     kept = Kept(options.out, resume=options.resume)
     gate = _possible_gate(model, artefacts, options, kept)

@@ -172,7 +172,7 @@ def _rounds(options: GateOptions) -> tuple[_Round, ...]:
             f"Give a factor above 1 and up to {MAX_YARN:g}.",
         )
     if options.samples < 1:
-        raise UsageError(f"{options.samples} samples of a question are none.")
+        raise UsageError(f"--gate-samples {options.samples} is too few: at least 1.")
     tasks = make_tasks(TaskOptions(KINDS, options.level, options.each, seed=options.seed))
     rounds = [_Round("questions", tuple(tasks))]
     if options.needle_words:
@@ -202,7 +202,8 @@ def _ask(
         progress(done, total, f"{artefact.name}: {asked.name}{extended}")
 
     with_rope = replace(backend, yarn=asked.yarn)
-    section, settings = f"gate: {asked.name}{extended}", (options, with_rope)
+    section = f"gate: {asked.name}{extended}"
+    settings = (options, replace(with_rope, threads=None))
     with ExitStack() as until_kept:
 
         def measure() -> dict[str, list[list[dict[str, Any]]]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from qwen3q.errors import UsageError
+from qwen3q.evaluate.answers import Answers
 from qwen3q.evaluate.backends import Backend
 from qwen3q.evaluate.loglikelihood import Continuation, loglikelihoods
 from qwen3q.evaluate.sampling import Prompt, Sampling
@@ -22,6 +23,9 @@ from qwen3q.progress import ProgressFn, silent
 
 _PARTIAL = 4
 """Tokens more than a stop text has bytes, as the first may be part of a character."""
+
+KeptAnswersFn = Callable[[object], Answers]
+"""The answers there are already to what its argument's ``repr`` tells."""
 
 Pair = tuple[object, list[int], list[int]]
 """What was asked, and its tokens: of the context and of the continuation."""
@@ -36,13 +40,23 @@ class BackendLM(TemplateLM):  # type: ignore[misc]
     tokenizer_name = ""
 
     def __init__(
-        self, model: Backend, codec: TextCodec, context: int, progress: ProgressFn = silent
+        self,
+        model: Backend,
+        codec: TextCodec,
+        context: int,
+        progress: ProgressFn = silent,
+        kept: KeptAnswersFn | None = None,
     ) -> None:
-        """Wraps ``model``, which reads up to ``context`` tokens at once."""
+        """Wraps ``model``, which reads up to ``context`` tokens at once.
+
+        Args:
+            kept: where answers to these prompts are kept; None for nowhere.
+        """
         super().__init__()
         self._model = model
         self._codec = codec
         self._progress = progress
+        self._kept = kept or _kept_nowhere
         self.max_length = context
 
     @property
@@ -100,22 +114,23 @@ class BackendLM(TemplateLM):  # type: ignore[misc]
             text, settings = request.args
             asked.append(self._question(text, settings, again[text]))
             again[text] += 1
-        done = 0
+        kept = self._kept([_identity(question) for question in asked])
+        missing = [number for number in range(len(asked)) if number not in kept.tokens]
 
-        def finished(_number: int, _tokens: list[int]) -> None:
-            nonlocal done
-            done += 1
-            self._progress(done, len(asked), "answers")
+        def finished(place: int, tokens: list[int]) -> None:
+            kept.add(missing[place], tokens)
+            self._progress(len(kept.tokens), len(asked), "answers")
 
-        made = self._model.generate(
-            [question.prompt for question in asked],
-            max((question.limit for question in asked), default=1),
-            self._codec.stop_tokens,
-            finished,
-        )
+        if missing:
+            self._model.generate(
+                [asked[number].prompt for number in missing],
+                max(question.limit for question in asked),
+                self._codec.stop_tokens,
+                finished,
+            )
         return [
-            question.stops.cut(self._codec.decode(tokens))
-            for question, tokens in zip(asked, made, strict=True)
+            question.stops.cut(self._codec.decode(kept.tokens[number]))
+            for number, question in enumerate(asked)
         ]
 
     def _question(self, text: str, settings: dict[str, Any], again: int) -> _Question:
@@ -160,6 +175,16 @@ class _Question:
     prompt: Prompt
     stops: _Stops
     limit: int
+
+
+def _identity(question: _Question) -> tuple[object, ...]:
+    """What the answer to a question depends on, beside the model."""
+    prompt = question.prompt
+    return list(prompt.tokens), prompt.sampling, question.stops.texts, question.limit
+
+
+def _kept_nowhere(_: object) -> Answers:
+    return Answers(None, {}, resume=False)
 
 
 def _sampling(wanted: dict[str, Any], prompt: str, again: int) -> Sampling:

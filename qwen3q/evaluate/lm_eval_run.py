@@ -6,8 +6,8 @@ import logging
 import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from math import isclose, isfinite, sqrt
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qwen3q.errors import MissingPackageError, Qwen3qError, SourceError, UsageError
+from qwen3q.evaluate.answers import Answers
 from qwen3q.evaluate.artefact import Artefact
 from qwen3q.evaluate.backends import BackendOptions, open_backend
 from qwen3q.evaluate.resume import Kept
@@ -24,6 +25,8 @@ from qwen3q.progress import ProgressFn, silent
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
+
+    from qwen3q.evaluate.lm_eval_adapter import KeptAnswersFn
 
 LONGEST = 4096
 """Tokens that a task's question and answer may have; less where the model was trained on less."""
@@ -113,17 +116,29 @@ def run_tasks(
     """
     rows: list[dict[str, Any]] = []
     base: Mapping[str, Any] | None = None
+    kept = kept or Kept(None)
     for artefact in (reference, *artefacts):
 
         def report(done: int, total: int, what: str, name: str = artefact.name) -> None:
             progress(done, total, f"{name}: {what}")
 
-        results = (kept or Kept(None)).get(
-            artefact,
-            "tasks",
-            (options, backend),
-            partial(_evaluate, artefact, options, manager, backend, report),
-        )
+        settings = (options, replace(backend, threads=None))
+        with ExitStack() as until_kept:
+
+            def answers(
+                asked: object,
+                artefact: Artefact = artefact,
+                settings: object = settings,
+                until_kept: ExitStack = until_kept,
+            ) -> Answers:
+                return until_kept.enter_context(kept.answers(artefact, "tasks", (settings, asked)))
+
+            results = kept.get(
+                artefact,
+                "tasks",
+                settings,
+                partial(_evaluate, artefact, options, manager, backend, answers, report),
+            )
         rows += _rows(artefact, results, base)
         base = base or results
     return rows
@@ -134,6 +149,7 @@ def _evaluate(
     options: HarnessOptions,
     manager: TaskManager,
     backend: BackendOptions,
+    answers: KeptAnswersFn,
     progress: ProgressFn,
 ) -> dict[str, Any]:
     """The harness's results of one model, and what each question scored; plain data."""
@@ -150,7 +166,7 @@ def _evaluate(
         _quiet_harness(),
         _explained(options.tasks),
     ):
-        lm = BackendLM(model, codec, context, progress)
+        lm = BackendLM(model, codec, context, progress, answers)
         results = evaluate(lm, _prepared(options, manager), limit=options.limit)
     parts = ("higher_is_better", "n-shot", "versions", "n-samples")
     return {

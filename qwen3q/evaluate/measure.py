@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from time import perf_counter
@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qwen3q.errors import ModelError, UsageError
+from qwen3q.errors import CheckpointError, ModelError, UsageError
 from qwen3q.evaluate.artefact import Artefact, file_facts
-from qwen3q.evaluate.backends import Backend, BackendOptions, open_backend
+from qwen3q.evaluate.backends import Backend, BackendOptions, LogitRows, open_backend
 from qwen3q.evaluate.chunks import Scored, summarize
 from qwen3q.evaluate.fidelity import (
     Fidelity,
@@ -79,7 +79,7 @@ class ReferenceFacts:
     """The float model of a run.
 
     Attributes:
-        backend: what ran it; empty if its logits were there already.
+        backend: what ran it, now or in the earlier call that stored its logits.
         logits_bytes: size of its stored logits.
     """
 
@@ -169,7 +169,7 @@ def _measure(
     plain = kept.get(
         artefact,
         "fidelity",
-        (stored.key, options),
+        (stored.key, replace(options, threads=None)),
         lambda: asdict(_compare(artefact, stored, options, pool, progress)),
     )
     fidelity = fidelity_from(plain["fidelity"])
@@ -209,16 +209,16 @@ def _reference(
         vocab_size=vocabulary,
         parse_special=options.parse_special,
     )
-    ran: Mapping[str, Any] = {}
     if path.exists():
         with ReferenceLogits(path) as stored:
             stored.require(key)
     else:
-        with open_backend(artefact, backend, options.context) as model:
-            ran = model.facts
-            rows = model.logits(chunks, key.first, _label(progress, f"{artefact.name} (reference)"))
-            write_reference(path, key, chunks, rows, pool)
+        with _reading(artefact), open_backend(artefact, backend, options.context) as model:
+            label = _label(progress, f"{artefact.name} (reference)")
+            rows = _rows(artefact, model.logits(chunks, key.first, label))
+            write_reference(path, key, chunks, rows, pool, model.facts)
     with ReferenceLogits(path) as stored:
+        ran = stored.backend
         perplexity, stderr = summarize(stored.nll)
         nbytes = stored.nbytes
     seconds = perf_counter() - started
@@ -233,7 +233,7 @@ def _compare(
     progress: ProgressFn,
 ) -> _Compared:
     started = perf_counter()
-    with open_backend(artefact, options, stored.key.context) as model:
+    with _reading(artefact), open_backend(artefact, options, stored.key.context) as model:
         if model.vocab_size != stored.key.vocab_size:
             raise ModelError(
                 f"{artefact.name} has {model.vocab_size} vocabulary rows, the reference "
@@ -311,6 +311,23 @@ def score(
 
         list(pool.map(work, range(threads)))
     return out
+
+
+@contextmanager
+def _reading(artefact: Artefact) -> Iterator[None]:
+    """Tells what the system says while the model's files are read."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(
+            f"Can't read {error.filename or artefact.path}: {error.strerror or error}."
+        ) from None
+
+
+def _rows(artefact: Artefact, logits: Iterator[LogitRows]) -> Iterator[LogitRows]:
+    """The same, so that who writes them does not take a failure to read for its own."""
+    with _reading(artefact):
+        yield from logits
 
 
 def _model_hash(artefact: Artefact, backend: BackendOptions) -> str:

@@ -75,7 +75,7 @@ def measure_perplexity(
         LlamaError: llama.cpp fails.
     """
     if context < 2:
-        raise UsageError(f"context {context} scores no token; at least 2.")
+        raise UsageError(f"--context {context} scores no token; at least 2.")
     needed = None if max_chunks is None else max_chunks * context
     encode = partial(model.tokenize, add_special=True, parse_special=parse_special)
     tokens = encode_beginning(text, needed, encode)

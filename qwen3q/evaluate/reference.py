@@ -17,7 +17,7 @@ import mmap
 import os
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -94,7 +94,11 @@ _PER_ROW = np.dtype([("scale", "<f4"), ("low", "<f4"), ("top", "<i4"), ("nll", "
 
 
 class ReferenceLogits(Closing):
-    """A stored reference, mapped. Close it, or use it in a ``with``."""
+    """A stored reference, mapped. Close it, or use it in a ``with``.
+
+    Attributes:
+        backend: what ran the model; empty in files that do not tell.
+    """
 
     def __init__(self, path: Path) -> None:
         """Opens ``path`` and validates its header.
@@ -108,7 +112,7 @@ class ReferenceLogits(Closing):
         except (OSError, ValueError):
             raise CheckpointError(f"Can't read reference logits from {path}.") from None
         self.path = path
-        self.key, start = _read_key(path, self._map)
+        self.key, self.backend, start = _read_header(path, self._map)
         shapes = (
             (np.dtype("<i4"), self.key.chunks * self.key.context),
             (_PER_ROW, self.key.rows),
@@ -239,13 +243,18 @@ def write_reference(
     chunks: NDArray[np.int32],
     logits: Iterator[LogitRows],
     pool: ThreadPoolExecutor,
+    backend: Mapping[str, Any] | None = None,
 ) -> None:
     """Stores the reference; the file appears when it is complete.
+
+    Args:
+        backend: what runs the model, as plain data; None to tell nothing.
 
     Raises:
         DiskError: it can't be written.
     """
-    head = json.dumps({"version": VERSION} | asdict(key)).encode()
+    facts = {"version": VERSION, "backend": dict(backend or {})}
+    head = json.dumps(facts | asdict(key)).encode()
     rows = np.zeros(key.rows, _PER_ROW)
     offsets, checksums = np.zeros(key.blocks + 1, "<u8"), np.zeros(key.blocks + 1, _CHECKSUM)
     targets = chunks[:, key.first + 1 :].ravel()
@@ -320,8 +329,8 @@ def _encode(block: LogitRows, rows: NDArray[Any], targets: NDArray[np.int32]) ->
     return deflated if len(deflated) < _WORTH_DEFLATING * codes.nbytes else codes.tobytes()
 
 
-def _read_key(path: Path, data: mmap.mmap) -> tuple[ReferenceKey, int]:
-    """The header, every count checked, and where it ends."""
+def _read_header(path: Path, data: mmap.mmap) -> tuple[ReferenceKey, dict[str, Any], int]:
+    """The key, every count checked, what ran the model, and where the header ends."""
     if len(data) < 12 or data[:8] != MAGIC:
         raise CheckpointError(f"{path} holds no reference logits.")
     (length,) = struct.unpack("<I", data[8:12])
@@ -329,7 +338,7 @@ def _read_key(path: Path, data: mmap.mmap) -> tuple[ReferenceKey, int]:
         raise _broken(path, "its header does not fit into it")
     try:
         fields = dict(json.loads(data[12 : 12 + length]))
-        version = fields.pop("version")
+        version, backend = fields.pop("version"), dict(fields.pop("backend", {}))
         key = ReferenceKey(**fields)
         numbers = (key.chunks, key.context, key.first, key.vocab_size)
         sound = all(type(n) is int for n in numbers) and 0 <= key.first < key.context - 1
@@ -339,7 +348,7 @@ def _read_key(path: Path, data: mmap.mmap) -> tuple[ReferenceKey, int]:
         raise _broken(path, "its header makes no sense") from None
     if version != VERSION or not sound:
         raise _broken(path, f"its header (version {version}) is not one this release writes")
-    return key, 12 + length
+    return key, backend, 12 + length
 
 
 def _broken(path: Path, why: str) -> CheckpointError:

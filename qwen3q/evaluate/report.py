@@ -15,9 +15,11 @@ from qwen3q import __version__
 from qwen3q.errors import UsageError
 from qwen3q.evaluate.fidelity import Fidelity
 from qwen3q.evaluate.measure import Measured, ReferenceFacts, Run
-from qwen3q.files import write_text
+from qwen3q.files import make_folder, write_text
 
 SCHEMA = "qwen3q-eval/1"
+
+_GIVE = "Give the report.json that `qwen3q eval ... --out DIR` wrote."
 
 _WITHOUT_ERROR = ("tokens", "kl_max")
 
@@ -68,13 +70,13 @@ def read_report(path: Path) -> dict[str, Any]:
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UsageError(f"Can't read {path}: {error.strerror}.") from None
+        raise UsageError(f"Can't read {path}: {error.strerror}.", _GIVE) from None
     except (ValueError, RecursionError):
-        raise UsageError(f"{path} is no JSON.") from None
+        raise UsageError(f"{path} is no JSON, or not all of it.", _GIVE) from None
     if not isinstance(report, dict) or report.get("schema") != SCHEMA:
         raise UsageError(
             f"{path} is no report of `qwen3q eval` (schema {SCHEMA}).",
-            "Give the report.json that `qwen3q eval ... --out DIR` wrote.",
+            _GIVE,
         )
     fault = first_fault(report)
     if fault is not None:
@@ -95,6 +97,7 @@ def write_report(report: Mapping[str, Any], folder: Path) -> list[Path]:
         "report.md": report_markdown(report),
         "report.html": report_html(report),
     }
+    make_folder(folder)
     for name, text in texts.items():
         write_text(folder / name, text)
     return [folder / name for name in texts]

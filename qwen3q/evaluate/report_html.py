@@ -92,9 +92,10 @@ def _fidelity(group: Group) -> list[str]:
     parts = [f"<figure>{chart}<figcaption>{caption}</figcaption></figure>"] if chart else []
     parts.append(_table(fidelity_table(group)))
     tokens = group.reference.get("tokens", 0)
+    part = "the second half of each" if group.reference.get("first") else "all of each"
     parts.append(
         f"<p class=note>{tokens:,} positions of the text “{text}”, chunks of "
-        f"{group.reference.get('context')} tokens, the second half of each scored. KL divergence "
+        f"{group.reference.get('context')} tokens, {part} scored. KL divergence "
         "from the reference's next-token distribution in nats; Δp is the change of the next "
         "token's probability. ± is one standard error, tokens taken as independent; the "
         "definitions are those of llama-perplexity. Bold: on the Pareto front.</p>"

@@ -76,8 +76,12 @@ def planned_tests(options: SpeedOptions) -> list[Planned]:
     Raises:
         UsageError: a length, depth, batch or count that makes no sense.
     """
-    if min(options.prompts, default=1) < 1 or options.generate < 0 or options.repeats < 1:
-        raise UsageError("Lengths and repeats must be at least 1.")
+    if min(options.prompts, default=1) < 1:
+        raise UsageError(f"A prompt of {min(options.prompts)} tokens is below 1.")
+    if options.generate < 0 or options.repeats < 1:
+        raise UsageError(
+            f"{options.generate} tokens to decode, {options.repeats} times: at least 0, once."
+        )
     if min(options.depths, default=0) < 0:
         raise UsageError(f"A depth of {min(options.depths)} is below 0.")
     if min(options.batches, default=1) < 1:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from qwen3q.counts import counted
 from qwen3q.data.texts import evaluation_text
 from qwen3q.errors import ModelError, Qwen3qError, UsageError
 from qwen3q.evaluate.artefact import Artefact, folder_tokenizer_hash
@@ -53,7 +54,9 @@ def make_prompts(codec: TextCodec, length: int, count: int, seed: int) -> list[P
                 text, left = f"{text} {word}", left - size
         tokens = codec.encode(text, parse_special=False).tolist()
         if len(tokens) != length or length < 1:
-            raise UsageError(f"No prompt of {length} tokens can be made with this tokenizer.")
+            raise UsageError(
+                f"No prompt of {counted(length, 'token')} can be made with this tokenizer."
+            )
         prompts.append(Prompt(tuple(tokens), text))
     return prompts
 

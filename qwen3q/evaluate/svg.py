@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
-from math import ceil, floor, log10
+from itertools import pairwise
+from math import ceil, floor, hypot, log10
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,7 @@ class Canvas:
 
     Attributes:
         title: read aloud by screen readers.
-        boxes: where marks and labels are, as (left, top, right, bottom).
+        boxes: where marks, labels, axes and avoided lines are, as (left, top, right, bottom).
     """
 
     width: float
@@ -80,6 +81,14 @@ class Canvas:
             f"<title>{escape(tip)}</title></circle>"
         )
         self.boxes.append((x - radius, y - radius, x + radius, y + radius))
+
+    def avoid(self, points: Sequence[tuple[float, float]]) -> None:
+        """Keeps labels off the line through ``points``, where there is another side."""
+        for (x1, y1), (x2, y2) in pairwise(points):
+            steps = ceil(hypot(x2 - x1, y2 - y1) / 4) or 1
+            for step in range(steps + 1):
+                x, y = x1 + (x2 - x1) * step / steps, y1 + (y2 - y1) * step / steps
+                self.boxes.append((x - 2, y - 2, x + 2, y + 2))
 
     def text(self, x: float, y: float, text: str, kind: str, anchor: str = "start") -> None:
         self.parts.append(
@@ -141,6 +150,10 @@ def axes(
     for tick in ticks[1]:
         canvas.line(x.start, y(tick), x.end, y(tick), "grid")
         canvas.text(x.start - 8, y(tick) + 4, plain(tick), "tick", "end")
+    canvas.boxes += [
+        (0, y.end - 25, x.start - 6, canvas.height),
+        (0, y.start + 5, canvas.width, canvas.height),
+    ]
     canvas.text((x.start + x.end) / 2, y.start + 40, names[0], "axis", "middle")
     canvas.text(x.start, y.end - 12, names[1], "axis")
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import floor, log10
 from typing import Any
 
+from qwen3q.counts import counted
 from qwen3q.evaluate.groups import Group
 
 Row = Mapping[str, Any]
@@ -76,8 +77,8 @@ def facts_table(run: Row) -> Table:
         ("text", f"{text.get('name', '')}, sha256 {text.get('sha256', '')}"),
         (
             "tokens",
-            f"{reference.get('chunks')} chunks of {reference.get('context')}, scored after "
-            f"position {reference.get('first')}: {reference.get('tokens')} in all",
+            f"{counted(reference.get('chunks', 0), 'chunk')} of {reference.get('context')}, "
+            f"scored after position {reference.get('first')}: {reference.get('tokens')} in all",
         ),
         ("tokenizer", f"sha256 {reference.get('tokenizer', '')}"),
         ("reference run by", _words(backend) or "an earlier call; its stored logits were used"),

@@ -122,7 +122,8 @@ class CachedModel:
         return 2 * 4 * self._config.kv_size * len(self._layers)
 
     def cache(self, room: int = _ROOM) -> KVCache:
-        """An empty one for this model, with room for so many tokens at first."""
+        """An empty one for this model, with room for so many tokens at first, and their angles."""
+        self._cover(room)
         return KVCache(len(self._layers), room)
 
     @torch.inference_mode()
@@ -176,9 +177,14 @@ class CachedModel:
         """Angles of ``count`` positions of each sequence, ``[sequences, 1, count, head_dim]``."""
         longest = max(starts) + count
         if longest > len(self._rope.cos):
-            self._rope = rope_table(self._config, 2 * longest, self.device)
+            self._cover(2 * longest)
         at = (torch.tensor(starts)[:, None] + torch.arange(count)).to(self.device)
         return Rope(self._rope.cos[at].unsqueeze(1), self._rope.sin[at].unsqueeze(1))
+
+    def _cover(self, positions: int) -> None:
+        """Has the angles of so many positions, before a timed step could make them."""
+        if positions > len(self._rope.cos):
+            self._rope = rope_table(self._config, positions, self.device)
 
 
 class TorchSlots:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from qwen3q.counts import counted
 from qwen3q.models.decoder import ROUTER, expert_names, gated, mlp, plain_linear, rms_norm
 from qwen3q.plan.schemes import Scheme
 from qwen3q.quantize.activations import Activations
@@ -56,7 +57,9 @@ def choose_tokens(probabilities: torch.Tensor, per_token: int, least: int) -> li
             others = probabilities[:, expert].masked_fill(own, -1)
             own[others.topk(forced).indices] = True
         few = too_few(natural, least)
-        weak = f"only {natural} calibration tokens are routed to it" if few else ""
+        routed = "is" if natural == 1 else "are"
+        told = f"only {counted(natural, 'calibration token')} {routed} routed to it"
+        weak = told if few else ""
         out.append(ExpertTokens(own.nonzero()[:, 0], forced, weak))
     return out
 

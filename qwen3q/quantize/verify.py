@@ -12,6 +12,7 @@ from typing import Any
 from qwen3q.checkpoint.reader import Checkpoint, check_all_finite
 from qwen3q.checkpoint.shards import lay_out_shards
 from qwen3q.checkpoint.writer import file_sha256
+from qwen3q.counts import counted
 from qwen3q.errors import CheckpointError, Qwen3qError, UsageError
 from qwen3q.formats.recognise import recognise
 from qwen3q.models.config import Qwen3Config, read_config
@@ -119,7 +120,7 @@ def _values(folder: Path, progress: ProgressFn) -> str:
     """No float, be it a weight or a scale, is NaN or Inf."""
     with Checkpoint(folder) as checkpoint:
         check_all_finite(checkpoint, progress, "values")
-        return f"{len(checkpoint.tensors)} tensors, all finite"
+        return f"{counted(len(checkpoint.tensors), 'tensor')}, all finite"
 
 
 def _tokenizer(folder: Path) -> str:
@@ -167,7 +168,7 @@ def _report(folder: Path, config: Qwen3Config, scheme: Scheme) -> str:
     for name, (bits, error) in rows.items():
         if bits != planned[name] or not math.isfinite(error):
             raise CheckpointError(f"{REPORT_NAME}: {name} has {bits} bits, error {error}.")
-    return f"{len(rows)} linears accounted for"
+    return f"{counted(len(rows), 'linear')} accounted for"
 
 
 def _checksums(folder: Path, files: Mapping[str, Any], progress: ProgressFn) -> str:
@@ -185,7 +186,7 @@ def _checksums(folder: Path, files: Mapping[str, Any], progress: ProgressFn) -> 
         if file_sha256(path) != entry.get("sha256"):
             raise CheckpointError(f"{name} is not the file that was written: its sha256 differs.")
         progress(done, len(files), f"checksums of {folder.name}")
-    return f"{len(files)} files as they were written"
+    return f"{counted(len(files), 'file')} as they were written"
 
 
 def _scheme(manifest: Mapping[str, Any]) -> Scheme:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -72,6 +73,24 @@ def test_doctor_tells_what_is_there(cli):
     checks = {check["name"]: check for check in json.loads(run.stdout)["checks"]}
     assert checks["python"]["status"] == "ok"
     assert checks["llama.cpp"]["status"] == "ok"
+    for name, module, extra in (("lm-eval", "lm_eval", "tasks"), ("nvml", "pynvml", "nvml")):
+        installed = importlib.util.find_spec(module) is not None
+        assert (f"qwen3q[{extra}]" in checks[name]["remedy"]) == (not installed)
+
+
+def test_ctrl_c_before_anything_is_imported_is_no_traceback():
+    script = (
+        "import sys\n"
+        "class Pressed:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'typer': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Pressed())\n"
+        "from qwen3q.__main__ import main\n"
+        "main()\n"
+    )
+    words = [sys.executable, "-c", script]
+    run = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stderr) == (130, "Interrupted.\n")
 
 
 def main_that(does):

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from gguf import GGUFReader
 from report_example import EVERYTHING
 
 from qwen3q.evaluate.suites import SUITES, read_suite
@@ -126,6 +127,7 @@ def test_every_suite_reads():
         (("demo", "--reference", "demo", "--tasks", ""), 2, "--tasks is empty."),
         (("demo", "--reference", "demo", "--text", "/nowhere.txt"), 2, "/nowhere.txt"),
         (("demo", "--reference", "demo", "--backend", "llama"), 1, "--backend torch"),
+        (("speed", "demo", "--prompt", "0"), 2, "A prompt of 0 tokens"),
     ],
 )
 def test_mistakes_are_explained(cli, arguments, code, says):
@@ -161,3 +163,65 @@ def test_a_read_report_shows_every_table(cli, tmp_path):
     assert done.returncode == 0, done.stderr
     for said in ("Q2_K", "Answers with thinking", "gsm8k", "prefill", "clients"):
         assert said in done.stdout
+
+
+def test_bits_per_weight_are_those_of_the_tensors(cli, files):
+    done = cli("eval", files["Q2_K"], "--reference", files["BF16"], *COMMON, "--json")
+    (measured,) = json.loads(done.stdout)["results"]
+    tensors = GGUFReader(files["Q2_K"]).tensors
+    bits = 8 * sum(int(t.n_bytes) for t in tensors) / sum(int(t.n_elements) for t in tensors)
+    assert measured["bits_per_weight"] == pytest.approx(bits, abs=1e-4)
+    plan = json.loads(cli("quantize", "demo", "--to", "gguf:Q2_K", "--dry-run", "--json").stdout)
+    assert f'"bits_per_weight": {measured["bits_per_weight"]}' in json.dumps(plan)
+
+
+def test_perplexity_takes_the_options_of_eval(cli, files, tmp_path):
+    def measured(*words: str) -> dict:
+        done = cli("eval", "perplexity", files["Q8_0"], "--context", "128", *words, "--json")
+        assert done.returncode == 0, done.stderr
+        return {k: v for k, v in json.loads(done.stdout)["results"][0].items() if k != "seconds"}
+
+    new = measured("--scored", "full", "--max-chunks", "1")
+    assert new == measured("--full", "--chunks", "1")
+    assert (new["scored"], new["tokens"]) == ("full", 127)
+    done = cli("eval", "perplexity", tmp_path)
+    assert done.returncode == 2
+    assert f"`qwen3q eval {tmp_path} --reference MODEL`" in done.stderr
+
+
+def test_no_column_is_lost_on_a_narrow_terminal(cli, tmp_path):
+    path = tmp_path / "report.json"
+    path.write_text(json.dumps(EVERYTHING))
+    wide, narrow = (cli("report", path, COLUMNS=columns).stdout for columns in ("200", "80"))
+    tables = [line for line in narrow.splitlines() if line and line[0] in "┏┃┡│└"]
+    assert tables
+    assert max(map(len, tables)) <= 80
+    heads = {word for line in wide.splitlines() if line[:1] == "┃" for word in line[1:].split()}
+    assert heads <= set(narrow.split())
+
+
+def test_a_folder_without_a_card_is_told_before_anything_is_measured(cli, demo_folder, tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for path in demo_folder.iterdir():
+        if path.name != "README.md":
+            (folder / path.name).symlink_to(path)
+    out = tmp_path / "out"
+    words = (folder, "--reference", "demo", *COMMON, "--update-card", "--out", out)
+    done = cli("eval", *words)
+    assert done.returncode == 2
+    assert "There is no model card at" in done.stderr
+    assert not out.exists()
+
+
+def test_a_report_that_is_cut_off_or_has_no_place_is_explained(cli, tmp_path):
+    whole, cut = tmp_path / "whole.json", tmp_path / "cut.json"
+    whole.write_text(json.dumps(EVERYTHING))
+    cut.write_text(whole.read_text()[:3000])
+    done = cli("report", cut)
+    assert done.returncode == 2
+    assert "not all of it" in done.stderr
+    assert "--out DIR" in done.stderr
+    done = cli("report", whole, "--out", cut)
+    assert done.returncode == 1
+    assert f"{cut}: it is a file" in done.stderr

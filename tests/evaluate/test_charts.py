@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from itertools import combinations
+from itertools import combinations, pairwise
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 from report_example import report, row
 
@@ -49,3 +50,22 @@ def test_labels_of_lines_keep_apart():
     heights = [50.0, 10.0, 52.0, 51.0]
     moved = spread(heights, 15)
     assert moved == [50, 10, 80, 65]
+
+
+def test_labels_keep_off_the_line_and_the_ticks():
+    rows = [row(n, size, kl) for n, size, kl in (
+        ("Q2_K", 4_060_000, 0.065), ("Q4_K_M", 5_230_000, 0.0076), ("Q8_0", 8_370_000, 0.0003)
+    )]  # fmt: skip
+    svg = ElementTree.fromstring(size_against_divergence(comparable(report(*rows))[0]))
+    (line,) = (path for path in svg.iter("path") if path.get("class") == "front")
+    points = [tuple(map(float, p.split())) for p in line.get("d")[1:].split("L")]
+    for mark in svg.iter("text"):
+        if not mark.get("class").startswith("label"):
+            continue
+        x, y, width = float(mark.get("x")), float(mark.get("y")), 6.7 * len(mark.text)
+        left = x - width * {"start": 0, "middle": 0.5, "end": 1}[mark.get("text-anchor")]
+        assert left >= 62, mark.text
+        for (x1, y1), (x2, y2) in pairwise(points):
+            for share in np.linspace(0, 1, 400):
+                px, py = x1 + share * (x2 - x1), y1 + share * (y2 - y1)
+                assert not (left < px < left + width and y - 9 < py < y), mark.text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -20,8 +21,10 @@ from qwen3q.evaluate.lm_eval_adapter import BackendLM
 from qwen3q.evaluate.lm_eval_run import HarnessOptions, load_tasks, run_tasks
 from qwen3q.evaluate.lm_eval_tables import tasks_table
 from qwen3q.evaluate.loglikelihood import Continuation, loglikelihoods
+from qwen3q.evaluate.resume import Kept
 from qwen3q.evaluate.tables import markdown
 from qwen3q.evaluate.tokens import open_codec
+from qwen3q.evaluate.torch_backend import TorchBackend
 
 OPTIONS = BackendOptions(threads=1, device="cpu")
 
@@ -246,3 +249,32 @@ def test_an_unknown_task_no_package_or_no_data(tasks, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
     with pytest.raises(MissingPackageError, match="lm-evaluation-harness"):
         load_tasks(HarnessOptions(tuple(tasks)))
+
+
+def test_an_interrupted_task_is_resumed_answer_by_answer(tasks, tmp_path, monkeypatch):
+    demo = find_artefact("demo")
+    options = HarnessOptions((tasks[1],), limit=6)
+    manager = load_tasks(options)
+    whole = run_tasks(demo, [], options, manager, OPTIONS)
+    generate = TorchBackend.generate
+    asked: list[int] = []
+
+    def stopped(self, prompts, max_tokens, stop_tokens, finished):
+        asked.append(len(prompts))
+
+        def told(number, tokens):
+            finished(number, tokens)
+            if len(asked) == 1:
+                raise KeyboardInterrupt
+
+        return generate(self, prompts, max_tokens, stop_tokens, told)
+
+    monkeypatch.setattr(TorchBackend, "generate", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run_tasks(demo, [], options, manager, OPTIONS, kept=Kept(tmp_path))
+    kept = Kept(tmp_path, resume=True)
+    other_threads = replace(OPTIONS, threads=2)
+    assert run_tasks(demo, [], options, manager, other_threads, kept=kept) == whole
+    assert asked == [6, 5]
+    assert kept.notes == ["Qwen3 demo: one answer of tasks taken from an earlier call."]
+    assert not list(tmp_path.glob("*.jsonl"))

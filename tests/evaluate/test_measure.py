@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -10,9 +12,10 @@ import subprocess
 import pytest
 
 from qwen3q.data.texts import evaluation_text
-from qwen3q.errors import ModelError, UsageError
+from qwen3q.errors import CheckpointError, ModelError, UsageError
 from qwen3q.evaluate.artefact import find_artefact
 from qwen3q.evaluate.backends import BackendKind, BackendOptions
+from qwen3q.evaluate.llama_backend import LlamaBackend
 from qwen3q.evaluate.measure import Run, TextOptions, measure_fidelity
 from qwen3q.llama.capi import has_amx
 
@@ -112,7 +115,7 @@ def test_stored_logits_serve_again_and_are_refused_for_another_text(demo_ggufs, 
     first = measure("demo", file, out=tmp_path)
     again = measure("demo", file, out=tmp_path)
     assert first.reference.backend
-    assert not again.reference.backend
+    assert again.reference.backend == first.reference.backend
     assert again.results[0].fidelity == first.results[0].fidelity
     with pytest.raises(UsageError, match=r"other reference logits: .*text "):
         measure("demo", file, out=tmp_path, text=evaluation_text("code"))
@@ -147,3 +150,20 @@ def test_another_tokenizer_is_refused(tmp_path, moe_folder):
 def test_a_short_text_is_refused():
     with pytest.raises(UsageError, match="tokens"):
         measure("demo", "demo", text="too short")
+
+
+def test_a_model_that_cannot_be_read_is_no_file_that_cannot_be_written(
+    demo_ggufs, tmp_path, monkeypatch
+):
+    artefact = find_artefact(str(demo_ggufs["Q8_0"]))
+
+    def broken(self, chunks, first, progress=None):
+        raise OSError(errno.EIO, os.strerror(errno.EIO), "weights")
+        yield
+
+    monkeypatch.setattr(LlamaBackend, "logits", broken)
+    options = TextOptions(context=64, max_chunks=1)
+    for where in (tmp_path / "out", None):
+        with pytest.raises(CheckpointError, match=r"Can't read weights: Input/output error\."):
+            measure_fidelity(artefact, [], evaluation_text(), options, out=where)
+    assert not (tmp_path / "out" / "reference.logits").exists()

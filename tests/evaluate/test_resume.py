@@ -222,3 +222,14 @@ def test_an_interruption_tells_of_what_is_kept(name, tmp_path, monkeypatch):
     with pytest.raises(Interrupted if name else KeyboardInterrupt) as told:
         run(["demo", "demo"], tmp_path)
     assert ("--resume" in str(getattr(told.value, "hint", ""))) == bool(name)
+
+
+def test_threads_change_no_figure_and_what_ran_the_reference_is_kept(names, tmp_path):
+    first_call = run(names, tmp_path)
+    options = shared["options"](tmp_path, resume=True)
+    threads = replace(options, backend=replace(options.backend, threads=2), speed=None)
+    again = evaluate(names[0], names[1:], "text", shared["TEXT"], threads)
+    assert not [note for note in again.notes if "again" in note]
+    assert len([note for note in again.notes if "taken from an earlier call" in note]) == 5
+    ran, first = (done.report["runs"][0]["reference"]["backend"] for done in (again, first_call))
+    assert ran == first != {}

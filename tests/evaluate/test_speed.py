@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import subprocess
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from qwen3q.errors import UsageError
+from qwen3q.evaluate import speed_torch, torch_generate
 from qwen3q.evaluate.speed import llama_bench_row, measure_speed
 from qwen3q.evaluate.speed_options import SpeedOptions
+from qwen3q.evaluate.speed_run import run_speed
 from qwen3q.evaluate.speed_tables import speed_series, speed_table
 from qwen3q.evaluate.speed_tests import Phase, Planned, SpeedTest, speed_row
 from qwen3q.llama import context
@@ -143,3 +146,15 @@ def test_names_and_kinds_are_llama_benchs(model, llama_tools):
         }
         for key in set(reference) - measured_anew:
             assert mine[key] == reference[key], key
+
+
+def test_no_table_of_angles_is_made_while_decoding_is_timed(demo, monkeypatch):
+    made, times = [], []
+    table, clock = torch_generate.rope_table, speed_torch.perf_counter_ns
+    monkeypatch.setattr(
+        torch_generate, "rope_table", lambda *a: made.append(len(times)) or table(*a)
+    )
+    monkeypatch.setattr(speed_torch, "perf_counter_ns", lambda: times.append(made[:]) or clock())
+    run_speed(demo, replace(OPTIONS, prompts=(), generate=80, depths=(0,)), device="cpu")
+    assert len(times) == 2 * 81 + 2
+    assert all(before == times[0] for before in times)
