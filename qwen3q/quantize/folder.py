@@ -21,6 +21,7 @@ from qwen3q.checkpoint.shards import INDEX_NAME
 from qwen3q.checkpoint.writer import file_sha256
 from qwen3q.errors import CheckpointError, Interrupted, Qwen3qError, UsageError
 from qwen3q.files import partial_path, require_free_space, sole_writer
+from qwen3q.fingerprint import rows_fingerprint, weights_fingerprint
 from qwen3q.models.config import Qwen3Config
 from qwen3q.models.source import ModelSource
 from qwen3q.plan.schemes import Scheme
@@ -35,7 +36,6 @@ from qwen3q.quantize.artefact import (
     require_target,
     write_side_files,
 )
-from qwen3q.quantize.fingerprint import rows_fingerprint, weights_fingerprint
 from qwen3q.quantize.folder_work import OUTSIDE, FolderWork, unit_name
 from qwen3q.quantize.footprint import Footprint, predict_peak
 from qwen3q.quantize.importance import ImportanceStore

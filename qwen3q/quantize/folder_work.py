@@ -16,10 +16,10 @@ from qwen3q.checkpoint.writer import ShardWriter
 from qwen3q.errors import CheckpointError, UsageError
 from qwen3q.files import partial_path
 from qwen3q.formats.folder import pack_linear, unpack_linear
+from qwen3q.formats.grid import QuantizedLinear
 from qwen3q.models.tensors import TensorSpec
 from qwen3q.plan.plan import PlannedTensor
 from qwen3q.quantize.artefact import FolderJob
-from qwen3q.quantize.grid import QuantizedLinear
 from qwen3q.quantize.journal import Unit, continue_journal, start_journal
 from qwen3q.quantize.solve import SolvedLayer
 
