@@ -69,14 +69,12 @@ class FolderResults:
     Attributes:
         folders: one per job, in their order.
         seconds: wall time of this run.
-        peak_memory_bytes: largest resident size of the process.
         importance: mean squared inputs of every linear, where they were asked for; to be
             discarded when they are used.
     """
 
     folders: tuple[Path, ...]
     seconds: float
-    peak_memory_bytes: int
     importance: ImportanceStore | None = None
 
 
@@ -170,7 +168,6 @@ def quantize_folders(
     return FolderResults(
         tuple(job.target for job in jobs),
         time.perf_counter() - started,
-        peak_since_start(),
         store,
     )
 
@@ -371,7 +368,7 @@ def _kept_if_begun(works: Sequence[FolderWork]) -> Iterator[None]:
             else ""
         )
         if isinstance(error, KeyboardInterrupt):
-            raise Interrupted("Interrupted.", kept) from None
+            raise Interrupted(kept) from None
         if begun and isinstance(error, Qwen3qError):
             error.hint = f"{error.hint}\n{kept}" if error.hint else kept
         raise
