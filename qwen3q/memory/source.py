@@ -87,14 +87,15 @@ def folder_model(folder: Path, title: str, source: str) -> Model:
 
     raw = read_config_json(folder)
     config = parse_config(raw, str(folder / "config.json"))
+    quantization = raw.get("quantization_config")
     with Checkpoint(folder) as checkpoint:
+        if quantization is None:
+            return Model(source, title, config, source)
         sizes = {name: info.nbytes for name, info in checkpoint.tensors.items()}
         dtypes = {info.dtype for info in checkpoint.tensors.values()}
         nbytes = sum(path.stat().st_size for path in checkpoint.paths)
-    fmt = _folder_format(raw.get("quantization_config"), dtypes)
+    fmt = _folder_format(quantization, dtypes)
     stored = sum_tensors(fmt, sizes.items(), config, nbytes)
-    if raw.get("quantization_config") is None:
-        return Model(source, title, config, source)
     return Model(source, title, config, source, stored=stored)
 
 
