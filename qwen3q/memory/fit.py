@@ -10,9 +10,9 @@ from qwen3q.memory.estimate import Estimate, Verdict, default_engine, estimate, 
 from qwen3q.memory.gpus import Gpu
 from qwen3q.memory.quality import expected_quality
 from qwen3q.memory.settings import Engine, Settings, kv_types
-from qwen3q.memory.weights import FORMATS, GGUF_PREFIX, release_weights
+from qwen3q.memory.weights import FORMATS, release_weights
 from qwen3q.models.catalog import Release, catalog
-from qwen3q.plan.gguf_types import file_type
+from qwen3q.plan.gguf_types import GGUF_PREFIX, file_type
 
 _NOT_OFFERED = ("fp16", "nvfp4", "gguf:F16")
 """Copies of the original in another 16 bits, and what is planned but not written."""

@@ -10,7 +10,6 @@ from typing import Any
 from qwen3q.errors import CheckpointError, SourceError, UsageError
 from qwen3q.memory.weights import (
     FORMATS,
-    GGUF_PREFIX,
     Weights,
     planned_weights,
     release_weights,
@@ -107,11 +106,9 @@ def canonical_format(fmt: str) -> str:
     """
     if fmt in FORMATS:
         return fmt
-    from qwen3q.plan.gguf_types import FileType
-    from qwen3q.plan.targets import parse_target
+    from qwen3q.plan.targets import parse_target, target_name
 
-    target = parse_target(fmt)
-    return GGUF_PREFIX + target.name if isinstance(target, FileType) else target.name
+    return target_name(parse_target(fmt))
 
 
 def _repo(name: str, release: Release) -> str:

@@ -147,13 +147,11 @@ class Legality:
     splits: tuple[Split, ...]
 
 
-def legality(
-    scheme: Scheme, config: Qwen3Config, sizes: tuple[int, ...] = (1, 2, 4, 8)
-) -> Legality:
+def legality(scheme: Scheme, config: Qwen3Config) -> Legality:
     """Engines, groups and tensor-parallel sizes of one format of one model."""
     splits = tuple(
         Split(parallel, None if parallel.is_legal else _legal_group(config, scheme, parallel.size))
-        for parallel in tensor_parallel_legality(config, scheme, sizes)
+        for parallel in tensor_parallel_legality(config, scheme)
     )
     return Legality(scheme, engines_for(scheme, config), _groups(scheme, config), splits)
 

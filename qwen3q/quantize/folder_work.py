@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from qwen3q.checkpoint.reader import Checkpoint
-from qwen3q.checkpoint.shards import MAX_SHARD_BYTES, lay_out_shards
+from qwen3q.checkpoint.shards import lay_out_shards
 from qwen3q.checkpoint.torch_io import dtype_name, read_tensor, tensor_bytes
 from qwen3q.checkpoint.writer import ShardWriter
 from qwen3q.errors import CheckpointError, UsageError
@@ -49,7 +49,6 @@ class FolderWork:
         *,
         resume: bool = False,
         replace: bool = False,
-        max_shard_bytes: int = MAX_SHARD_BYTES,
     ) -> None:
         """Starts the folder, or continues one; what fails its checksum is done again.
 
@@ -80,7 +79,7 @@ class FolderWork:
             self._planned.setdefault(unit_name(source.layer), []).append(tensor)
             module = source.name.removesuffix(".weight")
             self._suffixes.setdefault(module, []).append(tensor.name.removeprefix(f"{module}."))
-        self._writer = ShardWriter(self.partial, lay_out_shards(job.plan.tensors, max_shard_bytes))
+        self._writer = ShardWriter(self.partial, lay_out_shards(job.plan.tensors))
         self._stored = Checkpoint(self.partial)
         self._drop_damaged()
 

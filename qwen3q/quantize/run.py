@@ -20,7 +20,7 @@ from qwen3q.plan.gguf_types import FileType
 from qwen3q.plan.job import QuantizeJob
 from qwen3q.plan.plan import Plan
 from qwen3q.plan.schemes import Layout, Scheme, check_scheme
-from qwen3q.plan.targets import Target, plan_target
+from qwen3q.plan.targets import Target, plan_target, target_name
 from qwen3q.progress import ProgressFn, silent
 from qwen3q.quantize.artefacts import Artefact
 from qwen3q.quantize.footprint import Footprint
@@ -365,8 +365,4 @@ def _require_packages(job: QuantizeJob) -> None:
 
 
 def _position(job: QuantizeJob, artefact: Artefact) -> int:
-    names = [
-        f"gguf:{target.name}" if isinstance(target, FileType) else target.name
-        for target in job.targets
-    ]
-    return names.index(artefact.plan.format)
+    return [target_name(target) for target in job.targets].index(artefact.plan.format)
