@@ -7,6 +7,7 @@ nothing below it prints or exits.
 from __future__ import annotations
 
 REFETCH = "The download may be incomplete; fetch the file again."
+REFETCH_MODEL = "The download may be incomplete; fetch the model again."
 UNREADABLE = "Check that it is a file and that you may read it."
 
 
