@@ -6,6 +6,10 @@ nothing below it prints or exits.
 
 from __future__ import annotations
 
+REFETCH = "The download may be incomplete; fetch the file again."
+REFETCH_MODEL = "The download may be incomplete; fetch the model again."
+UNREADABLE = "Check that it is a file and that you may read it."
+
 
 class Qwen3qError(Exception):
     """A failure with a sentence for the user.
@@ -55,9 +59,12 @@ class OutOfMemoryError(Qwen3qError):
 
 
 class Interrupted(Qwen3qError):
-    """Ctrl-C, where something is left to go on with."""
+    """Ctrl-C; the hint says how to go on, where something is left to go on with."""
 
     exit_code = 130
+
+    def __init__(self, hint: str = "") -> None:
+        super().__init__("Interrupted.", hint)
 
 
 class MissingPackageError(Qwen3qError):

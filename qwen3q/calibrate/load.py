@@ -20,14 +20,12 @@ from qwen3q.calibrate.rows import (
     spread,
 )
 from qwen3q.calibrate.samples import Sample
-from qwen3q.calibrate.self_sample import SELF, SELF_ROWS, context_needed, self_calibration
+from qwen3q.calibrate.self_sample import SELF
 from qwen3q.calibrate.sets import DEFAULT_SET, LICENCE, check_set, load_set, set_names
-from qwen3q.errors import UsageError
 from qwen3q.models.json_files import read_optional
 from qwen3q.models.source import ModelSource
 from qwen3q.models.template import ChatTemplate
 from qwen3q.models.tokenizer import load_tokenizer, read_chat_template
-from qwen3q.progress import ProgressFn, silent
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -38,13 +36,11 @@ class CalibrationOptions:
     """How much of a source is taken, and how.
 
     Attributes:
-        samples: rows; None for all there are, up to ``most`` (``SELF_ROWS`` for self).
+        samples: rows; None for all there are, up to ``most``.
         most: rows that are enough.
         length: tokens per row.
-        seed: of the order of samples, and of what the model writes itself.
+        seed: of the order of samples, and of what a model writes itself.
         thinking: one mode only; None for both.
-        scratch: folder for the GGUF that ``self`` samples from; None for the system's.
-        threads: for ``self``; None for the physical cores.
     """
 
     samples: int | None = None
@@ -52,15 +48,13 @@ class CalibrationOptions:
     length: int = DEFAULT_LENGTH
     seed: int = 0
     thinking: bool | None = None
-    scratch: Path | None = None
-    threads: int | None = None
 
 
 def check_calibration(name: str | None) -> None:
     """Looks whether a source is there, before a model is downloaded to be calibrated with it.
 
     Args:
-        name: as ``load_calibration`` takes it.
+        name: as ``load_calibration`` takes it, or ``self``.
 
     Raises:
         UsageError: no such set or file, or no name of a Hub set.
@@ -78,30 +72,26 @@ def load_calibration(
     name: str | None,
     source: ModelSource,
     options: CalibrationOptions | None = None,
-    *,
-    progress: ProgressFn = silent,
 ) -> TokenRows:
-    """Calibration tokens of a set, a file, a data set on the Hub, or the model itself.
+    """Calibration tokens of a set, a file or a data set on the Hub.
 
     Args:
-        name: a set (None for the default one); a text, jsonl or parquet file; ``hub:...``; or
-            ``self``. A name that is a set's and a file's is the set's: write ``./name``.
+        name: a set (None for the default one); a text, jsonl or parquet file; or ``hub:...``.
+            A name that is a set's and a file's is the set's: write ``./name``.
         source: resolved, so that its folder is on disk.
 
     Raises:
         UsageError: no such source, too few tokens, or data that can't be read.
         ModelError: the model's tokenizer or template is missing or refuses.
         SourceError: the Hub's set can't be read.
-        MissingPackageError: parquet, Hub sets and self need optional packages.
+        MissingPackageError: parquet and Hub sets need optional packages.
     """
     assert source.folder is not None
     options = options or CalibrationOptions()
     check_size(options.length, options.samples)
     name = name or DEFAULT_SET
     tokenizer = load_tokenizer(source.folder)
-    template = _template(source.folder)
-    if name == SELF:
-        return _own_text(source, tokenizer, template, options, progress)
+    template = load_template(source.folder)
     licence = None
     if name.startswith(PREFIX):
         samples: Iterable[Sample] = stream_hub_set(parse_hub_set(name), options.seed)
@@ -149,39 +139,7 @@ def _is_file(name: str) -> bool:
     return path.exists() or bool(path.suffix) or len(path.parts) > 1
 
 
-def _template(folder: Path) -> ChatTemplate | None:
+def load_template(folder: Path) -> ChatTemplate | None:
+    """The chat template of a model folder, if it has one."""
     source = read_chat_template(folder, read_optional(folder / "tokenizer_config.json"))
     return ChatTemplate(source) if source else None
-
-
-def _own_text(
-    source: ModelSource,
-    tokenizer: Tokenizer,
-    template: ChatTemplate | None,
-    options: CalibrationOptions,
-    progress: ProgressFn,
-) -> TokenRows:
-    from qwen3q.calibrate.self_llama import source_sampler
-
-    if template is None:
-        raise UsageError(
-            "The model has no chat template, so it can't write conversations to calibrate on.",
-            "Calibrate it on plain text: --calibration FILE.txt",
-        )
-    with source_sampler(
-        source,
-        context=context_needed(options.length),
-        scratch=options.scratch,
-        threads=options.threads,
-        progress=progress,
-    ) as sample:
-        return self_calibration(
-            sample,
-            tokenizer,
-            template,
-            length=options.length,
-            rows=options.samples or min(SELF_ROWS, options.most),
-            seed=options.seed,
-            thinking=options.thinking,
-            progress=progress,
-        )

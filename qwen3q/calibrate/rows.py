@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from qwen3q.errors import UsageError
+from qwen3q.fingerprint import rows_fingerprint
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -97,8 +98,6 @@ def describe(
     name: str, rows: Sequence[Sequence[int]], **more: str | int | float | None
 ) -> dict[str, Any]:
     """The description of ``TokenRows``; entries of ``more`` that are None are left out."""
-    from qwen3q.quantize.fingerprint import rows_fingerprint
-
     return {
         "name": name,
         "samples": len(rows),

@@ -16,7 +16,7 @@ import numpy as np
 
 from qwen3q.checkpoint.safetensors import TensorInfo, read_header
 from qwen3q.closing import Closing
-from qwen3q.errors import CheckpointError
+from qwen3q.errors import REFETCH_MODEL, CheckpointError
 from qwen3q.progress import ProgressFn, silent
 
 INDEX_NAME = "model.safetensors.index.json"
@@ -192,7 +192,7 @@ def _shards(folder: Path) -> dict[Path, list[str] | None]:
     if found:
         raise CheckpointError(
             f"{folder} has {len(found)} safetensors files and no {INDEX_NAME}.",
-            "The download may be incomplete; fetch the model again.",
+            REFETCH_MODEL,
         )
     for pattern in PICKLE_PATTERNS:
         for path in folder.glob(pattern):
@@ -214,7 +214,7 @@ def _indexed(folder: Path) -> Iterable[tuple[Path, list[str] | None]]:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise CheckpointError(
             f"{index} is no safetensors index: it lacks weight_map.",
-            "The download may be incomplete; fetch the model again.",
+            REFETCH_MODEL,
         ) from None
     shards: dict[str, list[str]] = {}
     for tensor, shard in pairs:

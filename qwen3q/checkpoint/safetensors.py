@@ -12,7 +12,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from qwen3q.errors import CheckpointError
+from qwen3q.errors import REFETCH, UNREADABLE, CheckpointError
 
 DTYPE_BYTES = {
     "F64": 8,
@@ -33,9 +33,6 @@ DTYPE_BYTES = {
 }
 MAX_HEADER_BYTES = 100_000_000
 MAX_DIMENSIONS = 8
-
-_REFETCH = "The download may be incomplete; fetch the file again."
-_UNREADABLE = "Check that it is a file and that you may read it."
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,21 +75,21 @@ def read_header(path: Path) -> Header:
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > size - 8:
                 raise CheckpointError(
-                    f"{path} is truncated: {size} bytes do not hold its header.", _REFETCH
+                    f"{path} is truncated: {size} bytes do not hold its header.", REFETCH
                 )
             if length > MAX_HEADER_BYTES:
                 raise CheckpointError(
                     f"{path} claims a header of {length} bytes; "
                     f"safetensors allows {MAX_HEADER_BYTES}.",
-                    _REFETCH,
+                    REFETCH,
                 )
             raw = file.read(length)
     except OSError as error:
-        raise CheckpointError(f"Can't read {path}: {error.strerror}.", _UNREADABLE) from None
+        raise CheckpointError(f"Can't read {path}: {error.strerror}.", UNREADABLE) from None
     entries = _parse(raw, path)
     metadata = entries.pop("__metadata__", {})
     if not isinstance(metadata, dict):
-        raise CheckpointError(f"{path}: __metadata__ is no object.", _REFETCH)
+        raise CheckpointError(f"{path}: __metadata__ is no object.", REFETCH)
     data_start = 8 + length
     tensors = [_entry(name, value, path, data_start) for name, value in entries.items()]
     tensors.sort(key=lambda info: (info.start, info.nbytes))
@@ -104,17 +101,17 @@ def _parse(raw: bytes, path: Path) -> dict[str, Any]:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         keys = dict(pairs)
         if len(keys) != len(pairs):
-            raise CheckpointError(f"{path}: its header names a key twice.", _REFETCH)
+            raise CheckpointError(f"{path}: its header names a key twice.", REFETCH)
         return keys
 
     try:
         entries = json.loads(raw.decode("utf-8"), object_pairs_hook=unique)
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
         raise CheckpointError(
-            f"{path} is no safetensors file: its header is not JSON.", _REFETCH
+            f"{path} is no safetensors file: its header is not JSON.", REFETCH
         ) from None
     if not isinstance(entries, dict):
-        raise CheckpointError(f"{path} is no safetensors file: its header is no object.", _REFETCH)
+        raise CheckpointError(f"{path} is no safetensors file: its header is no object.", REFETCH)
     return entries
 
 
@@ -124,20 +121,20 @@ def _entry(name: str, value: Any, path: Path, data_start: int) -> TensorInfo:
     except (TypeError, KeyError, ValueError):
         raise CheckpointError(
             f"{path}: tensor {name} lacks dtype, shape or data_offsets.",
-            _REFETCH,
+            REFETCH,
         ) from None
     if dtype not in DTYPE_BYTES:
-        raise CheckpointError(f"{path}: tensor {name} has unknown dtype {dtype!r}.", _REFETCH)
+        raise CheckpointError(f"{path}: tensor {name} has unknown dtype {dtype!r}.", REFETCH)
     if not isinstance(shape, list) or len(shape) > MAX_DIMENSIONS or not all(map(_count, shape)):
-        raise CheckpointError(f"{path}: tensor {name} has shape {shape!r}.", _REFETCH)
+        raise CheckpointError(f"{path}: tensor {name} has shape {shape!r}.", REFETCH)
     if not _count(begin) or not _count(end) or begin > end:
-        raise CheckpointError(f"{path}: tensor {name} has offsets {begin!r} to {end!r}.", _REFETCH)
+        raise CheckpointError(f"{path}: tensor {name} has offsets {begin!r} to {end!r}.", REFETCH)
     expected = prod(shape) * DTYPE_BYTES[dtype]
     if end - begin != expected:
         raise CheckpointError(
             f"{path}: tensor {name} spans {end - begin} bytes, "
             f"but {dtype} {shape} takes {expected}.",
-            _REFETCH,
+            REFETCH,
         )
     return TensorInfo(name, path, dtype, tuple(shape), data_start + begin, end - begin)
 
@@ -151,17 +148,17 @@ def _check_layout(tensors: list[TensorInfo], path: Path, data_start: int, size: 
     for info in tensors:
         if info.start < position:
             raise CheckpointError(
-                f"{path}: tensor {info.name} overlaps the one before it.", _REFETCH
+                f"{path}: tensor {info.name} overlaps the one before it.", REFETCH
             )
         if info.start > position:
-            raise CheckpointError(f"{path}: there is a gap before tensor {info.name}.", _REFETCH)
+            raise CheckpointError(f"{path}: there is a gap before tensor {info.name}.", REFETCH)
         position = info.start + info.nbytes
     if position > size:
         raise CheckpointError(
-            f"{path} is truncated: it has {size} bytes, its header describes {position}.", _REFETCH
+            f"{path} is truncated: it has {size} bytes, its header describes {position}.", REFETCH
         )
     if position < size:
         raise CheckpointError(
             f"{path} has {size - position} bytes that its header does not describe.",
-            _REFETCH,
+            REFETCH,
         )

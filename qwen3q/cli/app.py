@@ -12,7 +12,7 @@ from inspect import cleandoc
 import typer
 
 from qwen3q import __version__
-from qwen3q.errors import DiskError, Qwen3qError, memory_error
+from qwen3q.errors import DiskError, Interrupted, Qwen3qError, memory_error
 from qwen3q.threads import calm_openmp
 
 VERBS = {
@@ -30,8 +30,6 @@ VERBS = {
     "demo": "The whole path on the embedded demo model.",
 }
 """Verb and summary; the code is ``qwen3q.cli.<verb>.register(app)``."""
-
-INTERRUPTED = 130
 
 
 def build_app(arguments: Sequence[str]) -> typer.Typer:
@@ -85,7 +83,8 @@ def main() -> None:
         _explain(full)
         sys.exit(full.exit_code)
     except KeyboardInterrupt:
-        sys.exit(_interrupted())
+        _say_interrupted()
+        sys.exit(Interrupted.exit_code)
     except BrokenPipeError:
         _drop_output()
         sys.exit(0)
@@ -96,8 +95,8 @@ def main() -> None:
         _explain(DiskError(f"Can't write the output: {error.strerror}."))
         sys.exit(DiskError.exit_code)
     except SystemExit as done:
-        if done.code == INTERRUPTED:
-            _interrupted()
+        if done.code == Interrupted.exit_code:
+            _say_interrupted()
         raise
 
 
@@ -116,9 +115,8 @@ def _drop_output() -> None:
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
 
-def _interrupted() -> int:
-    sys.stderr.write("Interrupted.\n")
-    return INTERRUPTED
+def _say_interrupted() -> None:
+    sys.stderr.write(f"{Interrupted().message}\n")
 
 
 def _explain(error: Qwen3qError) -> None:

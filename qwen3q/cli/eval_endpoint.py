@@ -57,9 +57,9 @@ def endpoint(
     from pathlib import Path
 
     from qwen3q.evaluate.endpoint import EndpointOptions, find_endpoint
+    from qwen3q.evaluate.named_tokenizer import open_tokenizer
     from qwen3q.evaluate.report import machine_facts
     from qwen3q.evaluate.streaming import StreamingOptions, stream_endpoint
-    from qwen3q.evaluate.streaming_prompts import open_tokenizer
     from qwen3q.files import require_file_target, write_text
 
     options = StreamingOptions(tuple(concurrency or (1, 4)), prompt, generate, requests, seed)

@@ -21,6 +21,7 @@ from qwen3q.cli.output import JsonFlag, print_json
 from qwen3q.errors import Qwen3qError, UsageError
 
 if TYPE_CHECKING:
+    from qwen3q.memory.estimate import Estimate
     from qwen3q.memory.gpus import Gpu
     from qwen3q.memory.settings import Engine, Settings
 
@@ -48,7 +49,7 @@ def fit(
     json_output: JsonFlag = False,
 ) -> None:
     """Every model and quantization that fits, best expected quality first, with its command."""
-    from qwen3q.memory.fit import fitting
+    from qwen3q.memory.fit import fitting, possible_runs
     from qwen3q.memory.settings import Settings
 
     gpus, notes = choose_gpus(gpu, vram)
@@ -59,9 +60,11 @@ def fit(
     _check_speed(min_speed, gpus)
     settings = Settings(context=_reachable(context), parallel=parallel)
     runner = parse_engine(engine)
-    found = fitting(gpus, settings, kv=kv, engine=runner, min_speed=min_speed)
+    runs = possible_runs(gpus, settings, kv=kv, engine=runner)
+    found = fitting(runs, min_speed=min_speed)
     if not found:
-        raise _nothing_fits(gpus, settings, kv, runner, min_speed)
+        least = min((run for _, run in runs), key=lambda run: run.total)
+        raise _nothing_fits(least, gpus, settings, kv, runner, min_speed)
     if json_output:
         from qwen3q.memory.schema import fit_json, gpu_json
 
@@ -112,19 +115,18 @@ def _reachable(context: str) -> int:
 
 
 def _nothing_fits(
+    least: Estimate,
     gpus: list[Gpu],
     settings: Settings,
     kv: str | None,
     engine: Engine | None,
     min_speed: float | None,
 ) -> Qwen3qError:
-    """What was asked for, what the smallest choice would take, and what to change."""
+    """What was asked for, what the smallest choice, ``least``, takes, and what to change."""
     from qwen3q.cli.estimate_text import GIB, gpu_names
     from qwen3q.memory.estimate import Verdict
-    from qwen3q.memory.fit import smallest
     from qwen3q.memory.settings import Engine
 
-    least = smallest(gpus, settings, kv=kv, engine=engine)
     takes = ""
     if least.verdict is Verdict.NO:
         takes = (

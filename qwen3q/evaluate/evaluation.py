@@ -105,7 +105,7 @@ def evaluate(
             if not holds_measurements(options.out):
                 raise
             hint = f"What is measured is kept in {options.out}: go on with --resume."
-            raise Interrupted("Interrupted.", hint) from None
+            raise Interrupted(hint) from None
 
 
 def _evaluate(

@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen3q.errors import LlamaError
-from qwen3q.evaluate.side_by_side import common_prefix, fitting_slots
+from qwen3q.evaluate.side_by_side import fitting_slots
 from qwen3q.llama.context import ContextOptions, LlamaContext
 from qwen3q.llama.model import LlamaModel
+from qwen3q.prefix import common_prefix
 from qwen3q.process_memory import free_memory
 
 _SIDE_BY_SIDE = 8
@@ -32,15 +33,10 @@ class LlamaSlots:
 
     def read(self, slot: int, tokens: Sequence[int]) -> NDArray[np.float32]:
         """As ``Slots.read``; the beginning that the slot holds already is not computed again."""
-        # the last token is always computed, for its logits
         kept = min(common_prefix(self._held[slot], tokens), len(tokens) - 1)
-        self.context.keep(kept, slot)
+        self._held[slot] = list(tokens[:kept])
+        self.context.prefill(tokens, kept, sequence=slot)
         self._held[slot] = list(tokens)
-        for first in range(kept, len(tokens), self.context.batch_size):
-            part = np.asarray(tokens[first : first + self.context.batch_size], np.int32)
-            positions = np.arange(first, first + len(part), dtype=np.int32)
-            last = positions == len(tokens) - 1
-            self.context.decode(part, positions, sequences=slot, outputs=last)
         row: NDArray[np.float32] = self.context.logits()[0]
         return row
 

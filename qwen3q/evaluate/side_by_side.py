@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwen3q.evaluate.sampling import FinishedFn, Prompt, choose, ignore, uniforms
+from qwen3q.prefix import common_prefix
 
 
 class Slots(Protocol):
@@ -95,11 +96,3 @@ def continue_side_by_side(
             for (slot, answer), logits in zip(now.items(), rows, strict=True):
                 take(slot, answer, logits)
     return made
-
-
-def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
-    """How many tokens two sequences share at their beginning."""
-    for index, (a, b) in enumerate(zip(first, second, strict=False)):
-        if a != b:
-            return index
-    return min(len(first), len(second))

@@ -8,6 +8,8 @@ from html import escape
 from itertools import pairwise
 from math import ceil, floor, hypot, log10
 
+_TICKS = 6
+
 
 @dataclass(frozen=True, slots=True)
 class Scale:
@@ -26,9 +28,9 @@ class Scale:
         return self.start + (self.end - self.start) * (value - low) / (high - low or 1.0)
 
 
-def linear_ticks(low: float, high: float, count: int = 6) -> list[float]:
+def linear_ticks(low: float, high: float) -> list[float]:
     """Round numbers from at most ``low`` to at least ``high``."""
-    raw = (high - low) / max(1, count - 1) or 1.0
+    raw = (high - low) / (_TICKS - 1) or 1.0
     power = 10 ** floor(log10(raw))
     step = next(power * m for m in (1, 2, 2.5, 5, 10) if power * m >= raw * 0.999)
     first, last = floor(low / step), ceil(high / step)

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from qwen3q.evaluate.input_rounding import Rounding
 from qwen3q.evaluate.residence import PackedLayer
-from qwen3q.evaluate.side_by_side import common_prefix
 from qwen3q.models.attention import grouped_attention
 from qwen3q.models.config import Qwen3Config
 from qwen3q.models.decoder import (
@@ -27,6 +26,7 @@ from qwen3q.models.decoder import (
     split_heads,
 )
 from qwen3q.models.products import product
+from qwen3q.prefix import common_prefix
 
 Layer = tuple[Weights, Linear]
 

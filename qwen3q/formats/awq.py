@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from qwen3q.formats import bits as bitstream
+from qwen3q.formats.grid import QuantizedLinear
 from qwen3q.formats.scales import dequantize_groups, stored_scales
 from qwen3q.plan.schemes import Scheme
-from qwen3q.quantize.grid import QuantizedLinear
 
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 """Nibble i of a word holds output ``8 * column + ORDER[i]``."""

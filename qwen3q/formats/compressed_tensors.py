@@ -12,9 +12,9 @@ import torch
 
 from qwen3q.errors import CheckpointError
 from qwen3q.formats import bits as bitstream
+from qwen3q.formats.grid import QuantizedLinear
 from qwen3q.formats.scales import dequantize_groups, stored_scales
 from qwen3q.plan.schemes import PER_CHANNEL, Layout, Scheme
-from qwen3q.quantize.grid import QuantizedLinear
 
 
 def pack_words(linear: QuantizedLinear) -> dict[str, torch.Tensor]:

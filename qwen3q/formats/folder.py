@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from qwen3q.formats import awq, bitsandbytes, compressed_tensors, fp8, gptq
+from qwen3q.formats.grid import QuantizedLinear
 from qwen3q.models.config import Qwen3Config
 from qwen3q.models.tensors import Role, model_tensors
 from qwen3q.plan.schemes import Layout, Scheme
-from qwen3q.quantize.grid import QuantizedLinear
 
 
 def pack_linear(scheme: Scheme, linear: QuantizedLinear) -> dict[str, torch.Tensor]:

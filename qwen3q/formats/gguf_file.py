@@ -15,15 +15,13 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from qwen3q.errors import CheckpointError
+from qwen3q.errors import REFETCH, UNREADABLE, CheckpointError
 from qwen3q.plan.gguf_types import GGML_TYPES_BY_ID
 
 MAGIC = b"GGUF"
 VERSION = 3
 DEFAULT_ALIGNMENT = 32
 MAX_DIMENSIONS = 4
-_REFETCH = "The download may be incomplete; fetch the file again."
-_UNREADABLE = "Check that it is a file and that you may read it."
 _NEWER = "Update qwen3q if the file is newer; else fetch it again."
 _NO_GGUF = (
     "Fetch it again, or make one from the float model: qwen3q quantize MODEL --to gguf:Q4_K_M."
@@ -115,7 +113,7 @@ def read_header(path: Path) -> GgufHeader:
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 return _Cursor(path, data, 4).header()
     except OSError as error:
-        raise CheckpointError(f"Can't read {path}: {error.strerror}.", _UNREADABLE) from None
+        raise CheckpointError(f"Can't read {path}: {error.strerror}.", UNREADABLE) from None
 
 
 def split_paths(path: Path) -> list[Path]:
@@ -161,7 +159,7 @@ class _Cursor:
         self.room(n_tensors, 24, "tensors")
         alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
         if not isinstance(alignment, int) or alignment <= 0 or alignment & (alignment - 1):
-            raise CheckpointError(f"{self.path}: general.alignment is {alignment!r}.", _REFETCH)
+            raise CheckpointError(f"{self.path}: general.alignment is {alignment!r}.", REFETCH)
         entries = [self.tensor() for _ in range(n_tensors)]
         data_start = -(-self.position // alignment) * alignment
         tensors = {}
@@ -171,7 +169,7 @@ class _Cursor:
                 raise CheckpointError(
                     f"{self.path} is truncated: tensor {tensor.name} ends at byte "
                     f"{start + tensor.nbytes} of {len(self.data)}.",
-                    _REFETCH,
+                    REFETCH,
                 )
             tensors[tensor.name] = GgufTensor(
                 tensor.name, tensor.type, tensor.shape, start, tensor.nbytes
@@ -180,7 +178,7 @@ class _Cursor:
 
     def room(self, count: int, each: int, what: str) -> None:
         if count * each > len(self.data) - self.position:
-            raise CheckpointError(f"{self.path} is truncated: it claims {count} {what}.", _REFETCH)
+            raise CheckpointError(f"{self.path} is truncated: it claims {count} {what}.", REFETCH)
 
     def number(self, code: str) -> Any:
         size = struct.calcsize("<" + code)
@@ -206,7 +204,7 @@ class _Cursor:
             end = start + 8 + (read_length(data, start)[0] if start + 8 <= size else 0)
             if end > size:
                 raise CheckpointError(
-                    f"{self.path} is truncated: it claims {count} strings.", _REFETCH
+                    f"{self.path} is truncated: it claims {count} strings.", REFETCH
                 )
             found.append(data[start + 8 : end].decode("utf-8", "replace"))
             start = end
@@ -241,7 +239,7 @@ class _Cursor:
         dimensions = self.number("I")
         if not 1 <= dimensions <= MAX_DIMENSIONS:
             raise CheckpointError(
-                f"{self.path}: tensor {name} has {dimensions} dimensions.", _REFETCH
+                f"{self.path}: tensor {name} has {dimensions} dimensions.", REFETCH
             )
         shape = tuple(self.number("Q") for _ in range(dimensions))[::-1]
         kind, offset = self.number("I"), self.number("Q")
@@ -251,7 +249,7 @@ class _Cursor:
         if shape[-1] % ggml.block_size:
             raise CheckpointError(
                 f"{self.path}: rows of {shape[-1]} do not fit {ggml.name}'s blocks ({name}).",
-                _REFETCH,
+                REFETCH,
             )
         return GgufTensor(
             name, ggml.name, shape, offset, prod(shape[:-1]) * ggml.row_bytes(shape[-1])

@@ -13,9 +13,9 @@ import torch
 
 from qwen3q.errors import CheckpointError
 from qwen3q.formats import bits as bitstream
+from qwen3q.formats.grid import QuantizedLinear
 from qwen3q.formats.scales import dequantize_groups, stored_scales
 from qwen3q.plan.schemes import Override, Scheme
-from qwen3q.quantize.grid import QuantizedLinear
 
 ROUTERS = r"-:.*\.mlp\.gate$"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -133,6 +133,40 @@ class LlamaContext(Closing):
         self._outputs = rows
         return True
 
+    def prefill(
+        self,
+        tokens: Sequence[int],
+        kept: int,
+        *,
+        sequence: int = 0,
+        stop: StopFn | None = None,
+    ) -> int:
+        """Lets a sequence hold just ``tokens``, and keeps the logits after the last.
+
+        Args:
+            kept: so many of ``tokens`` the sequence holds already; less than all, as the last is
+                always computed, for its logits.
+            stop: asked before each batch and while the CPU computes; True gives the rest up.
+
+        Returns:
+            How many of ``tokens`` the sequence holds now: fewer than all if ``stop`` ended it.
+
+        Raises:
+            LlamaError: as of ``decode``.
+        """
+        self.keep(kept, sequence)
+        for first in range(kept, len(tokens), self.batch_size):
+            part = np.asarray(tokens[first : first + self.batch_size], np.int32)
+            positions = np.arange(first, first + len(part), dtype=np.int32)
+            last = positions == len(tokens) - 1
+            stopped = stop is not None and stop()
+            if stopped or not self.decode(
+                part, positions, sequences=sequence, outputs=last, stop=stop
+            ):
+                self.keep(first, sequence)
+                return first
+        return len(tokens)
+
     def decode_one(self, token: int, position: int) -> None:
         """Runs one token of sequence 0 and keeps its logits."""
         status = lib.llama_decode(self.handle, self._batch.fill_one(token, position))
@@ -151,21 +185,6 @@ class LlamaContext(Closing):
         if not pointer:
             raise LlamaError("llama.cpp has no logits: nothing was decoded.")
         return np.ctypeslib.as_array(pointer, shape=(self._outputs, self.model.vocab_size))
-
-    def logits_of(self, tokens: NDArray[np.int32]) -> NDArray[np.float32]:
-        """Logits after each of ``tokens``, read as one fresh sequence.
-
-        Returns:
-            float32 ``[tokens, vocabulary]``, a copy.
-        """
-        self.clear()
-        out = np.empty((len(tokens), self.model.vocab_size), np.float32)
-        for first in range(0, len(tokens), self.batch_size):
-            part = tokens[first : first + self.batch_size]
-            positions = np.arange(first, first + len(part), dtype=np.int32)
-            self.decode(part, positions, outputs=True)
-            out[first : first + len(part)] = self.logits()
-        return out
 
     def keep(self, count: int, sequence: int = 0) -> None:
         """Forgets all of a sequence but its first ``count`` tokens."""

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from time import perf_counter
 
-import numpy as np
-
 from qwen3q.errors import UsageError
 from qwen3q.llama.context import LlamaContext, StopFn
 from qwen3q.llama.sampling import Sampler, Sampling
+from qwen3q.prefix import common_prefix
 
 
 class StopReason(StrEnum):
@@ -95,21 +94,12 @@ class Generator:
 
     def _prefill(self, prompt: Sequence[int], stop: StopFn | None) -> bool:
         """Brings the KV cache to hold ``prompt``; False if ``stop`` ended it."""
-        # the last token is always computed, for its logits
-        kept = min(_common_prefix(self._cached, prompt), len(prompt) - 1)
-        self.context.keep(kept)
+        kept = min(common_prefix(self._cached, prompt), len(prompt) - 1)
         self._cached = list(prompt[:kept])
         self.timings.cached_tokens = kept
-        for first in range(kept, len(prompt), self.context.batch_size):
-            part = np.asarray(prompt[first : first + self.context.batch_size], np.int32)
-            positions = np.arange(first, first + len(part), dtype=np.int32)
-            outputs = positions == len(prompt) - 1
-            stopped = stop is not None and stop()
-            if stopped or not self.context.decode(part, positions, outputs=outputs, stop=stop):
-                self.context.keep(len(self._cached))
-                return False
-            self._cached.extend(part.tolist())
-        return True
+        held = self.context.prefill(prompt, kept, stop=stop)
+        self._cached = list(prompt[:held])
+        return held == len(prompt)
 
     def _decode(
         self, token: int, sampler: Sampler, max_tokens: int | None, stop: StopFn | None
@@ -135,16 +125,6 @@ class Generator:
             token = sampler.sample(self.context)
             self.timings.decode_seconds += perf_counter() - started
             self.timings.generated_tokens += 1
-
-
-def _common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
-    """How many tokens two sequences share at their beginning."""
-    shared = 0
-    for a, b in zip(first, second, strict=False):
-        if a != b:
-            break
-        shared += 1
-    return shared
 
 
 def _rate(tokens: int, seconds: float) -> float:

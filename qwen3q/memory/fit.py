@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from qwen3q.errors import UsageError
@@ -10,12 +10,14 @@ from qwen3q.memory.estimate import Estimate, Verdict, default_engine, estimate, 
 from qwen3q.memory.gpus import Gpu
 from qwen3q.memory.quality import expected_quality
 from qwen3q.memory.settings import Engine, Settings, kv_types
-from qwen3q.memory.weights import FORMATS, GGUF_PREFIX, release_weights
+from qwen3q.memory.weights import FORMATS, release_weights
 from qwen3q.models.catalog import Release, catalog
-from qwen3q.plan.gguf_types import file_type
+from qwen3q.plan.gguf_types import GGUF_PREFIX, file_type
 
 _NOT_OFFERED = ("fp16", "nvfp4", "gguf:F16")
 """Copies of the original in another 16 bits, and what is planned but not written."""
+
+Run = tuple[Release, Estimate]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,54 +30,19 @@ class Fit:
     command: str
 
 
-def fitting(
-    gpus: Sequence[Gpu],
-    settings: Settings,
-    *,
-    kv: str | None = None,
-    engine: Engine | None = None,
-    min_speed: float | None = None,
-) -> list[Fit]:
-    """What fits, best first; of formats of one model with equal quality, the smaller first.
+def possible_runs(
+    gpus: Sequence[Gpu], settings: Settings, *, kv: str | None = None, engine: Engine | None = None
+) -> list[Run]:
+    """Every release in every format that its engine reads, whether it fits or not.
 
     Args:
         kv: cache type, each engine's default if None.
         engine: only what this engine runs.
-        min_speed: decode tokens per second at the end of the context, at least; drops what can't
-            be predicted.
 
     Raises:
         UsageError: no model runs so on any GPU, with the reason of the first one.
     """
-    found = [
-        Fit(release, run, expected_quality(release, run.weights), command(release, run))
-        for release, run in _runs(gpus, settings, kv, engine)
-        if run.verdict is not Verdict.NO and _fast_enough(run, min_speed)
-    ]
-    return sorted(found, key=lambda fit: (-fit.quality, fit.estimate.total))
-
-
-def smallest(
-    gpus: Sequence[Gpu], settings: Settings, *, kv: str | None = None, engine: Engine | None = None
-) -> Estimate:
-    """The run that takes the least memory, whether it fits or not; arguments as of ``fitting``."""
-    return min((run for _, run in _runs(gpus, settings, kv, engine)), key=lambda run: run.total)
-
-
-def command(release: Release, run: Estimate) -> str:
-    """What gets this artefact, as it can be typed: with a calibration where the type needs one."""
-    fmt = run.weights.format
-    if fmt == "bf16":
-        return f"qwen3q download {release.repos[0]}"
-    needs = fmt.startswith(GGUF_PREFIX) and file_type(fmt.removeprefix(GGUF_PREFIX)).needs_imatrix
-    calibration = " --calibration balanced" if needs else ""
-    return f"qwen3q quantize {release.repos[0]} --to {fmt}{calibration}"
-
-
-def _runs(
-    gpus: Sequence[Gpu], settings: Settings, kv: str | None, engine: Engine | None
-) -> list[tuple[Release, Estimate]]:
-    runs = []
+    runs: list[Run] = []
     refusal: UsageError | None = None
     for release in catalog():
         for fmt in FORMATS:
@@ -99,6 +66,32 @@ def _runs(
     if not runs and refusal is not None:
         raise refusal
     return runs
+
+
+def fitting(runs: Iterable[Run], *, min_speed: float | None = None) -> list[Fit]:
+    """What fits, best first; of formats of one model with equal quality, the smaller first.
+
+    Args:
+        runs: from ``possible_runs``.
+        min_speed: decode tokens per second at the end of the context, at least; drops what can't
+            be predicted.
+    """
+    found = [
+        Fit(release, run, expected_quality(release, run.weights), command(release, run))
+        for release, run in runs
+        if run.verdict is not Verdict.NO and _fast_enough(run, min_speed)
+    ]
+    return sorted(found, key=lambda fit: (-fit.quality, fit.estimate.total))
+
+
+def command(release: Release, run: Estimate) -> str:
+    """What gets this artefact, as it can be typed: with a calibration where the type needs one."""
+    fmt = run.weights.format
+    if fmt == "bf16":
+        return f"qwen3q download {release.repos[0]}"
+    needs = fmt.startswith(GGUF_PREFIX) and file_type(fmt.removeprefix(GGUF_PREFIX)).needs_imatrix
+    calibration = " --calibration balanced" if needs else ""
+    return f"qwen3q quantize {release.repos[0]} --to {fmt}{calibration}"
 
 
 def _fast_enough(run: Estimate, min_speed: float | None) -> bool:

@@ -168,14 +168,14 @@ def custom_gpu(memory_bytes: int, like: Gpu | None = None, amount: str = "") -> 
     return Gpu(f"{label} GPU", "custom", Family.UNKNOWN, memory_bytes, memory_bytes, 0.0, 0.0)
 
 
-def parse_bytes(text: str, *, unit: str = "gib") -> int:
-    """Bytes of ``24GiB``, ``24GB``, ``24576MiB`` or a bare number of ``unit``.
+def parse_bytes(text: str) -> int:
+    """Bytes of ``24GiB``, ``24GB``, ``24576MiB`` or a bare number of GiB.
 
     Raises:
         UsageError: not an amount of memory.
     """
     match = re.fullmatch(r"\s*([\d.]+)\s*([a-z]*)\s*", text.lower())
-    suffix = (match[2] or unit) if match else ""
+    suffix = (match[2] or "gib") if match else ""
     suffix = {"g": "gib", "m": "mib", "k": "kib"}.get(suffix, suffix)
     try:
         amount = float(match[1]) * _SIZES[suffix] if match else 0.0

@@ -10,7 +10,6 @@ from typing import Any
 from qwen3q.errors import CheckpointError, SourceError, UsageError
 from qwen3q.memory.weights import (
     FORMATS,
-    GGUF_PREFIX,
     Weights,
     planned_weights,
     release_weights,
@@ -87,14 +86,15 @@ def folder_model(folder: Path, title: str, source: str) -> Model:
 
     raw = read_config_json(folder)
     config = parse_config(raw, str(folder / "config.json"))
+    quantization = raw.get("quantization_config")
     with Checkpoint(folder) as checkpoint:
+        if quantization is None:
+            return Model(source, title, config, source)
         sizes = {name: info.nbytes for name, info in checkpoint.tensors.items()}
         dtypes = {info.dtype for info in checkpoint.tensors.values()}
         nbytes = sum(path.stat().st_size for path in checkpoint.paths)
-    fmt = _folder_format(raw.get("quantization_config"), dtypes)
+    fmt = _folder_format(quantization, dtypes)
     stored = sum_tensors(fmt, sizes.items(), config, nbytes)
-    if raw.get("quantization_config") is None:
-        return Model(source, title, config, source)
     return Model(source, title, config, source, stored=stored)
 
 
@@ -106,11 +106,9 @@ def canonical_format(fmt: str) -> str:
     """
     if fmt in FORMATS:
         return fmt
-    from qwen3q.plan.gguf_types import FileType
-    from qwen3q.plan.targets import parse_target
+    from qwen3q.plan.targets import parse_target, target_name
 
-    target = parse_target(fmt)
-    return GGUF_PREFIX + target.name if isinstance(target, FileType) else target.name
+    return target_name(parse_target(fmt))
 
 
 def _repo(name: str, release: Release) -> str:

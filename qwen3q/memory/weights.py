@@ -13,12 +13,10 @@ from typing import TYPE_CHECKING, Any
 from qwen3q.models.catalog import Release
 from qwen3q.models.config import Qwen3Config
 from qwen3q.models.tensors import parameter_count
-from qwen3q.plan.gguf_types import FILE_TYPES
+from qwen3q.plan.gguf_types import FILE_TYPES, GGUF_PREFIX
 
 if TYPE_CHECKING:
     from qwen3q.plan.plan import Plan
-
-GGUF_PREFIX = "gguf:"
 
 FOLDER_FORMATS = (
     "bf16", "fp16", "fp8", "nvfp4", "gptq:int8", "gptq:int4", "awq:int4", "int8", "int4",

@@ -6,9 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from qwen3q.errors import ModelError
-
-REFETCH = "The download may be incomplete; fetch the model again."
+from qwen3q.errors import REFETCH_MODEL, ModelError
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -20,11 +18,11 @@ def read_object(path: Path) -> dict[str, Any]:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ModelError(f"{path} is missing.", REFETCH) from None
+        raise ModelError(f"{path} is missing.", REFETCH_MODEL) from None
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise ModelError(f"{path} is not valid JSON: {error}.", REFETCH) from None
+        raise ModelError(f"{path} is not valid JSON: {error}.", REFETCH_MODEL) from None
     if not isinstance(raw, dict):
-        raise ModelError(f"{path} holds a {type(raw).__name__}, not an object.", REFETCH)
+        raise ModelError(f"{path} holds a {type(raw).__name__}, not an object.", REFETCH_MODEL)
     return raw
 
 

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from importlib import resources
 from pathlib import Path
@@ -149,6 +149,26 @@ def local_folder(name: str) -> Path:
     folder = resolve(name, offline=True).folder
     assert folder is not None
     return folder
+
+
+def small_files(name: str, *, offline: bool = False) -> Path:
+    """A folder with the config and the tokenizer of a model; of one on the Hub, without weights.
+
+    Raises:
+        SourceError: no such model, or the Hub does not give it.
+        ModelError: its config is no Qwen3's.
+    """
+    source = describe(name, offline=offline)
+    if source.folder is not None:
+        return source.folder
+    if offline:
+        return local_folder(name)
+    assert source.repo is not None
+    from qwen3q.models import hub
+
+    download = hub.plan_download(source.repo, None, hub.default_site())
+    small = tuple(file for file in download.files if not file.is_weight)
+    return hub.execute(replace(download, files=small))
 
 
 def hub_repo(name: str) -> str:

@@ -8,7 +8,7 @@ from enum import StrEnum
 from functools import lru_cache
 from math import prod
 
-from qwen3q.errors import ModelError
+from qwen3q.errors import REFETCH_MODEL, ModelError
 from qwen3q.models.config import Qwen3Config
 
 _QUANTIZED = (".qweight", ".weight_packed", ".weight_scale", ".weight_scale_inv", ".absmax", ".SCB")
@@ -148,7 +148,7 @@ def check_tensors(
         if spec.name not in shapes:
             raise ModelError(
                 f"{where} has no tensor {spec.name}, which its config asks for.",
-                "The download may be incomplete; fetch the model again.",
+                REFETCH_MODEL,
             )
         if tuple(shapes[spec.name]) != spec.shape:
             raise ModelError(

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qwen3q.errors import ModelError
-from qwen3q.models.json_files import REFETCH, read_object, read_optional
+from qwen3q.errors import REFETCH_MODEL, ModelError
+from qwen3q.models.json_files import read_object, read_optional
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -73,11 +73,11 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 
     path = folder / "tokenizer.json"
     if not path.is_file():
-        raise ModelError(f"{path} is missing.", REFETCH)
+        raise ModelError(f"{path} is missing.", REFETCH_MODEL)
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises bare Exception
-        raise ModelError(f"{path} is no tokenizer: {error}.", REFETCH) from None
+        raise ModelError(f"{path} is no tokenizer: {error}.", REFETCH_MODEL) from None
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer

@@ -180,11 +180,7 @@ class Legality:
 
 
 def legality(
-    scheme: Scheme,
-    config: Qwen3Config,
-    sizes: tuple[int, ...] = (1, 2, 4, 8),
-    *,
-    dtypes: Mapping[str, str] | None = None,
+    scheme: Scheme, config: Qwen3Config, *, dtypes: Mapping[str, str] | None = None
 ) -> Legality:
     """Engines, groups and tensor-parallel sizes of one format of one model.
 
@@ -193,7 +189,7 @@ def legality(
     """
     splits = tuple(
         Split(parallel, None if parallel.is_legal else _legal_group(config, scheme, parallel.size))
-        for parallel in tensor_parallel_legality(config, scheme, sizes)
+        for parallel in tensor_parallel_legality(config, scheme)
     )
     return Legality(scheme, engines_for(scheme, config, dtypes), _groups(scheme, config), splits)
 

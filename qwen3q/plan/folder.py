@@ -9,7 +9,6 @@ from math import prod
 
 from qwen3q.checkpoint.shards import (
     DTYPES,
-    MAX_SHARD_BYTES,
     lay_out_shards,
     layout_overhead_bytes,
 )
@@ -42,7 +41,6 @@ def plan_folder(
     *,
     dtypes: Mapping[str, str] | None = None,
     tokenizer_bytes: int | None = None,
-    max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> Plan:
     """Plans a folder of ``config`` in ``scheme``, in forward order.
 
@@ -62,7 +60,7 @@ def plan_folder(
     tensors = tuple(
         tensor for spec in specs for tensor in planned_tensors(scheme, spec, config.dtype, dtypes)
     )
-    shards = lay_out_shards(tensors, max_shard_bytes)
+    shards = lay_out_shards(tensors)
     tokenizer = _tokenizer_bytes(config) if tokenizer_bytes is None else tokenizer_bytes
     linears = sum(scheme.at(spec.name) is not None for spec in specs if spec.is_linear)
     others = tokenizer + SIDE_BYTES + linears * REPORT_ROW_BYTES

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 
 from qwen3q.errors import UsageError
 
+GGUF_PREFIX = "gguf:"
+"""Before a file type's name, where any format can stand."""
+
 
 @dataclass(frozen=True, slots=True)
 class GgmlType:

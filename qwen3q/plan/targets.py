@@ -6,27 +6,23 @@ from qwen3q.errors import UsageError
 from qwen3q.models.config import Qwen3Config
 from qwen3q.plan.folder import plan_folder
 from qwen3q.plan.gguf import plan_gguf
-from qwen3q.plan.gguf_types import FILE_TYPES, FileType, file_type
+from qwen3q.plan.gguf_types import FILE_TYPES, GGUF_PREFIX, FileType, file_type
 from qwen3q.plan.plan import Plan
 from qwen3q.plan.schemes import Scheme, parse_scheme
 
 Target = FileType | Scheme
-GGUF_PREFIX = "gguf:"
 
 
-def parse_target(
-    name: str,
-    *,
-    group_size: int | None = None,
-    bits: int | None = None,
-    symmetric: bool | None = None,
-) -> Target:
+def target_name(target: Target) -> str:
+    """What ``--to`` calls it: ``gguf:Q4_K_M``, ``gptq:int4``, ..."""
+    return GGUF_PREFIX + target.name if isinstance(target, FileType) else target.name
+
+
+def parse_target(name: str) -> Target:
     """The target called ``name``, in any case: ``gguf:Q4_K_M``, ``gptq:int4``, ``int8``, ...
 
-    Options are for folder schemes, as ``parse_scheme`` takes them.
-
     Raises:
-        UsageError: no such format, or an option that it does not have.
+        UsageError: no such format.
     """
     if name.lower().startswith(GGUF_PREFIX):
         return file_type(name[len(GGUF_PREFIX) :])
@@ -38,7 +34,7 @@ def parse_target(
             f"{name!r} has no colon after gguf.",
             f"Write {GGUF_PREFIX}{kind if kind in FILE_TYPES else 'Q4_K_M'}, for instance.",
         )
-    return parse_scheme(name, group_size=group_size, bits=bits, symmetric=symmetric)
+    return parse_scheme(name)
 
 
 def plan_target(

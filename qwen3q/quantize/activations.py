@@ -22,10 +22,6 @@ class Activations:
         self._data = data
         self._path = path
 
-    @property
-    def in_memory(self) -> bool:
-        return self._path is None
-
     def read(self, rows: slice, device: str | torch.device = "cpu") -> torch.Tensor:
         """Some rows, on ``device``; on the CPU a view."""
         return self._data[rows].to(device)

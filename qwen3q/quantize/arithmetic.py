@@ -18,10 +18,10 @@ from qwen3q.quantize.team import Team
 from qwen3q.threads import NARROW, worthwhile_threads
 
 if TYPE_CHECKING:
+    from qwen3q.formats.grid import QuantizedLinear
     from qwen3q.models.config import Qwen3Config
     from qwen3q.plan.schemes import Scheme
     from qwen3q.quantize.activations import ActivationStore
-    from qwen3q.quantize.grid import QuantizedLinear
     from qwen3q.quantize.stream import StreamedLayer
 
 _TOKENS_ON_CORE = 512

@@ -7,6 +7,7 @@ from pathlib import Path
 from qwen3q.calibrate.enough import rows_enough
 from qwen3q.calibrate.load import CalibrationOptions, load_calibration
 from qwen3q.calibrate.rows import TokenRows
+from qwen3q.calibrate.self_sample import SELF
 from qwen3q.checkpoint.reader import Checkpoint
 from qwen3q.devices import best_device
 from qwen3q.formats.imatrix import ImportanceMatrix
@@ -20,6 +21,7 @@ from qwen3q.quantize.artefacts import Artefact
 from qwen3q.quantize.folder import RunOptions, folder_jobs, predicted_peak, quantize_folders
 from qwen3q.quantize.footprint import Footprint
 from qwen3q.quantize.importance import ImportanceStore
+from qwen3q.quantize.self_rows import self_rows
 from qwen3q.quantize.solve import SolveOptions
 from qwen3q.quantize.stream import StreamOptions
 
@@ -54,9 +56,11 @@ def quantize_calibrated(
                 most=rows_enough(source.config, text.tokens_per_channel, text.length),
                 length=text.length,
                 thinking=text.thinking,
-                threads=threads,
             )
-            rows = load_calibration(text.source, source, options, progress=progress)
+            if text.source == SELF:
+                rows = self_rows(source, options, threads=threads, progress=progress)
+            else:
+                rows = load_calibration(text.source, source, options)
         results = quantize_folders(
             source,
             checkpoint,

@@ -21,6 +21,7 @@ from qwen3q.checkpoint.shards import INDEX_NAME
 from qwen3q.checkpoint.writer import file_sha256
 from qwen3q.errors import CheckpointError, Interrupted, Qwen3qError, UsageError
 from qwen3q.files import partial_path, require_free_space, sole_writer
+from qwen3q.fingerprint import rows_fingerprint, weights_fingerprint
 from qwen3q.models.config import Qwen3Config
 from qwen3q.models.source import ModelSource
 from qwen3q.plan.schemes import Scheme
@@ -36,7 +37,6 @@ from qwen3q.quantize.artefact import (
     require_writable,
     write_side_files,
 )
-from qwen3q.quantize.fingerprint import rows_fingerprint, weights_fingerprint
 from qwen3q.quantize.folder_work import OUTSIDE, FolderWork, unit_name
 from qwen3q.quantize.footprint import Footprint, predict_peak
 from qwen3q.quantize.importance import ImportanceStore
@@ -70,14 +70,12 @@ class FolderResults:
     Attributes:
         folders: one per job, in their order.
         seconds: wall time of this run.
-        peak_memory_bytes: largest resident size of the process.
         importance: mean squared inputs of every linear, where they were asked for; to be
             discarded when they are used.
     """
 
     folders: tuple[Path, ...]
     seconds: float
-    peak_memory_bytes: int
     importance: ImportanceStore | None = None
 
 
@@ -167,7 +165,6 @@ def quantize_folders(
     return FolderResults(
         tuple(job.target for job in jobs),
         time.perf_counter() - started,
-        peak_since_start(),
         store,
     )
 
@@ -368,7 +365,7 @@ def _kept_if_begun(works: Sequence[FolderWork]) -> Iterator[None]:
             else ""
         )
         if isinstance(error, KeyboardInterrupt):
-            raise Interrupted("Interrupted.", kept) from None
+            raise Interrupted(kept) from None
         if begun and isinstance(error, Qwen3qError):
             error.hint = f"{error.hint}\n{kept}" if error.hint else kept
         raise

@@ -10,16 +10,16 @@ from typing import Any
 import torch
 
 from qwen3q.checkpoint.reader import Checkpoint
-from qwen3q.checkpoint.shards import MAX_SHARD_BYTES, lay_out_shards
+from qwen3q.checkpoint.shards import lay_out_shards
 from qwen3q.checkpoint.torch_io import dtype_name, read_tensor, tensor_bytes
 from qwen3q.checkpoint.writer import ShardWriter
 from qwen3q.errors import CheckpointError, DiskError, UsageError
 from qwen3q.files import partial_path
 from qwen3q.formats.folder import pack_linear, unpack_linear
+from qwen3q.formats.grid import QuantizedLinear
 from qwen3q.models.tensors import TensorSpec
 from qwen3q.plan.plan import PlannedTensor
 from qwen3q.quantize.artefact import FolderJob
-from qwen3q.quantize.grid import QuantizedLinear
 from qwen3q.quantize.journal import Unit, continue_journal, start_journal
 from qwen3q.quantize.solve import SolvedLayer
 
@@ -49,7 +49,6 @@ class FolderWork:
         *,
         resume: bool = False,
         replace: bool = False,
-        max_shard_bytes: int = MAX_SHARD_BYTES,
     ) -> None:
         """Starts the folder, or continues one; what fails its checksum is done again.
 
@@ -80,9 +79,8 @@ class FolderWork:
             self._planned.setdefault(unit_name(source.layer), []).append(tensor)
             module = source.name.removesuffix(".weight")
             self._suffixes.setdefault(module, []).append(tensor.name.removeprefix(f"{module}."))
-        shards = lay_out_shards(job.plan.tensors, max_shard_bytes)
         try:
-            self._writer = ShardWriter(self.partial, shards)
+            self._writer = ShardWriter(self.partial, lay_out_shards(job.plan.tensors))
         except DiskError:
             if not self.resumed:
                 self.discard()

@@ -8,9 +8,9 @@ import torch
 
 from qwen3q import __version__
 from qwen3q.calibrate.rows import TokenRows
+from qwen3q.fingerprint import canonical_json, files_fingerprint, rows_fingerprint
 from qwen3q.models.source import ModelSource
 from qwen3q.quantize.artefact import FolderJob
-from qwen3q.quantize.fingerprint import canonical_json, files_fingerprint, rows_fingerprint
 from qwen3q.quantize.local_plan import copied_files
 from qwen3q.quantize.names import CONFIG_NAME
 from qwen3q.quantize.stream import StreamOptions

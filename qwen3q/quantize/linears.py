@@ -11,9 +11,9 @@ from itertools import accumulate, pairwise
 import torch
 
 from qwen3q.errors import UsageError
+from qwen3q.formats.grid import QuantizedLinear
 from qwen3q.plan.schemes import Scheme
 from qwen3q.quantize.gptq import Factor, factorize, gptq, unfactored
-from qwen3q.quantize.grid import QuantizedLinear
 from qwen3q.quantize.limits import SAMPLE_STRIDE, SOLVED_AT_ONCE, SOLVED_ON_ACCELERATOR
 from qwen3q.quantize.refine import refine
 from qwen3q.quantize.rtn import Rounded, round_to_nearest

@@ -20,7 +20,7 @@ from qwen3q.plan.gguf_types import FileType
 from qwen3q.plan.job import QuantizeJob
 from qwen3q.plan.plan import Plan
 from qwen3q.plan.schemes import Layout, Scheme, check_scheme
-from qwen3q.plan.targets import Target, plan_target
+from qwen3q.plan.targets import Target, plan_target, target_name
 from qwen3q.progress import ProgressFn, silent
 from qwen3q.quantize.artefacts import Artefact
 from qwen3q.quantize.footprint import Footprint
@@ -138,8 +138,11 @@ def check_job(
 
 def check_targets(
     source: ModelSource, job: QuantizeJob, out: Path, options: GgufOptions, *, resume: bool = False
-) -> None:
+) -> list[FileType]:
     """Whether everything may be written, before a model is downloaded or text is run.
+
+    Returns:
+        The job's file types that are still to be written.
 
     Raises:
         UsageError: a folder is there, or a format that can't be written, or ``resume`` together
@@ -150,18 +153,19 @@ def check_targets(
         raise UsageError(
             "--resume goes on with what is there, and --force throws it away.", "Give one of them."
         )
-    gguf_left(source, job, out, options, resume=resume)
+    file_types = _gguf_left(source, job, out, options, resume=resume)
     if not job.schemes:
-        return
+        return file_types
     from qwen3q.quantize.artefact import artefact_name, require_target, require_writable
 
     for scheme in job.schemes:
         require_writable(scheme)
         if not resume:
             require_target(out / artefact_name(source.title, scheme), replace=options.replace)
+    return file_types
 
 
-def gguf_left(
+def _gguf_left(
     source: ModelSource, job: QuantizeJob, out: Path, options: GgufOptions, *, resume: bool
 ) -> list[FileType]:
     """The job's file types that are still to be written.
@@ -187,7 +191,7 @@ def gguf_left(
             for t in file_types
             if not is_whole(source, config, t, out, imatrix=given, calibration=text)
         ]
-    gguf_targets(source, file_types, out, options)
+    _require_gguf_targets(source, file_types, out, options)
     return file_types
 
 
@@ -196,21 +200,20 @@ def shares_importance(job: QuantizeJob, options: GgufOptions) -> bool:
     return job.has_gguf and job.calibrates and options.imatrix is None
 
 
-def gguf_targets(
+def _require_gguf_targets(
     source: ModelSource, file_types: Sequence[FileType], out: Path, options: GgufOptions
-) -> list[Path]:
-    """Where each type's file goes.
+) -> None:
+    """Whether each type's file may be written.
 
     Raises:
         DiskError: one exists and may not be replaced.
     """
-    targets = [out / gguf_file_name(source.title, file_type) for file_type in file_types]
-    for target in targets:
+    for file_type in file_types:
+        target = out / gguf_file_name(source.title, file_type)
         if target.is_dir():
             raise DiskError(f"{target} is a folder.", "Choose another folder with --out.")
         if target.exists() and not options.replace:
             raise DiskError(f"{target} exists already.", "Add --force to replace it.")
-    return targets
 
 
 def quantize_gguf(
@@ -234,7 +237,7 @@ def quantize_gguf(
     """
     options = options or GgufOptions()
     assert source.folder is not None
-    gguf_targets(source, file_types, out, options)
+    _require_gguf_targets(source, file_types, out, options)
     if options.imatrix:
         imatrix = read_imatrix(options.imatrix, source.config)
     provenance = Provenance(source.title, source.repo, source.revision)
@@ -278,8 +281,7 @@ def quantize_targets(
     """
     options = options or GgufOptions()
     check_job(source, job, options, devices)
-    check_targets(source, job, out, options, resume=resume)
-    file_types = gguf_left(source, job, out, options, resume=resume)
+    file_types = check_targets(source, job, out, options, resume=resume)
     files = replace(options, replace=options.replace or resume)
     share = bool(file_types) and shares_importance(job, options)
     kept = [
@@ -379,8 +381,4 @@ def _require_packages(job: QuantizeJob) -> None:
 
 
 def _position(job: QuantizeJob, artefact: Artefact) -> int:
-    names = [
-        f"gguf:{target.name}" if isinstance(target, FileType) else target.name
-        for target in job.targets
-    ]
-    return names.index(artefact.plan.format)
+    return [target_name(target) for target in job.targets].index(artefact.plan.format)

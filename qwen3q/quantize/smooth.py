@@ -44,11 +44,11 @@ class SmoothTarget:
         return SmoothTarget(weights, self.importance, self.tie, self.tokens)
 
 
-def value_tie(config: Qwen3Config, device: str | torch.device = "cpu") -> torch.Tensor:
+def value_tie(config: Qwen3Config) -> torch.Tensor:
     """o_proj's input channels by the v_proj row they come from, ``[q_size]`` (GQA repeats v)."""
-    heads = torch.arange(config.num_attention_heads, device=device)
+    heads = torch.arange(config.num_attention_heads)
     repeats = config.num_attention_heads // config.num_key_value_heads
-    channels = torch.arange(config.head_dim, device=device)
+    channels = torch.arange(config.head_dim)
     return ((heads // repeats)[:, None] * config.head_dim + channels).flatten()
 
 

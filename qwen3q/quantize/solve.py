@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 import torch
 
+from qwen3q.formats.grid import QuantizedLinear
 from qwen3q.models.decoder import DOWN, GATE_UP, O_PROJ, QKV, attention, gated, rms_norm
 from qwen3q.plan.schemes import Scheme
 from qwen3q.quantize.activations import Activations
 from qwen3q.quantize.experts import solve_experts
 from qwen3q.quantize.folds import ATTENTION_NORM, MLP_NORM, search_folds
-from qwen3q.quantize.grid import QuantizedLinear
 from qwen3q.quantize.linears import LinearReport, SolveOptions
 from qwen3q.quantize.stage import LayerWork
 from qwen3q.quantize.stream import StreamedLayer

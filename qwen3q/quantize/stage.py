@@ -10,12 +10,12 @@ from math import prod
 import torch
 
 from qwen3q.calibrate.statistics import Gram, InputPair
+from qwen3q.formats.grid import QuantizedLinear
 from qwen3q.models.decoder import ROUTER, Linear
 from qwen3q.plan.schemes import Scheme
 from qwen3q.process_memory import give_back_free_memory
 from qwen3q.quantize.activations import Activations
 from qwen3q.quantize.folds import Folds
-from qwen3q.quantize.grid import QuantizedLinear
 from qwen3q.quantize.linears import LinearReport, Problem, Solution, SolveOptions, solve
 from qwen3q.quantize.stream import StreamedLayer
 

@@ -1,4 +1,4 @@
-"""Text that the model writes for itself: by a scripted model, and by the demo in llama.cpp."""
+"""Text that a model writes for itself, by a scripted model."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import pytest
 
-from qwen3q.calibrate.load import CalibrationOptions, load_calibration
 from qwen3q.calibrate.rows import encode
 from qwen3q.calibrate.self_sample import (
     SampleRequest,
@@ -119,15 +118,3 @@ def test_word_tokens_are_words(demo):
     assert len(words) > 1000
     assert all(word.strip().isalpha() for word in words)
     assert not {"<think>", "<|im_end|>"} & set(words)
-
-
-def test_demo_writes_its_own_sums(demo):
-    """Trained on sums in chats, it asks and answers them; a second run writes the same."""
-    source, tokenizer, _ = demo
-    options = CalibrationOptions(samples=2, length=96, threads=1, seed=5)
-    made = load_calibration("self", source, options)
-    text = tokenizer.decode([t for row in made.rows for t in row], skip_special_tokens=False)
-    assert "<|im_start|>user\n" in text
-    assert "<|im_start|>assistant\n" in text
-    assert [len(row) for row in made.rows] == [96, 96]
-    assert load_calibration("self", source, options).rows == made.rows

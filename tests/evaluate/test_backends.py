@@ -18,10 +18,10 @@ from qwen3q.evaluate.backends import BackendKind, BackendOptions, open_backend
 from qwen3q.evaluate.input_rounding import int8_per_token
 from qwen3q.evaluate.tokens import open_codec
 from qwen3q.formats.folder import pack_linear, quantization_config
+from qwen3q.formats.grid import QuantizedLinear
 from qwen3q.models.config import read_config
 from qwen3q.models.tensors import model_tensors
 from qwen3q.plan.schemes import parse_scheme
-from qwen3q.quantize.grid import QuantizedLinear
 
 CONTEXT, FIRST = 40, 20
 

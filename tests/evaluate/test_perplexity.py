@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from llama_logits import logits_of
 
 from qwen3q.errors import UsageError
 from qwen3q.evaluate.chunks import Scored, encode_beginning, read_text, split_chunks, summarize
@@ -42,7 +43,7 @@ def naive(model: LlamaModel, text: str, context: int, first: int, chunks: int) -
     with LlamaContext(model, ContextOptions(context=context, threads=1)) as llama:
         for chunk in range(chunks):
             part = tokens[chunk * context : (chunk + 1) * context]
-            logits = llama.logits_of(part).astype(np.float64)
+            logits = logits_of(llama, part).astype(np.float64)
             for position in range(first, context - 1):
                 row = logits[position] - logits[position].max()
                 nlls.append(np.log(np.exp(row).sum()) - row[part[position + 1]])

@@ -14,7 +14,8 @@ from qwen3q.evaluate.artefact import find_artefact
 from qwen3q.evaluate.backends import BackendOptions, open_backend
 from qwen3q.evaluate.input_rounding import int8_beside_outliers
 from qwen3q.evaluate.sampling import GREEDY, Prompt, Sampling, choose, uniforms
-from qwen3q.evaluate.side_by_side import common_prefix, continue_side_by_side
+from qwen3q.evaluate.side_by_side import continue_side_by_side
+from qwen3q.prefix import common_prefix
 
 VOCABULARY = 40
 STOP = frozenset({3, 17})

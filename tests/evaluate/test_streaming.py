@@ -15,6 +15,7 @@ from qwen3q.errors import UsageError
 from qwen3q.evaluate.artefact import find_artefact
 from qwen3q.evaluate.endpoint import find_endpoint
 from qwen3q.evaluate.endpoint_http import EndpointError
+from qwen3q.evaluate.named_tokenizer import open_tokenizer
 from qwen3q.evaluate.report import merge_reports
 from qwen3q.evaluate.report_html import report_html
 from qwen3q.evaluate.report_markdown import report_markdown
@@ -26,7 +27,7 @@ from qwen3q.evaluate.streaming import (
     measure_streaming,
     stream_endpoint,
 )
-from qwen3q.evaluate.streaming_prompts import make_prompts, open_tokenizer
+from qwen3q.evaluate.streaming_prompts import make_prompts
 from qwen3q.evaluate.streaming_tables import STREAMING_NOTE, streaming_table
 from qwen3q.evaluate.tokens import open_codec
 from qwen3q.models import hub

@@ -10,8 +10,8 @@ import torch
 from qwen3q.errors import CheckpointError
 from qwen3q.formats import awq, bits, compressed_tensors, gptq
 from qwen3q.formats.folder import pack_linear, unpack_linear
+from qwen3q.formats.grid import QuantizedLinear
 from qwen3q.plan.schemes import PER_CHANNEL, Override, parse_scheme
-from qwen3q.quantize.grid import QuantizedLinear
 
 
 def make_linear(

@@ -14,12 +14,12 @@ from tiny import EXPERTS, tiny_model
 from qwen3q.errors import CheckpointError
 from qwen3q.formats import bits, gptq
 from qwen3q.formats.folder import pack_linear, pack_weight, quantization_config
+from qwen3q.formats.grid import QuantizedLinear
 from qwen3q.formats.reader import QuantizedFolder
 from qwen3q.formats.recognise import Storage
 from qwen3q.models.config import read_config
 from qwen3q.models.tensors import model_tensors
 from qwen3q.plan.schemes import PER_CHANNEL, Scheme, parse_scheme
-from qwen3q.quantize.grid import QuantizedLinear
 
 SIZES = {
     "hidden_size": 128,

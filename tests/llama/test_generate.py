@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from llama_logits import logits_of
 
 from qwen3q.errors import LlamaError, UsageError
 from qwen3q.llama.capi import lib
@@ -43,7 +44,7 @@ def test_float_logits_equal_transformers(tmp_path, demo_folder, sum_prompt):
         context=256, threads=1, key_type="f32", value_type="f32", flash_attention=False
     )
     with LlamaModel(path) as model, LlamaContext(model, options) as context:
-        ours = context.logits_of(np.array(sum_prompt, np.int32))
+        ours = logits_of(context, np.array(sum_prompt, np.int32))
     reference = AutoModelForCausalLM.from_pretrained(demo_folder, dtype=torch.float32)
     with torch.no_grad():
         expected = reference(torch.tensor([sum_prompt])).logits[0].numpy()
@@ -59,9 +60,9 @@ def test_float_logits_equal_transformers(tmp_path, demo_folder, sum_prompt):
 ])  # fmt: skip
 def test_settings_change_logits_only_by_rounding(options, demo_model, demo_context, sum_prompt):
     tokens = np.array(sum_prompt, np.int32)
-    expected = demo_context.logits_of(tokens)
+    expected = logits_of(demo_context, tokens)
     with LlamaContext(demo_model, options) as other:
-        ours = other.logits_of(tokens)
+        ours = logits_of(other, tokens)
     assert np.linalg.norm(ours - expected) / np.linalg.norm(expected) < 0.02
 
 
@@ -72,11 +73,11 @@ def test_yarn_at_run_time_equals_yarn_in_the_file(tmp_path, demo_model, demo_con
     ].path
     options = ContextOptions(context=256, threads=1)
     with LlamaModel(extended) as model, LlamaContext(model, options) as context:
-        in_file = context.logits_of(tokens)
+        in_file = logits_of(context, tokens)
     with LlamaContext(demo_model, replace(options, yarn=4.0)) as context:
-        at_run_time = context.logits_of(tokens)
+        at_run_time = logits_of(context, tokens)
     assert np.array_equal(in_file, at_run_time)
-    plain = demo_context.logits_of(tokens)
+    plain = logits_of(demo_context, tokens)
     assert np.linalg.norm(plain - in_file) / np.linalg.norm(plain) > 0.01
 
 
@@ -90,7 +91,7 @@ def test_sequences_side_by_side_do_not_see_each_other(demo_model, sum_prompt):
     tokens = np.array(sum_prompt, np.int32)
     n = len(tokens)
     with LlamaContext(demo_model, options) as context:
-        alone = context.logits_of(tokens)
+        alone = logits_of(context, tokens)
         context.clear()
         context.decode(
             np.concatenate([tokens, tokens[::-1]]),
@@ -105,7 +106,7 @@ def test_greedy_equals_argmax_of_whole_rereads(demo_model, demo_context, sum_pro
     tokens = list(Generator(demo_context).generate(sum_prompt, GREEDY, max_tokens=12))
     naive = list(sum_prompt)
     for _ in range(12):
-        naive.append(int(demo_context.logits_of(np.array(naive, np.int32))[-1].argmax()))
+        naive.append(int(logits_of(demo_context, np.array(naive, np.int32))[-1].argmax()))
     assert tokens == naive[len(sum_prompt) :]
 
 

@@ -9,7 +9,7 @@ import pytest
 from qwen3q.errors import CheckpointError, SourceError, UsageError
 from qwen3q.memory.advice import advise
 from qwen3q.memory.estimate import Estimate, Verdict, estimate, on_single_gpus
-from qwen3q.memory.fit import fitting
+from qwen3q.memory.fit import fitting, possible_runs
 from qwen3q.memory.gpus import Gpu, custom_gpu, find_gpu, gpus
 from qwen3q.memory.quality import expected_quality
 from qwen3q.memory.settings import Engine, Settings, check_tensor_parallel, kv_types
@@ -188,7 +188,7 @@ def test_formats_that_an_engine_does_not_read(fmt: str, engine: Engine) -> None:
 
 def test_fit_lists_what_fits_best_first() -> None:
     card = find_gpu("RTX 3060 12GB")
-    found = fitting([card], Settings(16384), min_speed=20)
+    found = fitting(possible_runs([card], Settings(16384)), min_speed=20)
     assert found
     assert all(choice.estimate.total <= card.usable_bytes for choice in found)
     assert all(
