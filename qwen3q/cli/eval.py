@@ -65,9 +65,7 @@ def perplexity(
     scored: Annotated[
         str, typer.Option(help="half or full: which positions of a chunk count.")
     ] = "half",
-    full: Annotated[bool, typer.Option("--full", hidden=True)] = False,
     max_chunks: Annotated[int | None, typer.Option(min=1, help="Default: all of the text.")] = None,
-    chunks: Annotated[int | None, typer.Option(min=1, hidden=True)] = None,
     parse_special: Annotated[
         bool,
         typer.Option(
@@ -102,8 +100,8 @@ def perplexity(
                     model,
                     content,
                     context=context,
-                    scored=Scored.FULL if full else Scored(scored),
-                    max_chunks=max_chunks or chunks,
+                    scored=Scored(scored),
+                    max_chunks=max_chunks,
                     parse_special=parse_special or text is None,
                     threads=threads,
                     key_type=cache_type,
