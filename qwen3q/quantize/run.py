@@ -33,7 +33,7 @@ from qwen3q.threads import available_threads
 
 @dataclass(frozen=True, slots=True)
 class GgufOptions:
-    """How GGUF files are made.
+    """How GGUF files are made, and on how many cores every format is.
 
     Attributes:
         yarn: factor of a YaRN context extension to write into the metadata.
@@ -298,17 +298,19 @@ def quantize_targets(
     from qwen3q.quantize.calibrated import quantize_calibrated
     from qwen3q.quantize.folder import RunOptions
     from qwen3q.quantize.stream import StreamOptions
+    from qwen3q.quantize.team import torch_threads
 
     stream = StreamOptions(devices or (best_device(),), job.activation_memory_bytes, out)
-    artefacts, matrix, store = quantize_calibrated(
-        source,
-        job,
-        out,
-        RunOptions(resume, options.replace, stream),
-        importance=share,
-        threads=options.threads,
-        progress=progress,
-    )
+    with torch_threads(options.threads):
+        artefacts, matrix, store = quantize_calibrated(
+            source,
+            job,
+            out,
+            RunOptions(resume, options.replace, stream),
+            importance=share,
+            threads=options.threads,
+            progress=progress,
+        )
     if file_types:
         artefacts += quantize_gguf(
             source, file_types, out, files, imatrix=matrix, progress=progress
@@ -356,8 +358,10 @@ def predict_memory(
         return None
     _require_packages(job)
     from qwen3q.quantize.calibrated import predicted_footprint
+    from qwen3q.quantize.team import torch_threads
 
-    return predicted_footprint(source.config, job, devices)
+    with torch_threads(options.threads):
+        return predicted_footprint(source.config, job, devices)
 
 
 def _require_packages(job: QuantizeJob) -> None:

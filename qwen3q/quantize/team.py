@@ -7,8 +7,9 @@ thread: what it computes is the same however many there are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from threading import Barrier
 from typing import TypeVar
 
@@ -59,3 +60,14 @@ class Team:
         if self._pool is None:
             return [run(item) for item in items]
         return list(self._pool.map(run, items))
+
+
+@contextmanager
+def torch_threads(count: int | None) -> Iterator[None]:
+    """Within: torch, and every team, computes on ``count`` cores at most; None: no change."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
+from tiny import tiny_model
 
+from qwen3q.models.source import describe
+from qwen3q.plan.job import QuantizeRequest, job_of
+from qwen3q.quantize import arithmetic
+from qwen3q.quantize.run import GgufOptions, predict_memory, quantize_targets
 from qwen3q.quantize.team import Team
 
 
@@ -41,3 +47,27 @@ def test_the_caller_too_computes_on_one_core_if_alone() -> None:
 def test_one_thread_is_the_callers_own() -> None:
     with Team(1) as team:
         assert team.map(lambda _: threading.current_thread(), [0]) == [threading.current_thread()]
+
+
+def test_a_layer_runs_on_as_many_threads_as_asked_for(
+    demo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arithmetic, "worthwhile_threads", lambda cores, width: cores)
+    before = torch.get_num_threads()
+    source = describe(str(tiny_model(tmp_path / "Tiny", demo_folder)))
+    job = job_of(QuantizeRequest(("int4",), samples=8, length=32, group_size=32))
+    predicted = []
+    for threads in (1, 3):
+        seen: set[int] = set()
+
+        def count(done: int, total: int, what: str, seen: set[int] = seen) -> None:
+            seen.add(sum(thread.name.startswith("layer") for thread in threading.enumerate()))
+
+        options = GgufOptions(threads=threads)
+        footprint = predict_memory(source, job, options)
+        assert footprint
+        predicted.append(footprint.total)
+        quantize_targets(source, job, tmp_path / str(threads), options, progress=count)
+        assert max(seen) == (threads if threads > 1 else 0)
+    assert predicted[0] < predicted[1]
+    assert torch.get_num_threads() == before
