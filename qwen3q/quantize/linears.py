@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
+from typing import TypeVar
 
 import torch
 
@@ -18,6 +19,8 @@ from qwen3q.quantize.limits import SAMPLE_STRIDE, SOLVED_AT_ONCE, SOLVED_ON_ACCE
 from qwen3q.quantize.refine import refine
 from qwen3q.quantize.rtn import Rounded, round_to_nearest
 from qwen3q.quantize.team import Team
+
+Result = TypeVar("Result")
 
 ALGORITHMS = ("gptq", "awq", "rtn")
 
@@ -104,6 +107,7 @@ class Problem:
         hessian: float32 ``[batch, in, in]``, mean of ``x^T x``; ``solve`` overwrites it.
         cross: float32 ``[batch, in, out]``, mean of ``x^T (x_float - x) W^T``; or ``[batch, in,
             in]`` without the factor ``W^T``, where that is no wider; None where there is no drift.
+            ``solve`` overwrites it, too.
         folded: ``[batch, in]`` scales that ``weights`` were multiplied by, for the comparison
             with plain round-to-nearest.
         weak: per batch entry, why error feedback would not be trusted; empty if it is.
@@ -133,8 +137,9 @@ class Problem:
         """Some output channels' weights, ``[batch, in, out]``."""
         return torch.stack([weight[outputs].T for weight in self.weights])
 
-    def drift(self, outputs: slice) -> torch.Tensor | None:
-        """The same of the drift."""
+    def correction(self, outputs: slice) -> torch.Tensor | None:
+        """What makes up for the drift of some outputs, once ``cross`` is ``H^-1`` times itself:
+        ``[batch, in, out]`` in the factor's order."""
         if self.cross is None:
             return None
         out, columns = self.shape
@@ -194,24 +199,44 @@ def solve(
     else:
         factor = unfactored(problem.hessian)
     factors = {device: factor.to(device) for device in dict.fromkeys(devices)}
-    weights = columns * len(problem.weights)
     on_cpu = devices[0].partition(":")[0] == "cpu"
     at_once = SOLVED_AT_ONCE if on_cpu else SOLVED_ON_ACCELERATOR
-    step = max(_FEWEST_OUTPUTS, at_once // weights // _FEWEST_OUTPUTS * _FEWEST_OUTPUTS)
-    parts = [slice(start, min(start + step, out)) for start in range(0, out, step)]
+    step = at_once // (columns * len(problem.weights))
+    if options.algorithm == "gptq" and problem.cross is not None:
+        cross = problem.cross
 
-    def run(job: tuple[int, slice]) -> Solution:
-        number, part = job
-        device = devices[number % len(devices)]
+        def make_up(device: str, part: slice) -> None:
+            drift = factors[device].ordered(cross[:, :, part].to(device))
+            factors[device].solve(drift)
+            cross[:, :, part] = drift
+
+        _spread(make_up, cross.shape[2], step, devices, team)
+
+    def run(device: str, part: slice) -> Solution:
         return _solve_part(problem, factors[device], part, scheme, options)
 
-    if len(factors) == 1:
-        jobs = list(enumerate(parts))
-        solved = team.map(run, jobs) if team else [run(job) for job in jobs]
-    else:
-        with ThreadPoolExecutor(len(factors)) as pool:
-            solved = list(pool.map(run, enumerate(parts)))
+    solved = _spread(run, out, step, devices, team)
     return _joined(solved) if len(solved) > 1 else solved[0]
+
+
+def _spread(
+    run: Callable[[str, slice], Result],
+    count: int,
+    step: int,
+    devices: Sequence[str],
+    team: Team | None,
+) -> list[Result]:
+    """Runs about ``step`` of ``count`` columns at a time, by turns on several devices, or on one
+    processor's team of threads."""
+    step = max(_FEWEST_OUTPUTS, step // _FEWEST_OUTPUTS * _FEWEST_OUTPUTS)
+    parts = [slice(start, min(start + step, count)) for start in range(0, count, step)]
+    turns = [devices[number % len(devices)] for number in range(len(parts))]
+    several = len(set(devices))
+    if several > 1:
+        with ThreadPoolExecutor(several) as pool:
+            return list(pool.map(run, turns, parts))
+    jobs = list(zip(turns, parts, strict=True))
+    return team.map(lambda job: run(*job), jobs) if team else [run(*job) for job in jobs]
 
 
 def _solve_part(
@@ -227,11 +252,12 @@ def _solve_part(
             weak or ("its Hessian could not be factored" if math.isnan(damping) else "")
             for weak, damping in zip(problem.weak, factor.damping, strict=True)
         )
-        drift = problem.drift(outputs)
-        if drift is not None:
-            drift = factor.ordered(drift.to(device))
-        made = _gptq_where(fallbacks, target, drift, factor, scheme, options)
-        del drift
+        correction = problem.correction(outputs)
+        if correction is not None:
+            falls = _falls(fallbacks, target)[:, None, None]
+            target += correction.to(device).masked_fill(falls, 0)
+            del correction
+        made = _gptq_where(fallbacks, target, factor, scheme, options)
     else:
         made = round_to_nearest(target, factor.diagonal, scheme)
     plain = _plain(factor, weights, problem.folded, scheme).sub_(target)
@@ -254,23 +280,17 @@ def _solve_part(
 def _gptq_where(
     fallbacks: tuple[str, ...],
     target: torch.Tensor,
-    drift: torch.Tensor | None,
     factor: Factor,
     scheme: Scheme,
     options: SolveOptions,
 ) -> Rounded:
-    """GPTQ where there is no reason for a fallback, else importance-weighted rounding.
-
-    ``target`` is moved in place to the weights that make up for the drift.
-    """
+    """GPTQ where there is no reason for a fallback, else importance-weighted rounding."""
     falls = _falls(fallbacks, target)
     nearest = None
     if bool(falls.any()):
         nearest = round_to_nearest(target, factor.diagonal, scheme)
         if bool(falls.all()):
             return nearest
-    if drift is not None:
-        target += factor.solved(drift).masked_fill_(falls[:, None, None], 0)
     made = gptq(target, factor, scheme)
     made = refine(target, factor, made, scheme, options.sweeps)
     if nearest is None:

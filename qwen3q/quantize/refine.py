@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 
 from qwen3q.plan.schemes import Scheme
-from qwen3q.quantize.gptq import BLOCK, Factor
+from qwen3q.quantize.gptq import BLOCK, Factor, round_in_turn
 from qwen3q.quantize.rtn import Grid, Rounded, round_scale
 
 
@@ -76,16 +76,8 @@ def _descend(
         What the block's weights changed by.
     """
     scales = grid.scales.unsqueeze(1)
-    low, high = (bound.unsqueeze(1) for bound in grid.bounds)
     curvatures = local.diagonal(dim1=1, dim2=2).unsqueeze(2)
     best = steps - slope / (curvatures * scales)
-    within = local / curvatures
-    moved = torch.zeros_like(slope)
-    for j in range(steps.shape[1]):
-        step = best[:, j : j + 1]
-        if j:
-            step = torch.baddbmm(step, within[:, j : j + 1, :j], moved[:, :j], alpha=-1)
-        step = step.round_().clamp_(low, high)
-        torch.sub(step, steps[:, j : j + 1], out=moved[:, j : j + 1])
-    steps += moved
-    return moved.mul_(scales)
+    made, left = round_in_turn(best, steps, local / curvatures, grid)
+    steps.copy_(made)
+    return left.mul_(scales).neg_()
