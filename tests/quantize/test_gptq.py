@@ -98,6 +98,22 @@ def test_groups_come_back_where_they_were() -> None:
     assert torch.equal(factor.restored(factor.ordered(values)), values)
 
 
+@pytest.mark.parametrize("block", [64, 512])
+def test_solving_is_dividing_by_the_damped_hessian(
+    block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qwen3q.quantize.gptq.FACTOR_BLOCK", block)
+    moments = torch.cat([hessian(600, 160, seed).double() for seed in range(2)])
+    values = torch.cat([weights(160, 9, seed).double() for seed in range(2)])
+    factor = factorize(moments.clone(), 32, 0.01)
+    found = factor.ordered(values)
+    factor.solve(found)
+    damped = moments + 0.01 * torch.diag_embed(
+        moments.diagonal(dim1=1, dim2=2).mean(1, keepdim=True).expand(2, 160)
+    )
+    assert torch.allclose(factor.restored(found), torch.linalg.solve(damped, values), rtol=1e-8)
+
+
 def test_a_batch_equals_its_entries() -> None:
     scheme = parse_scheme("gptq:int4", group_size=32)
     moments = torch.cat([hessian(400, 64, seed) for seed in range(3)])
