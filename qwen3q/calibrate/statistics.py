@@ -190,7 +190,7 @@ class Gram:
 
 def _any_loud(x: torch.Tensor) -> bool:
     """Whether a token's inputs, a row of ``[tokens, in]``, are far larger than most tokens'."""
-    sizes = torch.linalg.vector_norm(x, dim=1, dtype=torch.float32)
+    sizes = torch.linalg.vector_norm(x, dim=1)
     return bool(len(sizes) and sizes.max() > _LOUD * sizes.median())
 
 
