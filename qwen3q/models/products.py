@@ -71,8 +71,8 @@ def padded(x: torch.Tensor) -> torch.Tensor:
 @cache
 def slow_mkl() -> bool:
     """Whether this is an AMD processor, where MKL, torch's library of products, is slow."""
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
-    return str(capabilities.get("cpu_name")).startswith("AMD")
+    capabilities = getattr(torch.cpu, "get_capabilities", None)
+    return capabilities is not None and str(capabilities().get("cpu_name")).startswith("AMD")
 
 
 @cache
