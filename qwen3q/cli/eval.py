@@ -82,14 +82,14 @@ def perplexity(
     """Perplexity on a text, as llama-perplexity computes it, of one or more models."""
     from qwen3q.data.texts import evaluation_text
     from qwen3q.errors import UsageError
-    from qwen3q.evaluate.chunks import Scored, read_text
+    from qwen3q.evaluate.chunks import Scored, read_as_llama
     from qwen3q.evaluate.perplexity import measure_perplexity
     from qwen3q.llama.model import LlamaModel, LoadOptions
     from qwen3q.quantize.local_gguf import local_gguf
 
     if scored not in list(Scored):
         raise UsageError(f"--scored {scored} is unknown.", f"Known: {', '.join(Scored)}.")
-    content = evaluation_text() if text is None else read_text(text)
+    content = evaluation_text() if text is None else read_as_llama(text)
     results = []
     for name in models:
         with progress_bar(quiet=json_output) as progress:

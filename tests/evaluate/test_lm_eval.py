@@ -260,7 +260,7 @@ def test_full_memory_is_not_blamed_on_the_task(tasks, monkeypatch, full):
 
     monkeypatch.setattr(TorchBackend, "generate", generate)
     options = HarnessOptions((tasks[1],), limit=2)
-    with pytest.raises(OutOfMemoryError, match="memory of .* is full"):
+    with pytest.raises(OutOfMemoryError, match=r"memory of .* is full"):
         run_tasks(find_artefact("demo"), [], options, load_tasks(options), OPTIONS)
 
 
