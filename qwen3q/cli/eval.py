@@ -90,24 +90,28 @@ def perplexity(
     if scored not in list(Scored):
         raise UsageError(f"--scored {scored} is unknown.", f"Known: {', '.join(Scored)}.")
     content = evaluation_text() if text is None else read_as_llama(text)
-    results = []
     for name in models:
-        with progress_bar(quiet=json_output) as progress:
-            _require_no_folder(name)
-            path = local_gguf(name, offline=offline, progress=progress)
-            with LlamaModel(path, LoadOptions(gpu_layers=gpu_layers)) as model:
-                result = measure_perplexity(
-                    model,
-                    content,
-                    context=context,
-                    scored=Scored(scored),
-                    max_chunks=max_chunks,
-                    parse_special=parse_special or text is None,
-                    threads=threads,
-                    key_type=cache_type,
-                    value_type=cache_type,
-                    progress=progress,
-                )
+        _require_no_folder(name)
+    with progress_bar(quiet=json_output) as progress:
+        paths = [local_gguf(name, offline=offline, progress=progress) for name in models]
+    results = []
+    for path in paths:
+        with (
+            progress_bar(quiet=json_output) as progress,
+            LlamaModel(path, LoadOptions(gpu_layers=gpu_layers)) as model,
+        ):
+            result = measure_perplexity(
+                model,
+                content,
+                context=context,
+                scored=Scored(scored),
+                max_chunks=max_chunks,
+                parse_special=parse_special or text is None,
+                threads=threads,
+                key_type=cache_type,
+                value_type=cache_type,
+                progress=progress,
+            )
         results.append(result)
     if json_output:
         print_json(
