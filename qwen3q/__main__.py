@@ -2,7 +2,7 @@
 
 import sys
 
-INTERRUPTED = 130
+from qwen3q.errors import Interrupted
 
 
 def main() -> None:
@@ -12,8 +12,8 @@ def main() -> None:
 
         run()
     except KeyboardInterrupt:
-        sys.stderr.write("Interrupted.\n")
-        sys.exit(INTERRUPTED)
+        sys.stderr.write(f"{Interrupted().message}\n")
+        sys.exit(Interrupted.exit_code)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from qwen3q.evaluate.perplexity import PerplexityResult, measure_perplexity
 from qwen3q.llama.context import ContextOptions, LlamaContext
 from qwen3q.llama.generate import Generator
 from qwen3q.llama.model import LlamaModel
-from qwen3q.llama.sampling import Sampling
+from qwen3q.llama.sampling import SamplerOptions
 from qwen3q.llama.text import detokenize
 from qwen3q.models.source import resolve
 from qwen3q.models.template import ChatTemplate
@@ -93,7 +93,7 @@ def ask(model: LlamaModel, question: str, threads: int | None = None) -> tuple[s
     tokens = model.tokenize(prompt, parse_special=True).tolist()
     context = ContextOptions(context=len(tokens) + ANSWER_TOKENS, outputs=1, threads=threads)
     with LlamaContext(model, context) as llama:
-        sampling = Sampling(temperature=0)
+        sampling = SamplerOptions(temperature=0)
         answer = Generator(llama).generate(tokens, sampling, max_tokens=ANSWER_TOKENS)
         text = detokenize(model, list(answer))
     thinking, closed, rest = text.partition("</think>")

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from qwen3q.errors import DiskError
+from qwen3q.errors import DiskError, UsageError
 
 SPARE_BYTES = 64 << 20
 """Room a disk keeps beyond what is written."""
@@ -40,6 +40,20 @@ def written_whole(target: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+def read_text(path: Path) -> str:
+    """A UTF-8 file that a user names, newlines as they are.
+
+    Raises:
+        UsageError: no such file, or no UTF-8.
+    """
+    try:
+        return path.read_bytes().decode("utf-8")
+    except OSError as error:
+        raise UsageError(f"Can't read {path}: {error.strerror}.", "Give a text file.") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{path} is no UTF-8 text.", "Give a text file.") from None
 
 
 def write_text(path: Path, text: str) -> None:

@@ -19,7 +19,7 @@ from qwen3q.models.tensors import (
     model_tensors,
     parameter_count,
 )
-from qwen3q.plan.gguf_types import file_type_name
+from qwen3q.plan.gguf_types import gguf_format
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +186,7 @@ def _gguf_facts(
     facts = {
         "model": str(metadata.get("general.name", path.stem)),
         "file": str(path),
-        "format": f"gguf:{file_type_name(metadata.get('general.file_type')) or 'unknown'}",
+        "format": gguf_format(metadata.get("general.file_type")),
         "file size": f"{sum(h.file_bytes for h in headers):,} bytes"
         + (f" in {len(headers)} parts" if len(headers) > 1 else ""),
         "bits per weight": f"{nbytes * 8 / weights:.3f}" if weights else "no tensors",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from pretend_gpu import pretend_gpus
+
+from eval.bench.pretend_gpu import pretend_gpus
 
 
 def test_tensors_of_two_devices_do_not_mix(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,6 +63,12 @@ def test_what_measures_does_not_know_where_a_model_came_from():
             assert not {name for name in known if name.startswith("huggingface_hub")}, path
 
 
+def test_nothing_but_tests_knows_the_tests():
+    for path in [*PACKAGE.rglob("*.py"), *(PACKAGE.parent / "eval").rglob("*.py")]:
+        if "venv" not in path.parts:
+            assert not {name for name in imports(path) if name.startswith("tests.")}, path
+
+
 def test_only_entry_points_know_the_command_line():
     for path in sorted(PACKAGE.rglob("*.py")):
         if "cli" not in path.parts and path.name != "__main__.py":

@@ -3,9 +3,9 @@
     python -m eval.bench.gpu_memory qwen3-32b [--to gptq:int4] [--rows 32]
 
 One decoder layer of the model's shape, with random weights, is quantized on a pretended GPU
-(``tests/pretend_gpu.py``): every tensor that would lie in its memory counts from when it is made to
-when it is gone. What CUDA, its libraries and its allocator take comes on top: about a gigabyte. All
-of it runs on the processor; 32 rows of 512 tokens are one portion on a GPU.
+(``pretend_gpu.py``): every tensor that would lie in its memory counts from when it is made to when
+it is gone. What CUDA, its libraries and its allocator take comes on top: about a gigabyte. All of
+it runs on the processor; 32 rows of 512 tokens are one portion on a GPU.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from typing import Any
 import pytest
 import torch
 
+from eval.bench import pretend_gpu
 from qwen3q.calibrate.rows import TokenRows
 from qwen3q.checkpoint.reader import Checkpoint
 from qwen3q.models.source import describe
@@ -96,8 +97,6 @@ def _place() -> str:
 
 def measure(model: str, formats: list[str], rows: int, folder: Path) -> tuple[Counter, float]:
     """The bytes, and the seconds that it took on the processor."""
-    import tests.pretend_gpu as pretended
-
     counter = Counter()
     config = replace(describe(model).config, num_hidden_layers=1, vocab_size=_VOCABULARY)
     write_checkpoint(config, folder / "Layer")
@@ -107,8 +106,8 @@ def measure(model: str, formats: list[str], rows: int, folder: Path) -> tuple[Co
     schemes = [parse_scheme(name) for name in formats]
     started = time.perf_counter()
     with pytest.MonkeyPatch.context() as patch, Checkpoint(folder / "Layer") as checkpoint:
-        patch.setattr(pretended, "_put", counter.counted(pretended._put))
-        pretended.pretend_gpus(patch)
+        patch.setattr(pretend_gpu, "put", counter.counted(pretend_gpu.put))
+        pretend_gpu.pretend_gpus(patch)
         patch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
         jobs = folder_jobs(source, checkpoint, schemes, folder / "out", SolveOptions(sweeps=0))
         stream = StreamOptions(("cuda",), work_folder=folder)

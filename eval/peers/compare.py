@@ -174,7 +174,7 @@ def measure(run: Run, setting: Setting) -> dict[str, Any]:
 def quantize(run: Run, setting: Setting, folder: Path) -> dict[str, Any]:
     """What the quantizer reports: seconds, memory. Raises RuntimeError with the log's last line."""
     shutil.rmtree(folder, ignore_errors=True)
-    tokens = folder.with_suffix(".npy")
+    tokens = setting.out / f"{run.name}.npy"
     np.save(tokens, token_rows(run.model, setting.calibration, LENGTH, ROWS))
     arguments = [str(run.model.resolve()), str(folder.resolve()), "--format", run.format]
     arguments += ["--tokens", str(tokens.resolve()), "--threads", str(setting.threads)]
@@ -186,7 +186,7 @@ def quantize(run: Run, setting: Setting, folder: Path) -> dict[str, Any]:
         )
     finally:
         tokens.unlink()
-    folder.with_suffix(".log").write_text(done.stdout)
+    (setting.out / f"{run.name}.log").write_text(done.stdout)
     reports = [x for x in done.stdout.splitlines() if x.startswith(REPORT_MARK)]
     if done.returncode != 0 or not reports:
         last = next((x for x in reversed(done.stdout.splitlines()) if x.strip()), "no output")

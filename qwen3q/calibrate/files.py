@@ -23,7 +23,7 @@ def is_records(path: Path) -> bool:
     return path.suffix.lower() in (*JSON_SUFFIXES, PARQUET_SUFFIX)
 
 
-def read_text(path: Path) -> str:
+def read_plain_text(path: Path) -> str:
     """A whole text file.
 
     Raises:

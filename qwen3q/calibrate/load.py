@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qwen3q.calibrate.files import check_file, is_records, read_records, read_text
+from qwen3q.calibrate.files import check_file, is_records, read_plain_text, read_records
 from qwen3q.calibrate.hub_set import PREFIX, parse_hub_set, stream_hub_set
 from qwen3q.calibrate.render import balanced_order, render_calibration
 from qwen3q.calibrate.rows import (
@@ -123,7 +123,7 @@ def text_rows(path: Path, tokenizer: Tokenizer, options: CalibrationOptions) -> 
     Raises:
         UsageError: empty, not UTF-8, or too few tokens.
     """
-    tokens = encode(tokenizer, read_text(path))
+    tokens = encode(tokenizer, read_plain_text(path))
     rows = spread(
         tokens, length=options.length, samples=options.samples, what=str(path), most=options.most
     )

@@ -15,6 +15,9 @@ from qwen3q.models.products import add_product, padded, product
 _STRIP_ROWS = 256
 """Rows of a Hessian that are added to in one product; a Hessian has at most about 8 strips."""
 
+_LOUD = 8
+"""Times the median token's size, from where a token counts as loud."""
+
 Each = Callable[[Callable[[slice], None], Iterable[slice]], Iterable[None]]
 """``map``, or what does the same with several at a time."""
 
@@ -120,7 +123,9 @@ class Gram:
             weight: ``[out, in]``, all linears with this input, in the dtype they run in; for
                 drift, where they have fewer outputs than inputs.
             drift: collect it.
-            factors: what inputs are rounded to before they are multiplied.
+            factors: what inputs are rounded to before they are multiplied. Where a token is far
+                louder than the others they stay float32: what it adds is nearly of rank 1, and
+                rounded products of it are no second moments of anything.
         """
         self.tokens = 0
         self.hessian = torch.zeros(columns, columns, device=device)
@@ -140,17 +145,16 @@ class Gram:
         Args:
             floating: the float model's; only where drift is collected.
         """
+        factors = self._factors
+        if factors == torch.bfloat16 and _any_loud(own):
+            factors = torch.float32
         missing = None
         if self.cross is not None and floating is not None:
             missing = floating.float() - own
             if self._weight is not None:
                 missing = product(missing.to(self._weight.dtype), self._weight)
-            missing = self._factor(missing)
-        return InputPair(len(own), self._factor(own), missing)
-
-    def _factor(self, x: torch.Tensor) -> torch.Tensor:
-        x = x.to(self._factors)
-        return padded(x) if self._factors == torch.bfloat16 else x
+            missing = _factor(missing, factors)
+        return InputPair(len(own), _factor(own, factors), missing)
 
     def add(self, pairs: Sequence[InputPair], each: Each = map) -> None:
         """Adds some tokens, a strip of rows at a time.
@@ -182,3 +186,14 @@ class Gram:
         """Gives the memory back; only ``tokens`` stays."""
         self.hessian = torch.empty(0)
         self.cross = None
+
+
+def _any_loud(x: torch.Tensor) -> bool:
+    """Whether a token's inputs, a row of ``[tokens, in]``, are far larger than most tokens'."""
+    sizes = torch.linalg.vector_norm(x, dim=1)
+    return bool(len(sizes) and sizes.max() > _LOUD * sizes.median())
+
+
+def _factor(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Rows ``[tokens, in]`` as they are multiplied."""
+    return padded(x.to(dtype)) if dtype == torch.bfloat16 else x.to(dtype)

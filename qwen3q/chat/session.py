@@ -11,12 +11,12 @@ from qwen3q.errors import ModelError, UsageError
 from qwen3q.llama.context import StopFn
 from qwen3q.llama.generate import Generator, StopReason, Timings
 from qwen3q.llama.model import LlamaModel
-from qwen3q.llama.sampling import Sampling
+from qwen3q.llama.sampling import SamplerOptions
 from qwen3q.llama.text import TextStream
 from qwen3q.models.template import ChatTemplate
 
-THINKING_SAMPLING = Sampling(temperature=0.6, top_k=20, top_p=0.95, min_p=0.0)
-PLAIN_SAMPLING = Sampling(temperature=0.7, top_k=20, top_p=0.8, min_p=0.0)
+THINKING_SAMPLING = SamplerOptions(temperature=0.6, top_k=20, top_p=0.95, min_p=0.0)
+PLAIN_SAMPLING = SamplerOptions(temperature=0.7, top_k=20, top_p=0.8, min_p=0.0)
 """What Qwen3's model cards recommend for each mode ("Best Practices")."""
 
 _T = TypeVar("_T")
@@ -49,7 +49,7 @@ class Turn:
     thinking_tokens: int
     stop_reason: StopReason
     timings: Timings
-    sampling: Sampling
+    sampling: SamplerOptions
     kept: bool
 
 
@@ -64,7 +64,7 @@ class SamplingChoice:
     presence_penalty: float | None = None
     seed: int | None = None
 
-    def over(self, default: Sampling) -> Sampling:
+    def over(self, default: SamplerOptions) -> SamplerOptions:
         """``default`` with what is set here."""
         return replace(
             default,
@@ -111,7 +111,7 @@ class ChatSession:
         self.reset()
 
     @property
-    def sampling(self) -> Sampling:
+    def sampling(self) -> SamplerOptions:
         """The settings of the next answer."""
         return self._choice.over(THINKING_SAMPLING if self.thinking else PLAIN_SAMPLING)
 

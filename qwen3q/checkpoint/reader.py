@@ -16,7 +16,7 @@ import numpy as np
 
 from qwen3q.checkpoint.safetensors import TensorInfo, read_header
 from qwen3q.closing import Closing
-from qwen3q.errors import REFETCH_MODEL, CheckpointError
+from qwen3q.errors import REFETCH_MODEL, UNREADABLE, CheckpointError
 from qwen3q.progress import ProgressFn, silent
 
 INDEX_NAME = "model.safetensors.index.json"
@@ -89,7 +89,7 @@ class Checkpoint(Closing):
         """One tensor as a read-only view of its file, in its storage dtype (bf16 as uint16).
 
         Raises:
-            CheckpointError: no such tensor.
+            CheckpointError: no such tensor, or its file can't be read any more.
         """
         info = self._info(name)
         data = np.frombuffer(
@@ -128,8 +128,11 @@ class Checkpoint(Closing):
 
     def _map(self, path: Path) -> mmap.mmap:
         if path not in self._maps:
-            with path.open("rb") as file:
-                self._maps[path] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            try:
+                with path.open("rb") as file:
+                    self._maps[path] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            except OSError as error:
+                raise CheckpointError(f"Can't read {path}: {error.strerror}.", UNREADABLE) from None
         return self._maps[path]
 
 

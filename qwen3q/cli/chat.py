@@ -130,7 +130,7 @@ def chat(
 
 def _question(prompt: str | None, file: Path | None) -> str | None:
     """The one-shot question, or None for a conversation."""
-    from qwen3q.evaluate.chunks import read_text
+    from qwen3q.files import read_text
 
     parts = [prompt] if prompt is not None else []
     if file is not None:

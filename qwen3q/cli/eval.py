@@ -82,32 +82,36 @@ def perplexity(
     """Perplexity on a text, as llama-perplexity computes it, of one or more models."""
     from qwen3q.data.texts import evaluation_text
     from qwen3q.errors import UsageError
-    from qwen3q.evaluate.chunks import Scored, read_text
+    from qwen3q.evaluate.chunks import Scored, read_as_llama
     from qwen3q.evaluate.perplexity import measure_perplexity
     from qwen3q.llama.model import LlamaModel, LoadOptions
     from qwen3q.quantize.local_gguf import local_gguf
 
     if scored not in list(Scored):
         raise UsageError(f"--scored {scored} is unknown.", f"Known: {', '.join(Scored)}.")
-    content = evaluation_text() if text is None else read_text(text)
-    results = []
+    content = evaluation_text() if text is None else read_as_llama(text)
     for name in models:
-        with progress_bar(quiet=json_output) as progress:
-            _require_no_folder(name)
-            path = local_gguf(name, offline=offline, progress=progress)
-            with LlamaModel(path, LoadOptions(gpu_layers=gpu_layers)) as model:
-                result = measure_perplexity(
-                    model,
-                    content,
-                    context=context,
-                    scored=Scored(scored),
-                    max_chunks=max_chunks,
-                    parse_special=parse_special or text is None,
-                    threads=threads,
-                    key_type=cache_type,
-                    value_type=cache_type,
-                    progress=progress,
-                )
+        _require_no_folder(name)
+    with progress_bar(quiet=json_output) as progress:
+        paths = [local_gguf(name, offline=offline, progress=progress) for name in models]
+    results = []
+    for path in paths:
+        with (
+            progress_bar(quiet=json_output) as progress,
+            LlamaModel(path, LoadOptions(gpu_layers=gpu_layers)) as model,
+        ):
+            result = measure_perplexity(
+                model,
+                content,
+                context=context,
+                scored=Scored(scored),
+                max_chunks=max_chunks,
+                parse_special=parse_special or text is None,
+                threads=threads,
+                key_type=cache_type,
+                value_type=cache_type,
+                progress=progress,
+            )
         results.append(result)
     if json_output:
         print_json(

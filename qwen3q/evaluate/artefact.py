@@ -19,7 +19,7 @@ from qwen3q.models.config import parse_config, read_config, read_config_json
 from qwen3q.models.source import resolve
 from qwen3q.models.tensors import parameter_count
 from qwen3q.models.tokenizer import read_tokenizer
-from qwen3q.plan.gguf_types import file_type_name
+from qwen3q.plan.gguf_types import gguf_format
 from qwen3q.progress import ProgressFn, silent
 from qwen3q.quantize.names import REPORT_NAME
 
@@ -165,11 +165,10 @@ def gguf_tokenizer_hash(header: GgufHeader) -> str:
 
 def _gguf(path: Path) -> Artefact:
     headers = [read_header(part) for part in split_paths(path)]
-    file_type = file_type_name(headers[0].metadata.get("general.file_type")) or "unknown"
     return Artefact(
         name=path.stem,
         path=path,
-        format=f"gguf:{file_type}",
+        format=gguf_format(headers[0].metadata.get("general.file_type")),
         file_bytes=sum(header.file_bytes for header in headers),
         tensor_bytes=sum(t.nbytes for header in headers for t in header.tensors.values()),
         parameters=sum(prod(t.shape) for header in headers for t in header.tensors.values()),

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from qwen3q.counts import counted
 from qwen3q.errors import UsageError
+from qwen3q.files import read_text
 
 _LINE_START = re.compile(r"\n(?=[ \t]*[\w!-~])")
 """Before a line that is not blank. No token spans it: Qwen's pre-tokenizer splits there."""
@@ -33,18 +34,13 @@ class Scored(StrEnum):
     FULL = "full"
 
 
-def read_text(path: Path) -> str:
+def read_as_llama(path: Path) -> str:
     """A text file, less one newline at its end, as llama.cpp's ``-f`` reads it.
 
     Raises:
         UsageError: no such file, or no UTF-8.
     """
-    try:
-        return path.read_bytes().decode("utf-8").removesuffix("\n")
-    except OSError as error:
-        raise UsageError(f"Can't read {path}: {error.strerror}.", "Give a text file.") from None
-    except UnicodeDecodeError:
-        raise UsageError(f"{path} is no UTF-8 text.", "Give a text file.") from None
+    return read_text(path).removesuffix("\n")
 
 
 def encode_beginning(

@@ -27,7 +27,7 @@ from qwen3q.evaluate.gate_flaws import Mode
 from qwen3q.evaluate.resume import Kept
 from qwen3q.evaluate.tasks import Kind, Level, Task, TaskOptions, make_tasks
 from qwen3q.evaluate.tokens import open_codec
-from qwen3q.models.yarn import MAX_YARN
+from qwen3q.models.yarn import check_yarn
 from qwen3q.progress import ProgressFn, silent
 
 KINDS = (Kind.ARITHMETIC, Kind.ORDERING, Kind.COPYING)
@@ -164,13 +164,12 @@ def _fitting(reference: Artefact, options: GateOptions) -> tuple[tuple[_Round, .
 
 
 def _rounds(options: GateOptions) -> tuple[_Round, ...]:
-    if options.needle_yarn is not None and not options.needle_words:
-        raise UsageError("YaRN is tried on needles, and none are asked for.", "Add --needle-words.")
-    if options.needle_yarn is not None and not 1 < options.needle_yarn <= MAX_YARN:
-        raise UsageError(
-            f"YaRN factor {options.needle_yarn:g} is outside what Qwen3 was validated for.",
-            f"Give a factor above 1 and up to {MAX_YARN:g}.",
-        )
+    if options.needle_yarn is not None:
+        if not options.needle_words:
+            raise UsageError(
+                "YaRN is tried on needles, and none are asked for.", "Add --needle-words."
+            )
+        check_yarn(options.needle_yarn, "--needle-yarn")
     if options.samples < 1:
         raise UsageError(f"--gate-samples {options.samples} is too few: at least 1.")
     tasks = make_tasks(TaskOptions(KINDS, options.level, options.each, seed=options.seed))

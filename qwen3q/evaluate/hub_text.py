@@ -17,7 +17,7 @@ from typing import IO
 
 from qwen3q.data.texts import evaluation_text
 from qwen3q.errors import MissingPackageError, SourceError, UsageError
-from qwen3q.evaluate.chunks import Scored, read_text
+from qwen3q.evaluate.chunks import Scored, read_as_llama
 from qwen3q.evaluate.windows import DocumentWindows
 
 PREFIX = "hub:"
@@ -91,7 +91,7 @@ def find_text(name: str | None) -> MeasuredText:
         return MeasuredText("the built-in text", lambda _: evaluation_text(), parse_special=True)
     if not name.startswith(PREFIX):
         path = Path(name)
-        return MeasuredText(path.name, lambda _: read_text(path))
+        return MeasuredText(path.name, lambda _: read_as_llama(path))
     for known in _TEXTS:
         if known.name == name:
             return known

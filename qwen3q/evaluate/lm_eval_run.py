@@ -15,7 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qwen3q.errors import MissingPackageError, Qwen3qError, SourceError, UsageError
+from qwen3q.errors import (
+    MissingPackageError,
+    Qwen3qError,
+    SourceError,
+    UsageError,
+    memory_error,
+)
 from qwen3q.evaluate.answers import Answers
 from qwen3q.evaluate.artefact import Artefact
 from qwen3q.evaluate.backends import BackendOptions, open_backend
@@ -203,7 +209,8 @@ def _answers(samples: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]
 
 @contextmanager
 def _explained(tasks: Sequence[str]) -> Iterator[None]:
-    """One sentence in place of what tasks, data sets and metrics raise."""
+    """One sentence in place of what tasks, data sets and metrics raise; full memory is told as
+    such."""
     names = ", ".join(tasks)
     try:
         yield
@@ -215,6 +222,9 @@ def _explained(tasks: Sequence[str]) -> Iterator[None]:
             "Check the network and HF_ENDPOINT; what was downloaded before serves offline.",
         ) from None
     except Exception as error:
+        full = memory_error(error)
+        if full is not None:
+            raise full from None
         raise UsageError(
             f"lm-evaluation-harness can't run {names}: {_first_line(error)}."
         ) from None

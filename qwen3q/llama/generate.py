@@ -9,7 +9,7 @@ from time import perf_counter
 
 from qwen3q.errors import UsageError
 from qwen3q.llama.context import LlamaContext, StopFn
-from qwen3q.llama.sampling import Sampler, Sampling
+from qwen3q.llama.sampling import Sampler, SamplerOptions
 from qwen3q.prefix import common_prefix
 
 
@@ -61,7 +61,7 @@ class Generator:
     def generate(
         self,
         prompt: Sequence[int],
-        sampling: Sampling,
+        sampling: SamplerOptions,
         *,
         max_tokens: int | None = None,
         stop: StopFn | None = None,

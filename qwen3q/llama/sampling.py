@@ -16,7 +16,7 @@ _SEED_LIMIT = 0xFFFFFFFF
 
 
 @dataclass(frozen=True, slots=True)
-class Sampling:
+class SamplerOptions:
     """Settings of the sampler.
 
     Attributes:
@@ -39,7 +39,7 @@ class Sampling:
 class Sampler(Closing):
     """A sampler chain. Close it, or use it in a ``with``."""
 
-    def __init__(self, sampling: Sampling, vocab_size: int) -> None:
+    def __init__(self, sampling: SamplerOptions, vocab_size: int) -> None:
         """Builds the chain.
 
         Raises:
@@ -63,7 +63,7 @@ class Sampler(Closing):
             self.handle = None
 
 
-def _links(sampling: Sampling, vocab_size: int) -> list[lib.llama_sampler_p]:
+def _links(sampling: SamplerOptions, vocab_size: int) -> list[lib.llama_sampler_p]:
     """The chain's samplers in order. Top-k comes first, since it makes the rest cheap."""
     links = []
     if sampling.presence_penalty:
@@ -85,7 +85,7 @@ def _links(sampling: Sampling, vocab_size: int) -> list[lib.llama_sampler_p]:
     return [*links, lib.llama_sampler_init_dist(seed)]
 
 
-def _check(sampling: Sampling) -> None:
+def _check(sampling: SamplerOptions) -> None:
     ranges = (
         ("temperature", sampling.temperature, 0, 100),
         ("top-k", sampling.top_k, 0, 1 << 20),

@@ -49,6 +49,8 @@ def _by_onednn(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     oneDNN compiles a kernel of about half a megabyte for each shape and keeps a thousand of them;
     experts would bring a new shape with nearly every product.
     """
+    if x.dim() == 1:
+        return _by_onednn(x[None], weight)[0]
     rows = x.shape[0]
     if x.dim() == 2:
         x = padded(x)
@@ -70,7 +72,7 @@ def padded(x: torch.Tensor) -> torch.Tensor:
 def slow_mkl() -> bool:
     """Whether this is an AMD processor, where MKL, torch's library of products, is slow."""
     capabilities = getattr(torch.cpu, "get_capabilities", None)
-    return capabilities is not None and str(capabilities()["cpu_name"]).startswith("AMD")
+    return capabilities is not None and str(capabilities().get("cpu_name")).startswith("AMD")
 
 
 @cache

@@ -14,15 +14,15 @@ HYBRID_POSITIONS = 40960
 HYBRID_CONTEXT = 32768
 
 
-def check_yarn(factor: float) -> None:
-    """Refuses a factor that Qwen3 was not validated for.
+def check_yarn(factor: float, option: str = "--yarn") -> None:
+    """Refuses a factor that Qwen3 was not validated for, given as ``option``.
 
     Raises:
         UsageError: it is not above 1, or above ``MAX_YARN``.
     """
     if not 1.0 < factor <= MAX_YARN:
         raise UsageError(
-            f"--yarn {factor:g} is outside what Qwen3 was validated for.",
+            f"{option} {factor:g} is outside what Qwen3 was validated for.",
             f"Give a factor above 1 and up to {MAX_YARN:g}.",
         )
 

@@ -124,9 +124,10 @@ FILE_TYPES = {
 }
 
 
-def file_type_name(number: object) -> str | None:
-    """What a file's ``general.file_type`` is called; None for a number that is not known."""
-    return next((kind.name for kind in FILE_TYPES.values() if kind.id == number), None)
+def gguf_format(number: object) -> str:
+    """``gguf:Q4_K_M`` of a file's ``general.file_type``; ``gguf:unknown`` of what is none."""
+    name = next((kind.name for kind in FILE_TYPES.values() if kind.id == number), "unknown")
+    return GGUF_PREFIX + name
 
 
 def file_type(name: str) -> FileType:

@@ -8,10 +8,11 @@ from qwen3q.errors import Qwen3qError
 from qwen3q.files import partial_path
 from qwen3q.formats.gguf_file import read_header
 from qwen3q.formats.gguf_metadata import Provenance
-from qwen3q.formats.imatrix import ImportanceMatrix
+from qwen3q.formats.imatrix import ImportanceMatrix, read_imatrix
 from qwen3q.models.config import Qwen3Config
 from qwen3q.models.source import ModelSource
 from qwen3q.plan.gguf_types import FileType
+from qwen3q.plan.recipes import CalibrationRecipe
 from qwen3q.quantize.gguf import GgufJob, encoded_header, gguf_file_name, gguf_jobs
 
 
@@ -21,37 +22,48 @@ def is_whole(
     file_type: FileType,
     out: Path,
     *,
-    imatrix: ImportanceMatrix | None,
-    calibration: str | None,
+    imatrix: Path | None,
+    calibration: CalibrationRecipe | None,
 ) -> bool:
     """Whether ``out`` holds this type's file of this model, with its planned header and size.
 
     A file gets its name only when its data are on disk, so what has both is complete. But one that
-    is older than the model's weights, or beside which a new one was begun, is of another run.
+    is older than what it is made from, or beside which a new one was begun, is of another run. So
+    is one whose calibration had another name or number of rows; their length it does not tell.
 
     Args:
         source: its folder is on disk.
-        imatrix: the matrix that was given as a file.
-        calibration: name of the text that makes a matrix on the way, else None.
+        imatrix: an importance matrix.
+        calibration: the text that makes one on the way, else None.
+
+    Raises:
+        Qwen3qError: the importance matrix can't be read or is another model's.
     """
     assert source.folder is not None
     target = out / gguf_file_name(source.title, file_type)
     if not target.is_file() or partial_path(target).exists():
         return False
-    weights = [path.stat().st_mtime for path in source.folder.glob("*.safetensors")]
-    if target.stat().st_mtime < max(weights, default=0):
-        return False
-    if calibration is not None:
-        imatrix = _stated_matrix(target, calibration)
-        if imatrix is None:
+    read = [*source.folder.glob("*.safetensors")]
+    matrix = None
+    if imatrix is not None:
+        read.append(imatrix)
+        matrix = read_imatrix(imatrix, source.config)
+    elif calibration is not None:
+        if Path(calibration.source).is_file():
+            read.append(Path(calibration.source))
+        matrix = _stated_matrix(target, calibration)
+        if matrix is None:
             return False
+    if target.stat().st_mtime < max((path.stat().st_mtime for path in read), default=0):
+        return False
     provenance = Provenance(source.title, source.repo, source.revision)
-    [job] = gguf_jobs(source.folder, config, provenance, [file_type], out, imatrix=imatrix)
+    [job] = gguf_jobs(source.folder, config, provenance, [file_type], out, imatrix=matrix)
     return _holds(job)
 
 
-def _stated_matrix(path: Path, calibration: str) -> ImportanceMatrix | None:
+def _stated_matrix(path: Path, calibration: CalibrationRecipe) -> ImportanceMatrix | None:
     """What a file says of the matrix it was made with, where that came from this text."""
+    name = calibration.source
     try:
         stated = read_header(path).metadata
         label = str(stated["quantize.imatrix.file"])
@@ -59,7 +71,7 @@ def _stated_matrix(path: Path, calibration: str) -> ImportanceMatrix | None:
         chunks = int(stated["quantize.imatrix.chunks_count"])
     except (Qwen3qError, KeyError, TypeError, ValueError):
         return None
-    if label not in (calibration, Path(calibration).name):
+    if label not in (name, Path(name).name) or calibration.samples not in (None, chunks):
         return None
     return ImportanceMatrix({}, label, entries, chunks)
 

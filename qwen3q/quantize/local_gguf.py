@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 from qwen3q import __version__
-from qwen3q.errors import UsageError
+from qwen3q.errors import SourceError, UsageError
 from qwen3q.files import sole_writer
 from qwen3q.models.source import DEMO, GGUF_SUFFIX, ModelSource, describe, resolve
 from qwen3q.plan.gguf import plan_gguf
@@ -34,12 +34,14 @@ def local_gguf(
     Raises:
         UsageError: no file type was given, llama.cpp has no such type, the model is quantized
             already, or the type needs an importance matrix.
-        SourceError: no such model.
+        SourceError: no such file or model.
         Qwen3qError: what else can go wrong in a download or in quantizing.
     """
     path = Path(name).expanduser()
-    if path.is_file() or path.suffix == GGUF_SUFFIX:
+    if path.is_file():
         return path
+    if path.suffix == GGUF_SUFFIX:
+        raise SourceError(f"There is no GGUF file at {path}.")
     if name == DEMO:
         name = f"{DEMO}:{DEMO_TYPE}"
     model, colon, type_name = name.rpartition(":")

@@ -183,13 +183,12 @@ def _gguf_left(
     if resume and file_types:
         if source.folder is None:  # asked again once the model is downloaded
             return file_types
-        given = read_imatrix(options.imatrix, source.config) if options.imatrix else None
-        text = job.calibration.source if shares_importance(job, options) else None
+        text = job.calibration if shares_importance(job, options) else None
         config = extended(source.config, options)
         file_types = [
             t
             for t in file_types
-            if not is_whole(source, config, t, out, imatrix=given, calibration=text)
+            if not is_whole(source, config, t, out, imatrix=options.imatrix, calibration=text)
         ]
     _require_gguf_targets(source, file_types, out, options)
     return file_types

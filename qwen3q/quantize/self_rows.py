@@ -87,14 +87,14 @@ def _llama_sampler(path: Path, *, context: int, threads: int | None) -> Iterator
     from qwen3q.llama.context import ContextOptions, LlamaContext
     from qwen3q.llama.generate import Generator
     from qwen3q.llama.model import LlamaModel
-    from qwen3q.llama.sampling import Sampling
+    from qwen3q.llama.sampling import SamplerOptions
 
     options = ContextOptions(context=context, outputs=1, threads=threads)
     with LlamaModel(path) as model, LlamaContext(model, options) as session:
         generator = Generator(session)
 
         def sample(request: SampleRequest) -> Sequence[int]:
-            sampling = Sampling(
+            sampling = SamplerOptions(
                 temperature=request.temperature,
                 top_k=request.top_k,
                 top_p=request.top_p,

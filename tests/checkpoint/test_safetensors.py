@@ -42,6 +42,14 @@ def test_reads_what_safetensors_wrote(tmp_path):
             np.testing.assert_array_equal(checkpoint.array(name), expected)
 
 
+def test_a_file_that_goes_after_its_header_was_read_is_told(tmp_path):
+    save_file({"a": np.zeros(3, np.float32)}, tmp_path / "model.safetensors")
+    with Checkpoint(tmp_path) as checkpoint:
+        (tmp_path / "model.safetensors").unlink()
+        with pytest.raises(CheckpointError, match=r"Can't read .*model.safetensors: No such file"):
+            checkpoint.array("a")
+
+
 def test_sharded_folder_is_one_checkpoint(demo_folder, tmp_path):
     whole = dict(Checkpoint(demo_folder).shapes)
     with Checkpoint(demo_folder) as source:

@@ -222,3 +222,16 @@ def test_a_report_that_is_cut_off_or_has_no_place_is_explained(cli, tmp_path):
     done = cli("report", whole, "--out", cut)
     assert done.returncode == 1
     assert f"{cut}: it is a file" in done.stderr
+
+
+def test_perplexity_looks_for_all_models_before_it_measures_one(cli, demo_folder, tmp_path):
+    """The first can't be loaded, and is not tried."""
+    broken = tmp_path / "broken.gguf"
+    broken.write_text("nothing")
+    for other, said in (
+        (demo_folder, "is a folder"),
+        (tmp_path / "none.gguf", "There is no GGUF file at"),
+    ):
+        refused = cli("eval", "perplexity", broken, other)
+        assert refused.returncode > 0
+        assert said in refused.stderr

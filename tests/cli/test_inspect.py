@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import struct
 
 import pytest
 
+from qwen3q.evaluate.artefact import find_artefact
 from qwen3q.inspection import describe_format
+from qwen3q.memory.source import find_model
 
 
 def test_release(cli):
@@ -28,6 +31,19 @@ def test_folder_and_its_gguf(cli, tmp_path):
     assert found["facts"]["format"] == "gguf:Q4_K_M"
     assert found["facts"]["tokenizer"] == "qwen2"
     assert {t["type"] for t in found["tensors"]} == {"Q4_K", "Q6_K", "F32"}
+
+
+def test_a_file_type_that_nobody_knows_is_called_the_same_everywhere(cli, tmp_path):
+    """A recipe of somebody's own has a number that llama.cpp has not."""
+    cli("quantize", "demo", "--to", "gguf:Q8_0", "--out", tmp_path)
+    (path,) = tmp_path.iterdir()
+    key = b"general.file_type" + struct.pack("<I", 4)
+    data = path.read_bytes()
+    assert data.count(key + struct.pack("<I", 7)) == 1
+    path.write_bytes(data.replace(key + struct.pack("<I", 7), key + struct.pack("<I", 4242)))
+    inspected = json.loads(cli("inspect", path, "--json").stdout)["facts"]["format"]
+    estimated = find_model(str(path)).stored.format
+    assert inspected == estimated == find_artefact(str(path)).format == "gguf:unknown"
 
 
 def test_what_is_no_model(cli, tmp_path):

@@ -383,3 +383,20 @@ def test_a_format_that_is_only_estimated_is_refused_before_a_download(cli, tmp_p
     run = cli("quantize", "qwen3-8b", "--to", "nvfp4", "--out", tmp_path / "out", **offline)
     assert run.returncode == 2
     assert "nvfp4 can be estimated but not written" in run.stderr
+
+
+def test_a_file_of_another_calibration_is_not_taken_for_whole(cli, tmp_path):
+    """The folders of such a run are refused by their journal."""
+    text = tmp_path / "text.txt"
+    text.write_text("A lamp stood in the window, and nobody had lit it. " * 40)
+    call = ("quantize", "demo", "--to", "gguf:Q4_K_M", "--calibration", text, "--out", tmp_path)
+    assert cli(*call, *SHORT).returncode == 0
+    assert cli(*call, *SHORT, "--resume").returncode == 0
+    more = cli(*call, "--calibration-samples", "3", "--calibration-length", "32", "--resume")
+    assert more.returncode == 1
+    assert "exists already" in more.stderr
+
+    text.write_text(text.read_text().replace("lamp", "candle"))
+    other = cli(*call, *SHORT, "--resume")
+    assert other.returncode == 1
+    assert "exists already" in other.stderr

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from qwen3q.errors import MissingPackageError, SourceError, UsageError
+from qwen3q.errors import MissingPackageError, OutOfMemoryError, SourceError, UsageError
 from qwen3q.evaluate import loglikelihood as module
 from qwen3q.evaluate.artefact import find_artefact
 from qwen3q.evaluate.backends import BackendOptions, open_backend
@@ -249,6 +249,19 @@ def test_an_unknown_task_no_package_or_no_data(tasks, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
     with pytest.raises(MissingPackageError, match="lm-evaluation-harness"):
         load_tasks(HarnessOptions(tuple(tasks)))
+
+
+@pytest.mark.parametrize(
+    "full", [MemoryError(), RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0")]
+)
+def test_full_memory_is_not_blamed_on_the_task(tasks, monkeypatch, full):
+    def generate(*_):
+        raise full
+
+    monkeypatch.setattr(TorchBackend, "generate", generate)
+    options = HarnessOptions((tasks[1],), limit=2)
+    with pytest.raises(OutOfMemoryError, match=r"memory of .* is full"):
+        run_tasks(find_artefact("demo"), [], options, load_tasks(options), OPTIONS)
 
 
 def test_an_interrupted_task_is_resumed_answer_by_answer(tasks, tmp_path, monkeypatch):

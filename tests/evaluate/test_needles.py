@@ -110,7 +110,7 @@ def test_yarn_where_it_can_not_be():
     demo = find_artefact("demo")
     with pytest.raises(UsageError, match="none are asked for"):
         run_gate(demo, [], GateOptions(needle_yarn=2), options)
-    with pytest.raises(UsageError, match="factor 9 is outside"):
+    with pytest.raises(UsageError, match="--needle-yarn 9 is outside"):
         run_gate(demo, [], GateOptions(needle_words=9, needle_yarn=9), options)
 
 

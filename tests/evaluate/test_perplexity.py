@@ -11,7 +11,7 @@ import pytest
 from llama_logits import logits_of
 
 from qwen3q.errors import UsageError
-from qwen3q.evaluate.chunks import Scored, encode_beginning, read_text, split_chunks, summarize
+from qwen3q.evaluate.chunks import Scored, encode_beginning, read_as_llama, split_chunks, summarize
 from qwen3q.evaluate.perplexity import (
     PerplexityResult,
     measure_perplexity,
@@ -134,12 +134,12 @@ def test_a_coarse_cache_costs_a_little(model, text):
 def test_text_files(tmp_path):
     path = tmp_path / "text"
     path.write_bytes(b"two\nlines\n\n")
-    assert read_text(path) == "two\nlines\n"
+    assert read_as_llama(path) == "two\nlines\n"
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(UsageError, match="no UTF-8"):
-        read_text(path)
+        read_as_llama(path)
     with pytest.raises(UsageError, match="Can't read"):
-        read_text(tmp_path / "none")
+        read_as_llama(tmp_path / "none")
 
 
 @pytest.mark.peer

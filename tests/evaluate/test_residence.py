@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pretend_gpu import pretend_gpus
 from tiny import random_rows, tiny_model, tiny_scheme
 
+from eval.bench.pretend_gpu import pretend_gpus
 from qwen3q.checkpoint.reader import Checkpoint
 from qwen3q.errors import OutOfMemoryError
 from qwen3q.evaluate import residence, torch_backend

@@ -16,8 +16,7 @@ from qwen3q.evaluate.backends import BackendOptions, open_backend
 from qwen3q.evaluate.sampling import GREEDY, Prompt, Sampling, _likeliest, choose, uniforms
 from qwen3q.evaluate.tokens import open_codec
 from qwen3q.llama.capi import lib
-from qwen3q.llama.sampling import Sampler
-from qwen3q.llama.sampling import Sampling as Chain
+from qwen3q.llama.sampling import Sampler, SamplerOptions
 
 VOCABULARY = 3000
 
@@ -25,7 +24,7 @@ VOCABULARY = 3000
 def llama_choices(rows: np.ndarray, sampling: Sampling) -> list[int]:
     """llama.cpp's tokens for rows of logits, one after another."""
     out = []
-    with Sampler(Chain(**asdict(sampling)), rows.shape[1]) as sampler:
+    with Sampler(SamplerOptions(**asdict(sampling)), rows.shape[1]) as sampler:
         for row in rows:
             data = (lib.llama_token_data * len(row))(
                 *[lib.llama_token_data(i, float(x), 0.0) for i, x in enumerate(row)]

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pretend_gpu import pretend_gpus
 
+from eval.bench.pretend_gpu import pretend_gpus
 from qwen3q.evaluate import input_rounding
 from qwen3q.evaluate.artefact import Artefact, find_artefact
 from qwen3q.evaluate.backends import BackendKind, BackendOptions, open_backend

@@ -12,13 +12,16 @@ import pytest
 from conftest import random_model
 
 from qwen3q.checkpoint.reader import Checkpoint
-from qwen3q.errors import CheckpointError, ModelError
+from qwen3q.errors import CheckpointError, DiskError, ModelError
 from qwen3q.formats.gguf_metadata import Provenance
 from qwen3q.formats.imatrix import read_imatrix
 from qwen3q.models.config import read_config
+from qwen3q.models.source import describe
 from qwen3q.plan.gguf import plan_gguf
 from qwen3q.plan.gguf_types import FILE_TYPES
+from qwen3q.plan.job import QuantizeRequest, job_of
 from qwen3q.quantize.gguf import gguf_jobs, write_gguf
+from qwen3q.quantize.run import GgufOptions, quantize_targets
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +121,19 @@ def test_blocks_equal_llamas_with_the_same_matrix(small, tmp_path):
     fields = gguf.GGUFReader(jobs[-1].target).fields
     assert fields["quantize.imatrix.file"].contents() == "imatrix.gguf"
     assert fields["quantize.imatrix.chunks_count"].contents() == 5
+
+
+def test_resuming_takes_no_file_of_an_older_matrix_for_whole(small, tmp_path):
+    """Made anew under the same name from other text, a matrix has the same counts."""
+    path = importance_file(tmp_path / "imatrix.gguf", read_config(small))
+    source, job = describe(str(small)), job_of(QuantizeRequest(("gguf:Q4_K_M",), imatrix=True))
+    options = GgufOptions(imatrix=path)
+    (made,) = quantize_targets(source, job, tmp_path, options)
+    (kept,) = quantize_targets(source, job, tmp_path, options, resume=True)
+    assert kept.path == made.path
+    importance_file(path, read_config(small))
+    with pytest.raises(DiskError, match="exists already"):
+        quantize_targets(source, job, tmp_path, options, resume=True)
 
 
 def test_unseen_expert_has_importance_one(small, tmp_path):

@@ -14,14 +14,14 @@ from qwen3q.llama.capi import lib
 from qwen3q.llama.context import ContextOptions, LlamaContext
 from qwen3q.llama.generate import Generator, StopReason
 from qwen3q.llama.model import LlamaModel
-from qwen3q.llama.sampling import Sampler, Sampling
+from qwen3q.llama.sampling import Sampler, SamplerOptions
 from qwen3q.llama.text import detokenize
 from qwen3q.models.source import resolve
 from qwen3q.models.yarn import yarn_base
 from qwen3q.plan.gguf_types import file_type
 from qwen3q.quantize.run import GgufOptions, quantize_gguf
 
-GREEDY = Sampling(temperature=0)
+GREEDY = SamplerOptions(temperature=0)
 
 
 def prompt_of(model, question: str) -> list[int]:
@@ -139,7 +139,7 @@ def test_seeds_repeat_and_differ(demo_context, demo_model):
     generator = Generator(demo_context)
 
     def answer(seed: int) -> list[int]:
-        hot = Sampling(temperature=1.5, top_k=0, seed=seed)
+        hot = SamplerOptions(temperature=1.5, top_k=0, seed=seed)
         return list(generator.generate(prompt, hot, max_tokens=16))
 
     assert answer(1) == answer(1)
@@ -152,7 +152,7 @@ def test_an_answer_ends_at_max_tokens_or_the_context(demo_model, sum_prompt):
         assert len(list(generator.generate(sum_prompt, GREEDY, max_tokens=3))) == 3
         assert generator.stop_reason is StopReason.LENGTH
         prompt = demo_model.tokenize("and the " * 120).tolist()[:250]
-        tokens = list(generator.generate(prompt, Sampling(temperature=1, seed=3)))
+        tokens = list(generator.generate(prompt, SamplerOptions(temperature=1, seed=3)))
         assert generator.stop_reason is StopReason.CONTEXT
         assert len(prompt) + len(tokens) == context.size + 1
         with pytest.raises(UsageError, match="has 300 tokens; the context holds 256"):
@@ -188,7 +188,7 @@ def test_stopping_an_answer(demo_context, sum_prompt):
     assert generator.stop_reason is StopReason.INTERRUPTED
 
 
-def chain_probabilities(sampling: Sampling, logits: np.ndarray) -> dict[int, float]:
+def chain_probabilities(sampling: SamplerOptions, logits: np.ndarray) -> dict[int, float]:
     """What the C chain leaves of ``logits``: token and probability."""
     count = len(logits)
     data = (lib.llama_token_data * count)()
@@ -203,11 +203,11 @@ def chain_probabilities(sampling: Sampling, logits: np.ndarray) -> dict[int, flo
 @pytest.mark.parametrize(
     "sampling",
     [
-        Sampling(temperature=0.6, top_k=20, top_p=0.95, seed=1),
-        Sampling(temperature=0.7, top_k=20, top_p=0.8, seed=1),
-        Sampling(temperature=1.3, top_k=0, top_p=0.5, seed=1),
-        Sampling(temperature=1.0, top_k=50, min_p=0.2, seed=1),
-        Sampling(temperature=2.0, top_k=1, seed=1),
+        SamplerOptions(temperature=0.6, top_k=20, top_p=0.95, seed=1),
+        SamplerOptions(temperature=0.7, top_k=20, top_p=0.8, seed=1),
+        SamplerOptions(temperature=1.3, top_k=0, top_p=0.5, seed=1),
+        SamplerOptions(temperature=1.0, top_k=50, min_p=0.2, seed=1),
+        SamplerOptions(temperature=2.0, top_k=1, seed=1),
     ],
 )
 def test_the_chain_is_temperature_then_top_p_as_in_vllm(sampling):
@@ -231,7 +231,7 @@ def test_presence_penalty_breaks_a_loop(demo_context, demo_model):
     generator = Generator(demo_context)
 
     def variety(penalty: float) -> float:
-        sampling = Sampling(temperature=0, presence_penalty=penalty)
+        sampling = SamplerOptions(temperature=0, presence_penalty=penalty)
         tokens = list(generator.generate(prompt, sampling, max_tokens=60))
         return len(set(tokens)) / len(tokens)
 
@@ -241,11 +241,11 @@ def test_presence_penalty_breaks_a_loop(demo_context, demo_model):
 @pytest.mark.parametrize(
     ("sampling", "message"),
     [
-        (Sampling(temperature=-1), "temperature -1 is outside 0 to 100"),
-        (Sampling(temperature=float("nan")), "temperature nan"),
-        (Sampling(temperature=1, top_p=1.5), "top-p 1.5"),
-        (Sampling(temperature=1, top_k=-2), "top-k -2"),
-        (Sampling(temperature=1, seed=1 << 32), "seed"),
+        (SamplerOptions(temperature=-1), "temperature -1 is outside 0 to 100"),
+        (SamplerOptions(temperature=float("nan")), "temperature nan"),
+        (SamplerOptions(temperature=1, top_p=1.5), "top-p 1.5"),
+        (SamplerOptions(temperature=1, top_k=-2), "top-k -2"),
+        (SamplerOptions(temperature=1, seed=1 << 32), "seed"),
     ],
 )
 def test_settings_out_of_range_are_refused(sampling, message):

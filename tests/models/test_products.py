@@ -40,6 +40,13 @@ def test_any_leading_dimensions_and_strides(library: str) -> None:
     torch.testing.assert_close(product(x, weight), F.linear(x, weight), rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_single_input_needs_no_leading_dimension(library: str, dtype: torch.dtype) -> None:
+    x, weight = torch.randn(512).to(dtype), torch.randn(600, 512).to(dtype)
+    torch.testing.assert_close(product(x, weight), product(x[None], weight)[0])
+    assert product(x, weight).shape == (600,)
+
+
 def test_what_is_not_finite_stays_in_its_row(library: str) -> None:
     x, weight = torch.randn(40, 512), torch.randn(384, 512)
     x[3, 0], x[7, 1] = torch.nan, torch.inf
@@ -67,3 +74,16 @@ def test_experts_of_any_size_make_few_shapes(monkeypatch: pytest.MonkeyPatch) ->
         assert product(torch.empty(rows, 16, dtype=torch.bfloat16), weight).shape == (rows, 16)
     assert len(shapes) < 90
     assert all(len(shape) == 2 for shape in shapes)
+
+
+@pytest.mark.parametrize(
+    ("told", "slow"),
+    [({"cpu_name": "AMD EPYC"}, True), ({"cpu_name": "Intel Xeon"}, False), ({}, False)],
+)
+def test_a_processor_that_has_no_name_is_no_amd(
+    monkeypatch: pytest.MonkeyPatch, told: dict[str, str], slow: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: told, raising=False)
+    assert products.slow_mkl.__wrapped__() is slow
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert products.slow_mkl.__wrapped__() is False

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from pretend_gpu import pretend_gpus
 from safetensors.torch import load_file
 from tiny import EXPERTS, random_rows, tiny_model, tiny_scheme
 
+from eval.bench.pretend_gpu import pretend_gpus
 from qwen3q.checkpoint.reader import Checkpoint
 from qwen3q.models.source import describe
 from qwen3q.quantize import arithmetic, linears

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from qwen3q.calibrate.statistics import Gram, MomentWatch, merged
+from qwen3q.quantize.gptq import factorize
 from qwen3q.quantize.team import Team
 from tests.quantize.problems import inputs
 
@@ -43,6 +44,20 @@ def test_hessian_and_drift_equal_those_of_all_tokens_at_once(
     found = gram.cross if outputs < 600 else gram.cross @ weight.T
     close["atol"] = (1e-4 if exact else 2**-8) * float(drift.abs().max())
     assert torch.allclose(found.double(), drift, **close)
+
+
+@pytest.mark.parametrize("factors", [torch.float32, torch.bfloat16])
+def test_massive_activations_leave_second_moments_positive(factors: torch.dtype) -> None:
+    """A row's first token is thousands of times larger in a few channels (Sun et al.,
+    arXiv 2402.17762): the Hessian still factors with the damping that was asked for."""
+    gram = Gram(256, drift=False, factors=factors)
+    massive = torch.tensor([9000.0, 7000, -5000, 3000])
+    for seed in range(8):
+        row = inputs(128, 256, seed)
+        row[0, 40:44] = massive
+        gram.add([gram.pair(row.bfloat16(), None)])
+    gram.finish()
+    assert factorize(gram.hessian[None], 128, 0.01).damping == (0.01,)
 
 
 def test_without_drift_only_the_hessian_is_kept() -> None:

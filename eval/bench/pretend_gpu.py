@@ -60,7 +60,7 @@ def _run(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
         where = _numbered(torch.device(kwargs["device"]))
         plain_kwargs["device"] = CPU
     if func is F.rms_norm:  # as on the processor, so that results are the same to the last bit
-        return _put(rms_norm(plain_args[0], plain_kwargs["weight"], kwargs["eps"]), where)
+        return put(rms_norm(plain_args[0], plain_kwargs["weight"], kwargs["eps"]), where)
     found = func(*plain_args, **plain_kwargs)
     name = getattr(func, "__name__", "")
     if name.endswith("_") and not name.endswith("__"):
@@ -68,9 +68,9 @@ def _run(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     if kwargs.get("out") is not None:
         return kwargs["out"]
     if isinstance(found, tuple):
-        parts = [_put(part, where) for part in found]
+        parts = [put(part, where) for part in found]
         return tuple(parts) if type(found) is tuple else type(found)(parts)
-    return _put(found, where)
+    return put(found, where)
 
 
 def _plain(value: Any, tensors: list[torch.Tensor]) -> Any:
@@ -86,7 +86,8 @@ def _plain(value: Any, tensors: list[torch.Tensor]) -> Any:
     return value
 
 
-def _put(value: Any, where: torch.device) -> Any:
+def put(value: Any, where: torch.device) -> Any:
+    """A tensor of the processor as one that lies on ``where``; anything else as it is."""
     if not isinstance(value, torch.Tensor) or where == CPU:
         return value
     if where.type == "mps" and value.dtype in NOT_APPLES:
@@ -133,8 +134,8 @@ def _moved(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Te
     plain = tensor.as_subclass(torch.Tensor)
     found = PLAIN_TO(plain, *(rest or [CPU]), **kwargs)
     if target == source:
-        return tensor if found is plain else _put(found, target)
-    return _put(found.clone(), target)
+        return tensor if found is plain else put(found, target)
+    return put(found.clone(), target)
 
 
 def _numbered(device: torch.device) -> torch.device:
@@ -148,7 +149,7 @@ def _to(self: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
 
 def _factory(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     def run(*args: Any, device: Any = None, **kwargs: Any) -> torch.Tensor:
-        return _put(make(*args, **kwargs), _numbered(torch.device(device or CPU)))
+        return put(make(*args, **kwargs), _numbered(torch.device(device or CPU)))
 
     return run
 
