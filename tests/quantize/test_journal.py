@@ -47,6 +47,13 @@ def test_cut_anywhere_it_keeps_whole_lines_only(path: Path) -> None:
         ({"model": "xyz", "options": FINGERPRINT["options"]}, "model was abc, is xyz"),
         ({"model": "abc"}, 'options was {"damping":0.01}, is absent'),
         (FINGERPRINT | {"torch": "2.14"}, "torch was absent, is 2.14"),
+        (FINGERPRINT | {"options": '{"damping":0.02}'}, "options was damping 0.01, is 0.02."),
+        (FINGERPRINT | {"calibration": "x"}, "calibration was absent, is x."),
+        (
+            FINGERPRINT | {"calibration": "x", "calibration rows": "77"},
+            "continued: calibration was absent, is x.",
+        ),
+        (FINGERPRINT | {"calibration rows": "77"}, "calibration rows was absent, is 77."),
     ],
 )
 def test_other_work_is_refused_by_what_differs(path: Path, now: dict[str, str], says: str) -> None:
