@@ -77,6 +77,17 @@ def test_verdicts_by_the_uncertainty() -> None:
         )
 
 
+@pytest.mark.parametrize(("context", "blocks"), [(1, 1), (16, 1), (17, 2), (8192, 512)])
+def test_vllms_cache_is_whole_blocks_of_16_tokens_per_sequence(context: int, blocks: int) -> None:
+    """Qwen3-8B has 36 layers with 8 heads of 128 for keys and for values, in two bytes."""
+    on = [find_gpu("H100 80GB")]
+    for parallel in (1, 3):
+        found = run("qwen3-8b", "bf16", Settings(context, parallel=parallel), on, Engine.VLLM)
+        assert found.devices[0].kv == parallel * blocks * 16 * 36 * 2 * 8 * 128 * 2
+    halves = run("qwen3-8b", "bf16", Settings(context), on * 2, Engine.VLLM)
+    assert halves.devices[1].kv == blocks * 16 * 36 * 2 * 4 * 128 * 2
+
+
 def test_a_gpu_by_itself_gets_the_verdict_of_a_run_on_it() -> None:
     model = find_model("qwen3-14b")
     settings = Settings(16384, type_k="q8_0", type_v="q8_0")

@@ -75,6 +75,9 @@ def test_a_target_that_exists_is_left_alone(model: Path, tmp_path: Path) -> None
     with pytest.raises(UsageError, match="exists already"):
         make(model, tmp_path, "fp8")
     assert marker.exists()
+    left = tmp_path / ".Tiny-FP8.replaced"
+    left.mkdir()
+    (left / "of a killed run").touch()
     make(model, tmp_path, "fp8", replace=True)
     assert not marker.exists()
     assert [path.name for path in tmp_path.iterdir()] == ["Tiny-FP8"]
