@@ -213,6 +213,13 @@ def test_fit_lists_what_fits_best_first() -> None:
     )
 
 
+def test_only_experts_are_offered_in_the_type_for_experts() -> None:
+    runs = possible_runs([find_gpu("RTX 3060 12GB")], Settings(16384))
+    offered = [release for release, run in runs if run.weights.format == "gguf:MXFP4_MOE"]
+    assert offered
+    assert all(release.config.is_moe for release in offered)
+
+
 def test_expected_quality_orders_sizes_and_bits() -> None:
     def quality(name: str, fmt: str) -> float:
         release = find_release(name)
@@ -224,5 +231,8 @@ def test_expected_quality_orders_sizes_and_bits() -> None:
     assert whole == sorted(whole)
     bits = [quality("qwen3-8b", f"gguf:{t}") for t in ("Q2_K", "Q3_K_M", "Q4_K_M", "Q6_K", "Q8_0")]
     assert bits == sorted(bits)
+    assert quality("qwen3-4b-2507", "bf16") > quality("qwen3-4b", "bf16")
+    assert quality("qwen3-coder-30b-a3b", "bf16") < quality("qwen3-30b-a3b", "bf16")
+    assert quality("qwen3-8b", "gguf:Q4_0") < quality("qwen3-8b", "gguf:Q4_K_S")
     assert quality("qwen3-32b", "gguf:Q4_K_M") > quality("qwen3-14b", "bf16")
     assert quality("qwen3-8b", "gguf:Q4_K_M") > quality("qwen3-14b", "gguf:IQ1_S")
