@@ -209,6 +209,8 @@ def _completion(served: Served, body: dict[str, Any]) -> dict[str, Any]:
     choice: dict[str, Any] = {"text": served.decode(made), "finish_reason": finish}
     scores = [served.log_probability(a, b) for a, b in pairwise(tokens)]
     if served.dialect == "vllm":
+        if body.get("top_k", -1) < 1 and body.get("top_k", -1) != -1:
+            raise Refuse("top_k must be -1 (disable), or at least 1.")
         if body.get("return_token_ids"):
             choice["token_ids"] = made
         if "prompt_logprobs" in body:

@@ -10,7 +10,7 @@ import pytest
 
 from qwen3q.calibrate.files import read_records
 from qwen3q.calibrate.hub_set import HubSet, parse_hub_set, stream_hub_set
-from qwen3q.calibrate.load import CalibrationOptions, load_calibration
+from qwen3q.calibrate.load import CalibrationOptions, check_calibration, load_calibration
 from qwen3q.calibrate.rows import encode
 from qwen3q.calibrate.samples import parse_record
 from qwen3q.errors import MissingPackageError, SourceError, UsageError
@@ -134,6 +134,26 @@ def test_bad_files(demo, tmp_path, name, content, message):
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(UsageError, match=message) as caught:
         load_calibration(str(path), demo, options())
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("name", [None, "self", "balanced", "hub:org/name", "hub:org/name:a:b:c"])
+def test_what_can_be_calibrated_with_passes_the_first_look(name):
+    check_calibration(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("hub:", "'hub:' is no data set"),
+        ("hub:org/name:a:b:c:d", "is no data set"),
+        ("no/such.jsonl", r"no/such\.jsonl"),
+        ("balancd", "'balancd'"),
+    ],
+)
+def test_what_can_not_is_refused_at_the_first_look(name, message):
+    with pytest.raises(UsageError, match=message) as caught:
+        check_calibration(name)
     assert caught.value.hint
 
 

@@ -70,6 +70,33 @@ def test_one_mode_only(demo):
         assert (text.count("</think>") > 3) == (not thinking)
 
 
+THOUGHT, UNTHOUGHT = (0.6, 0.95, 20), (0.7, 0.8, 20)
+"""Temperature, top-p and top-k that the model cards of Qwen3 and its 2507 releases recommend."""
+
+
+@pytest.mark.parametrize(
+    ("opening", "expected"),
+    [
+        ("{{ '<think>' if enable_thinking else '<think></think>' }}", {THOUGHT, UNTHOUGHT}),
+        ("<think>", {THOUGHT}),
+        ("", {UNTHOUGHT}),
+    ],
+    ids=["hybrid", "thinking", "instruct"],
+)
+def test_answers_are_sampled_as_the_model_card_says(demo, opening, expected):
+    _, tokenizer, _ = demo
+    turns = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    )
+    source = (
+        turns + "{% if add_generation_prompt %}<|im_start|>assistant\n" + opening + "{% endif %}"
+    )
+    model = Scripted(tokenizer, "Seven sheep sleep.")
+    self_calibration(model, tokenizer, ChatTemplate(source), length=LENGTH, rows=8)
+    answers = [r for r in model.requests if r.max_tokens == 2 * LENGTH]
+    assert {(r.temperature, r.top_p, r.top_k) for r in answers} == expected
+
+
 def test_requests_stay_within_the_context(demo):
     """Also with the longest question, thought about until the limit."""
     _, tokenizer, template = demo

@@ -20,6 +20,7 @@ def test_a_card_gets_its_figures_once(tmp_path):
     assert once.startswith("---\ntags: [qwen3]\n---\n\n# Name\n")
     assert "0.01200" in once
     assert "Q2_K" not in once
+    assert "On books & more: 2,550 positions, chunks of 512 tokens." in once
     update_card(card, EXAMPLE, "Q4_0")
     assert card.read_text() == once
     with pytest.raises(UsageError, match="no model card"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from itertools import combinations, pairwise
+from math import log
 from xml.etree import ElementTree
 
 import numpy as np
@@ -33,6 +34,28 @@ def test_labels_of_points_close_together_do_not_cover_each_other():
     assert len(boxes) == len(places)
     for a, b in combinations(boxes, 2):
         assert a[1] <= b[0] or b[1] <= a[0] or a[3] <= b[2] or b[3] <= a[2]
+
+
+@pytest.mark.parametrize(("unit", "name"), [(1e6, "MB"), (1e9, "GB")])
+def test_points_stand_where_the_axes_say(unit, name):
+    places = {"Q2_K": (0.9, 0.065), "Q4_K_M": (5.2, 0.0076), "Q8_0": (8.4, 0.0003)}
+    rows = [row(n, round(size * unit), kl) for n, (size, kl) in places.items()]
+    svg = ElementTree.fromstring(size_against_divergence(comparable(report(*rows))[0]))
+    texts = list(svg.iter("text"))
+    assert f"size, {name}" in [mark.text for mark in texts]
+    ticks = [mark for mark in texts if mark.get("class") == "tick"]
+    across = {float(t.get("x")): float(t.text) for t in ticks if t.get("text-anchor") == "middle"}
+    up = {float(t.get("y")) - 4: log(float(t.text)) for t in ticks if t.get("text-anchor") == "end"}
+    dots = list(svg.iter("circle"))
+    assert len(dots) == len(places)
+    for dot in dots:
+        size, kl = places[dot[0].text.partition(":")[0]]
+        assert value_at(float(dot.get("cx")), across) == pytest.approx(size, abs=0.01)
+        assert value_at(float(dot.get("cy")), up) == pytest.approx(log(kl), abs=0.01)
+
+
+def value_at(place: float, ticks: dict[float, float]) -> float:
+    return float(np.interp(place, sorted(ticks), [ticks[at] for at in sorted(ticks)]))
 
 
 def test_errors_that_hardly_differ_look_alike():

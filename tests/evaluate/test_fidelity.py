@@ -47,7 +47,7 @@ def test_scores_equal_the_textbook_sums(logits):
     p, q = softmax(reference), softmax(model)
     rows = np.arange(ROWS)
     out = scores_of(reference, model, targets)
-    np.testing.assert_allclose(out.kl, (p * np.log(p / q)).sum(axis=1), rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(out.kl, (p * np.log(p / q)).sum(axis=1), rtol=1e-4)
     np.testing.assert_allclose(out.nll, -np.log(q[rows, targets]), rtol=1e-5)
     np.testing.assert_allclose(
         out.probability_change, q[rows, targets] - p[rows, targets], atol=1e-6
@@ -88,3 +88,22 @@ def test_standard_errors_are_the_spread_of_repeated_samples(statistic, numpys):
     assert estimates[0].value == pytest.approx(numpys(samples[0]))
     spread = np.std([e.value for e in estimates])
     assert np.mean([e.stderr for e in estimates]) == pytest.approx(spread, rel=0.15)
+
+
+def test_a_summarys_errors_are_the_spread_of_repeated_texts():
+    rng = np.random.default_rng(6)
+    texts = []
+    for _ in range(400):
+        base, kl = rng.exponential(2, (2, 2000))
+        change = rng.normal(0, 0.1, 2000)
+        scores = TokenScores(base + change, kl, change, rng.random(2000) < 0.9)
+        texts.append(summarize_fidelity(scores, base))
+    for name in ("perplexity", "log_perplexity_ratio", "kl_mean", "probability_rms", "top1"):
+        estimates = [getattr(text, name) for text in texts]
+        spread = np.std([e.value for e in estimates])
+        assert np.mean([e.stderr for e in estimates]) == pytest.approx(spread, rel=0.15), name
+    assert np.mean([text.top1.value for text in texts]) == pytest.approx(0.9, abs=0.002)
+    assert np.mean([text.probability_rms.value for text in texts]) == pytest.approx(0.1, rel=0.01)
+    assert np.mean([text.kl_p999.value for text in texts]) == pytest.approx(
+        -2 * np.log(1e-3), rel=0.05
+    )

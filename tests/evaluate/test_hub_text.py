@@ -135,6 +135,16 @@ def test_c4_windows_are_gptqs(site):
     made = text_chunks(windows, open_codec(artefact), context, None, parse_special=False)
     np.testing.assert_array_equal(made, expected)
     assert text_digest(windows) != text_digest(DocumentWindows(windows.documents, 256, seed=1))
+    assert text_digest(windows) != text_digest(DocumentWindows(windows.documents[1:], 256))
+    assert text_digest(windows) != text_digest(DocumentWindows(windows.documents, 255))
+
+
+def test_a_whole_text_is_cut_into_all_its_chunks():
+    codec, text = open_codec(find_artefact("demo")), "A few words and a line.\n" * 40
+    tokens = codec.encode(text, parse_special=False)
+    for most in (None, 2):
+        made = text_chunks(text, codec, 16, most, parse_special=False)
+        np.testing.assert_array_equal(made.ravel(), tokens[: 16 * (most or len(tokens) // 16)])
 
 
 def test_documents_that_are_all_too_short():

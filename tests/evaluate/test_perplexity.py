@@ -120,6 +120,20 @@ def test_the_beginning_of_a_text_has_the_tokens_of_the_whole(needed, model):
     np.testing.assert_array_equal(encode_beginning(text, None, encode), whole)
 
 
+@pytest.mark.parametrize("needed", [1, 40, 90])
+def test_a_text_of_few_tokens_is_read_as_far_as_it_takes(needed):
+    """One token for each of a hundred lines of 1000 characters."""
+    text = ("x" * 999 + "\n") * 100
+    read: list[int] = []
+
+    def encode(part: str) -> np.ndarray:
+        read.append(len(part))
+        return np.arange(part.count("\n"))
+
+    assert needed < len(encode_beginning(text, needed, encode)) <= 2 * needed + 2
+    assert read == sorted(read)
+
+
 def test_a_coarse_cache_costs_a_little(model, text):
     fine, coarse = (
         measure_perplexity(

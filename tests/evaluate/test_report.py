@@ -215,6 +215,7 @@ def test_a_report_that_is_read_can_be_drawn(tmp_path, capsys):
 def test_layer_errors_average_experts():
     rows = [{"name": f"model.layers.3.mlp.experts.{e}.up_proj.weight", "error": e} for e in (1, 3)]
     rows.append({"name": "model.layers.3.self_attn.q_proj.weight", "error": 0.5})
+    rows += [{"name": name, "error": 1} for name in ("a.b.c.up_proj.weight", "model.layers.7", "x")]
     assert layer_errors({"linears": rows}) == {"3": {"up_proj": 2.0, "q_proj": 0.5}}
 
 

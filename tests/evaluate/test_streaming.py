@@ -164,6 +164,39 @@ def test_failures_are_counted_and_not_repeated(codec):
     assert "5 failed" in streaming_table({"streaming": [{"artefact": "a"} | row]}).rows[0][2]
 
 
+@pytest.mark.parametrize(
+    ("known", "ids"),
+    [
+        ({"ids", "ignore_eos", "stream_options"}, True),
+        ({"ignore_eos", "stream_options"}, False),
+        ({"stream_options"}, False),
+        (set(), False),
+    ],
+)
+def test_a_server_is_asked_for_no_more_than_it_knows(codec, known, ids):
+    def stream(write) -> None:
+        write(event("x") + event("y") + DONE)
+
+    def fault(handler) -> bool:
+        asked = handler.asked if handler.command == "POST" else {}
+        used = {"ignore_eos", "stream_options"} & asked.keys()
+        used |= {"ids"} if not isinstance(asked.get("prompt", ""), str) else set()
+        if asked.get("stream") and not used <= known:
+            reply(handler, 400, {"error": {"message": "unknown field"}})
+            return True
+        return False
+
+    options = StreamingOptions(concurrency=(1,), prompt=16, generate=2, requests=3)
+    with serve(server(codec, stream, fault=fault)) as served:
+        (level,) = measure_streaming(find_endpoint(served.url), codec, options)
+        asked = [body for _, body in served.requests[-3:]]
+    assert [stream.failure for stream in level.streams] == [""] * 3
+    for body in asked:
+        assert {"ignore_eos", "stream_options"} & body.keys() == known - {"ids"}
+        tokens = body["prompt"] if ids else codec.encode(body["prompt"], parse_special=True)
+        assert len(tokens) == 16
+
+
 def test_a_level_where_all_failed_has_no_figures():
     stream = Stream(1.0, (), None, None, "gone")
     row = level_row(Level(2, (stream, stream), 3.0), StreamingOptions())

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+import transformers
 from bitsandbytes import functional
 
+from qwen3q.errors import CheckpointError
 from qwen3q.formats import bitsandbytes, fp8
+from qwen3q.plan.schemes import parse_scheme
 
 
 @pytest.fixture
@@ -38,6 +41,31 @@ def test_reads_double_quantization(weight: torch.Tensor, kind: str) -> None:
     ours = bitsandbytes.dequantize_4bit({**stored, "weight": packed}, weight.shape)
     theirs = functional.dequantize_4bit(packed, state)
     assert torch.allclose(ours, theirs, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("block", [100, 1000])
+def test_double_quantization_whose_blocks_do_not_fit_is_refused(block: int) -> None:
+    packed, state = functional.quantize_4bit(
+        torch.randn(256, 192), blocksize=64, quant_type="nf4", compress_statistics=True
+    )
+    assert state.state2.absmax.numel() == 3
+    state.state2.blocksize = block
+    stored = {f"weight.{name}": value for name, value in state.as_dict(packed=True).items()}
+    with pytest.raises(CheckpointError, match="does not describe the weights"):
+        bitsandbytes.dequantize_4bit({**stored, "weight": packed}, (256, 192))
+
+
+@pytest.mark.parametrize("name", ["bnb:nf4", "bnb:int8"])
+def test_the_config_is_what_transformers_writes(name: str) -> None:
+    asked = {"load_in_4bit": True} if name == "bnb:nf4" else {"load_in_8bit": True}
+    theirs = transformers.BitsAndBytesConfig(
+        **asked,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=torch.bfloat16,
+        llm_int8_skip_modules=["lm_head"],
+    ).to_dict()
+    ours = bitsandbytes.quantization_config(parse_scheme(name), ["lm_head"], "bfloat16")
+    assert ours == {key: theirs[key] for key in ours}
 
 
 def test_int8_equals_bitsandbytes(weight: torch.Tensor) -> None:

@@ -86,6 +86,17 @@ def test_huge_counts_are_refused_before_allocation(tmp_path, at):
         read_header(path)
 
 
+@pytest.mark.parametrize("alignment", [0, 33])
+def test_an_alignment_that_is_no_power_of_two_is_refused(tmp_path, alignment):
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "qwen3")
+    writer.add_uint32("general.alignment", alignment)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    with pytest.raises(CheckpointError, match=f"general.alignment is {alignment}"):
+        read_header(tmp_path / "m.gguf")
+
+
 def test_every_flipped_byte_is_read_or_refused(tmp_path):
     """No byte of the header can cause anything but a sentence."""
     whole = our_file(tmp_path / "m.gguf").read_bytes()

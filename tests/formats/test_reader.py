@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -200,6 +201,64 @@ def test_groups_outside_are_refused(dense: Path, tmp_path: Path) -> None:
         pytest.raises(CheckpointError, match="outside the 1 groups"),
     ):
         folder.weight("model.layers.0.mlp.up_proj.weight")
+
+
+@pytest.mark.parametrize(("stated", "bits"), [({}, 8), ({"num_bits": 4}, 4), (None, None)])
+def test_inputs_are_rounded_as_the_config_says(
+    stated: dict[str, int] | None, bits: int | None, dense: Path, tmp_path: Path
+) -> None:
+    write_folder(tmp_path / "q", dense, parse_scheme("int8"))
+    path = tmp_path / "q" / "config.json"
+    raw = json.loads(path.read_text())
+    inputs = stated if stated is None else {"dynamic": True, **stated}
+    raw["quantization_config"]["config_groups"]["group_0"]["input_activations"] = inputs
+    path.write_text(json.dumps(raw))
+    with QuantizedFolder(tmp_path / "q") as folder:
+        assert folder.activation_bits == bits
+
+
+@pytest.mark.parametrize("scale", ["row", "column", "one"])
+def test_float_quantized_channels(scale: str, dense: Path, tmp_path: Path) -> None:
+    """llm-compressor's FP8: one scale per output channel, or for all (``weight * scale``)."""
+    shutil.copytree(dense, tmp_path / "q")
+    path = tmp_path / "q" / "model.safetensors"
+    tensors, expected = load_file(path), {}
+    for name, weight in load_file(path).items():
+        if name.endswith("_proj.weight"):
+            tops = weight.float().abs().amax(1, keepdim=True)
+            scales = (tops if scale != "one" else tops.max()) / 448
+            codes = (weight.float() / scales).to(torch.float8_e4m3fn)
+            expected[name] = codes.float() * scales
+            tensors[name] = codes
+            stored = scales if scale == "column" else scales.reshape(-1)
+            tensors[name.replace(".weight", ".weight_scale")] = stored.clone()
+    save_file(tensors, path)
+    with QuantizedFolder(tmp_path / "q") as folder:
+        for name, weight in expected.items():
+            assert folder.weights[name].storage is Storage.FP8_CHANNELS
+            assert torch.equal(folder.weight(name), weight), name
+
+
+def test_nvfp4_is_recognised_and_not_read(dense: Path, tmp_path: Path) -> None:
+    """compressed-tensors' nvfp4-pack-quantized: two codes a byte, an FP8 scale per 16 inputs."""
+    shutil.copytree(dense, tmp_path / "q")
+    path = tmp_path / "q" / "model.safetensors"
+    tensors = load_file(path)
+    for name, weight in load_file(path).items():
+        if name.endswith("_proj.weight"):
+            (out, columns), module = weight.shape, name.removesuffix(".weight")
+            del tensors[name]
+            tensors[f"{module}.weight_packed"] = torch.zeros(out, columns // 2, dtype=torch.uint8)
+            scales = torch.ones(out, columns // 16).to(torch.float8_e4m3fn)
+            tensors[f"{module}.weight_scale"] = scales
+            tensors[f"{module}.weight_global_scale"] = torch.ones(1)
+    save_file(tensors, path)
+    with QuantizedFolder(tmp_path / "q") as folder:
+        name = "model.layers.1.mlp.down_proj.weight"
+        found = folder.weights[name]
+        assert (found.storage, found.bits, found.group_size) == (Storage.NVFP4, 4, 16)
+        with pytest.raises(CheckpointError, match="NVFP4, which is recognised but not read"):
+            folder.weight(name)
 
 
 def test_float_folder_is_read_too(dense: Path) -> None:

@@ -155,6 +155,8 @@ def test_an_answer_ends_at_max_tokens_or_the_context(demo_model, sum_prompt):
         tokens = list(generator.generate(prompt, SamplerOptions(temperature=1, seed=3)))
         assert generator.stop_reason is StopReason.CONTEXT
         assert len(prompt) + len(tokens) == context.size + 1
+        with pytest.raises(UsageError, match="has 256 tokens; the context holds 256"):
+            list(generator.generate(prompt[:1] * 256, GREEDY))
         with pytest.raises(UsageError, match="has 300 tokens; the context holds 256"):
             list(generator.generate([1] * 300, GREEDY))
         with pytest.raises(UsageError, match="no tokens"):

@@ -77,6 +77,17 @@ def test_verdicts_by_the_uncertainty() -> None:
         )
 
 
+@pytest.mark.parametrize(("context", "blocks"), [(1, 1), (16, 1), (17, 2), (8192, 512)])
+def test_vllms_cache_is_whole_blocks_of_16_tokens_per_sequence(context: int, blocks: int) -> None:
+    """Qwen3-8B has 36 layers with 8 heads of 128 for keys and for values, in two bytes."""
+    on = [find_gpu("H100 80GB")]
+    for parallel in (1, 3):
+        found = run("qwen3-8b", "bf16", Settings(context, parallel=parallel), on, Engine.VLLM)
+        assert found.devices[0].kv == parallel * blocks * 16 * 36 * 2 * 8 * 128 * 2
+    halves = run("qwen3-8b", "bf16", Settings(context), on * 2, Engine.VLLM)
+    assert halves.devices[1].kv == blocks * 16 * 36 * 2 * 4 * 128 * 2
+
+
 def test_a_gpu_by_itself_gets_the_verdict_of_a_run_on_it() -> None:
     model = find_model("qwen3-14b")
     settings = Settings(16384, type_k="q8_0", type_v="q8_0")
@@ -202,6 +213,13 @@ def test_fit_lists_what_fits_best_first() -> None:
     )
 
 
+def test_only_experts_are_offered_in_the_type_for_experts() -> None:
+    runs = possible_runs([find_gpu("RTX 3060 12GB")], Settings(16384))
+    offered = [release for release, run in runs if run.weights.format == "gguf:MXFP4_MOE"]
+    assert offered
+    assert all(release.config.is_moe for release in offered)
+
+
 def test_expected_quality_orders_sizes_and_bits() -> None:
     def quality(name: str, fmt: str) -> float:
         release = find_release(name)
@@ -213,5 +231,8 @@ def test_expected_quality_orders_sizes_and_bits() -> None:
     assert whole == sorted(whole)
     bits = [quality("qwen3-8b", f"gguf:{t}") for t in ("Q2_K", "Q3_K_M", "Q4_K_M", "Q6_K", "Q8_0")]
     assert bits == sorted(bits)
+    assert quality("qwen3-4b-2507", "bf16") > quality("qwen3-4b", "bf16")
+    assert quality("qwen3-coder-30b-a3b", "bf16") < quality("qwen3-30b-a3b", "bf16")
+    assert quality("qwen3-8b", "gguf:Q4_0") < quality("qwen3-8b", "gguf:Q4_K_S")
     assert quality("qwen3-32b", "gguf:Q4_K_M") > quality("qwen3-14b", "bf16")
     assert quality("qwen3-8b", "gguf:Q4_K_M") > quality("qwen3-14b", "gguf:IQ1_S")

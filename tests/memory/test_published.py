@@ -115,6 +115,24 @@ def test_decode_speed_of_published_runs(
     assert 1 / seconds == pytest.approx(tokens_per_second, rel=0.08)
 
 
+@pytest.mark.parametrize(
+    ("model", "gpu", "tokens_per_second"),
+    [
+        ("qwen3-8b", "RX 7800 XT", 1855.04),
+        ("qwen3-14b", "RTX 4080", 3866.13),
+        ("qwen3-14b", "RTX 3080 10GB", 2341.71),
+        ("qwen3-30b-a3b", "RTX PRO 6000 Blackwell", 7640.08),
+    ],
+)
+def test_prefill_speed_of_published_runs(model: str, gpu: str, tokens_per_second: float) -> None:
+    """llama-bench's pp512."""
+    found, on = find_model(model), [find_gpu(gpu)]
+    weights = found.weights("gguf:Q4_K_M")
+    run = estimate("", found.config, weights, Engine.LLAMA_CPP, Settings(4096), on)
+    assert run.speed is not None
+    assert run.speed.prefill == pytest.approx(tokens_per_second, rel=0.09)
+
+
 def test_two_equal_gpus_in_a_row_decode_as_fast_as_one() -> None:
     found, part = find_model("qwen3-8b"), find_gpu("RTX 3090")
 

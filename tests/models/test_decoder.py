@@ -97,9 +97,15 @@ def test_layer_equals_transformers(kind: str, extra: dict[str, Any]) -> None:
     assert torch.allclose(mine / scale, states[1] / scale, atol=1e-5, rtol=0)
 
 
-def test_yarn_changes_the_angles_that_transformers_changes() -> None:
-    model, config = reference({**SHAPE, **YARN}, "qwen3")
-    assert config.yarn == Yarn(4.0, 32)
+@pytest.mark.parametrize(("original", "factor"), [(32, 4.0), (4096, 2.5), (131072, 4.0)])
+def test_yarn_changes_the_angles_that_transformers_changes(original: int, factor: float) -> None:
+    scaling = YARN["rope_scaling"] | {
+        "factor": factor, "original_max_position_embeddings": original
+    }  # fmt: skip
+    longest = round(original * factor)
+    shape = SHAPE | {"head_dim": 128, "max_position_embeddings": longest, "rope_scaling": scaling}
+    model, config = reference(shape, "qwen3")
+    assert config.yarn == Yarn(factor, original)
     positions = torch.arange(100)[None]
     cos, sin = model.model.rotary_emb(torch.zeros(1, 100, 1), positions)
     mine = rope_table(config, 100)

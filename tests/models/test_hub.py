@@ -18,6 +18,8 @@ from qwen3q.models.config import read_config
 from qwen3q.models.hub import execute, fetch_config, plan_download
 from tests.models.tiny_hub import CHUNK, REPO, SHARD, fetch, offline
 
+OTHER = "model-00002-of-00002.safetensors"
+
 
 def partial_files(site):
     return list(site.cache.rglob("*.incomplete"))
@@ -254,6 +256,22 @@ def test_offline_with_a_part_of_the_model_names_what_is_missing(server, site):
     folder = fetch(site)
     (folder / SHARD).unlink()
     with pytest.raises(SourceError, match=f"{SHARD} is missing"):
+        fetch(offline(site))
+
+
+def test_offline_without_any_weights(server, site):
+    folder = fetch(site)
+    for path in [*folder.glob("*.safetensors"), *folder.glob("*.index.json")]:
+        path.unlink()
+    with pytest.raises(SourceError, match=r"only partly .* \*\.safetensors is missing"):
+        fetch(offline(site))
+
+
+def test_offline_too_a_model_is_a_qwen3(server, site):
+    server.repos[REPO].files["config.json"] = b'{"model_type": "llama"}'
+    for name in ("config.json", "tokenizer.json", "model.safetensors.index.json", SHARD, OTHER):
+        huggingface_hub.hf_hub_download(REPO, name, cache_dir=site.cache, endpoint=server.endpoint)
+    with pytest.raises(ModelError, match="llama"):
         fetch(offline(site))
 
 

@@ -57,6 +57,15 @@ def test_a_folder_is_what_was_planned(model: Path, tmp_path: Path) -> None:
         assert torch.equal(tensor, original[name])
 
 
+def test_progress_counts_every_unit_of_every_folder(model: Path, tmp_path: Path) -> None:
+    source, told = describe(str(model)), []
+    with Checkpoint(model) as checkpoint:
+        jobs = driver.folder_jobs(source, checkpoint, map(parse_scheme, ("fp8", "bf16")), tmp_path)
+        driver.quantize_folders(source, checkpoint, jobs, progress=lambda *now: told.append(now))
+    units = 2 * (source.config.num_hidden_layers + 1)
+    assert told == [(done, units, "quantizing") for done in range(1, units + 1)]
+
+
 def test_overrides_keep_a_linear_as_it_is(model: Path, tmp_path: Path) -> None:
     scheme = parse_scheme("fp8", overrides=(Override("*.down_proj", keep_float=True),))
     make(model, tmp_path, scheme)
@@ -75,6 +84,9 @@ def test_a_target_that_exists_is_left_alone(model: Path, tmp_path: Path) -> None
     with pytest.raises(UsageError, match="exists already"):
         make(model, tmp_path, "fp8")
     assert marker.exists()
+    left = tmp_path / ".Tiny-FP8.replaced"
+    left.mkdir()
+    (left / "of a killed run").touch()
     make(model, tmp_path, "fp8", replace=True)
     assert not marker.exists()
     assert [path.name for path in tmp_path.iterdir()] == ["Tiny-FP8"]

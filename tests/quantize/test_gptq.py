@@ -140,3 +140,9 @@ def test_damping_grows_until_the_hessian_factors() -> None:
 @pytest.mark.parametrize("broken", [0.0, float("nan")])
 def test_hopeless_hessians_are_told(broken: float) -> None:
     assert math.isnan(factorize(torch.full((1, 64, 64), broken), 32, 0.01).damping[0])
+
+
+def test_one_broken_entry_makes_a_hessian_hopeless() -> None:
+    moments = hessian(400, 64)
+    moments[0, 60, 3] = moments[0, 3, 60] = float("nan")
+    assert math.isnan(factorize(moments, 32, 0.01).damping[0])

@@ -45,8 +45,16 @@ def test_cut_anywhere_it_keeps_whole_lines_only(path: Path) -> None:
     ("now", "says"),
     [
         ({"model": "xyz", "options": FINGERPRINT["options"]}, "model was abc, is xyz"),
+        (FINGERPRINT | {"model": "12e5"}, "model was abc, is 12e5"),
         ({"model": "abc"}, 'options was {"damping":0.01}, is absent'),
         (FINGERPRINT | {"torch": "2.14"}, "torch was absent, is 2.14"),
+        (FINGERPRINT | {"options": '{"damping":0.02}'}, "options was damping 0.01, is 0.02."),
+        (FINGERPRINT | {"calibration": "x"}, "calibration was absent, is x."),
+        (
+            FINGERPRINT | {"calibration": "x", "calibration rows": "77"},
+            "continued: calibration was absent, is x.",
+        ),
+        (FINGERPRINT | {"calibration rows": "77"}, "calibration rows was absent, is 77."),
     ],
 )
 def test_other_work_is_refused_by_what_differs(path: Path, now: dict[str, str], says: str) -> None:
@@ -55,6 +63,12 @@ def test_other_work_is_refused_by_what_differs(path: Path, now: dict[str, str], 
     assert says in error.value.message
     assert "--force" in error.value.hint
     assert continue_journal(path, FINGERPRINT).units
+
+
+def test_descriptions_that_happen_to_be_numbers(tmp_path: Path) -> None:
+    start_journal(tmp_path / "j", {"model": "12e5"})
+    with pytest.raises(UsageError, match="model was 12e5, is 34"):
+        continue_journal(tmp_path / "j", {"model": "34"})
 
 
 def test_a_file_that_is_no_journal(tmp_path: Path) -> None:

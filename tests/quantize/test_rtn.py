@@ -29,6 +29,8 @@ def naive_error(
 def test_search_beats_every_range_of_a_fine_scan(name: str) -> None:
     scheme = parse_scheme(name)
     values = weights(64, 6).double()
+    if not scheme.symmetric:
+        values += torch.linspace(-0.03, 0.03, 6)
     costs = torch.rand(1, 64, generator=torch.Generator().manual_seed(2)).double()
     grid = search_range(values, costs, scheme)
     top = 2**scheme.bits - 1
@@ -37,7 +39,7 @@ def test_search_beats_every_range_of_a_fine_scan(name: str) -> None:
         found = naive_error(
             column, weight, float(grid.scales[0, out]), int(grid.zeros[0, out]), top
         )
-        for ratio in (0.6, 0.7, 0.8, 0.9, 1.0):
+        for ratio in (step / 50 for step in range(25, 53)):
             low, high = min(0.0, min(column)) * ratio, max(0.0, max(column)) * ratio
             if scheme.symmetric:
                 scale, zero = 2 * max(-low, high) / top, (top + 1) // 2
@@ -45,7 +47,7 @@ def test_search_beats_every_range_of_a_fine_scan(name: str) -> None:
                 scale = (high - low) / top
                 zero = min(max(round(-low / scale), scheme.min_zero), top)
             scale = float(round_scale(torch.tensor(scale), scheme))
-            assert found <= naive_error(column, weight, scale, zero, top) * 1.04
+            assert found <= naive_error(column, weight, scale, zero, top) * 1.001
 
 
 @pytest.mark.parametrize("name", SCHEMES)

@@ -91,10 +91,16 @@ def test_centred_scales_average_to_one() -> None:
 def test_a_folded_norm_is_exact_in_its_dtype() -> None:
     norm = torch.randn(512).to(torch.bfloat16).float()
     norm[7] = 0
-    folded, exact = fold_into_norm(norm, torch.exp(torch.randn(512)), torch.bfloat16)
+    norm[8] = 2.0**-100
+    scales = torch.exp(torch.randn(512))
+    scales[8], scales[9] = 1e30, 1e-45
+    folded, exact = fold_into_norm(norm, scales, torch.bfloat16)
+    taken = torch.ones(512, dtype=torch.bool)
+    taken[7:10] = False
+    assert torch.allclose(exact[taken], scales[taken], rtol=2**-8, atol=0)
+    assert exact[~taken].tolist() == [1, 1, 1]
     assert torch.equal(folded.to(torch.bfloat16).float(), folded)
     assert torch.allclose(folded * exact, norm, rtol=1e-6, atol=0)
-    assert exact[7] == 1
     assert (exact > 0).all()
 
 
