@@ -10,7 +10,9 @@ from typing import Any
 
 from qwen3q.checkpoint.reader import Checkpoint
 from qwen3q.errors import CheckpointError
+from qwen3q.formats.agreement import disagreement, stored_in_words
 from qwen3q.formats.gguf_file import GgufHeader, read_header, split_paths
+from qwen3q.formats.recognise import recognise
 from qwen3q.models.config import Qwen3Config, parse_config, read_config_json
 from qwen3q.models.source import describe
 from qwen3q.models.tensors import (
@@ -91,16 +93,30 @@ def _inspect_folder(folder: Path, title: str) -> Inspection:
     config = parse_config(raw, str(folder / "config.json"))
     quantization = raw.get("quantization_config")
     with Checkpoint(folder) as checkpoint:
-        if quantization is None:
+        if not quantization:
             check_tensors(config, checkpoint.shapes, str(folder))
         stored = tuple(
             StoredTensor(info.name, info.dtype, info.shape, info.nbytes)
             for info in checkpoint.tensors.values()
         )
         files = len(checkpoint.paths)
-    kind = "safetensors, not quantized" if quantization is None else describe_format(quantization)
-    facts = {"model": title, "folder": str(folder), "format": kind, "files": str(files)}
+        layouts = _layouts(config, checkpoint, quantization) if quantization else {}
+    kind = describe_format(quantization) if quantization else "safetensors, not quantized"
+    facts = {"model": title, "folder": str(folder), "format": kind} | layouts
+    facts["files"] = str(files)
     return Inspection(folder, facts | _shape(config), asdict(config), stored)
+
+
+def _layouts(
+    config: Qwen3Config, checkpoint: Checkpoint, quantization: Mapping[str, Any]
+) -> dict[str, str]:
+    """How the tensors are stored, and what is wrong where the config says something else."""
+    try:
+        found = recognise(config, checkpoint.tensors, str(checkpoint.folder)).values()
+    except CheckpointError as error:
+        return {"warning": error.message}
+    against = disagreement(quantization, found)
+    return {"stored": stored_in_words(found)} | ({"warning": against} if against else {})
 
 
 def describe_format(quantization: Mapping[str, Any]) -> str:

@@ -31,12 +31,11 @@ from qwen3q.quantize.names import (
     CONFIG_NAME,
     GPTQ_CONFIG_NAME,
     MANIFEST_NAME,
+    NOT_CHECKSUMMED,
     REPORT_NAME,
 )
 
 MANIFEST_FORMAT = 1
-NOT_CHECKSUMMED = (REPORT_NAME, CARD_NAME)
-"""The report holds seconds; the card is for people, and evaluations add to it."""
 
 
 @dataclass(frozen=True, slots=True)

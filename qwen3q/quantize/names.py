@@ -7,4 +7,6 @@ CARD_NAME = "README.md"
 REPORT_NAME = "report.json"
 MANIFEST_NAME = "manifest.json"
 GPTQ_CONFIG_NAME = "quantize_config.json"
+NOT_CHECKSUMMED = (REPORT_NAME, CARD_NAME)
+"""The report holds seconds; the card is for people, and evaluations add to it."""
 IMPORTANCE_PREFIX = ".importance-"

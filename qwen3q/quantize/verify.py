@@ -4,24 +4,33 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from qwen3q.checkpoint.reader import Checkpoint, check_all_finite
-from qwen3q.checkpoint.shards import lay_out_shards
+from qwen3q.checkpoint.shards import INDEX_NAME, lay_out_shards
 from qwen3q.checkpoint.writer import file_sha256
 from qwen3q.counts import counted
 from qwen3q.errors import CheckpointError, Qwen3qError, UsageError
+from qwen3q.formats.agreement import disagreement, stored_in_words
 from qwen3q.formats.recognise import recognise
-from qwen3q.models.config import Qwen3Config, read_config
+from qwen3q.models.config import Qwen3Config, read_config, read_config_json
 from qwen3q.models.tensors import model_tensors
 from qwen3q.models.tokenizer import read_tokenizer
 from qwen3q.plan.folder import plan_folder
-from qwen3q.plan.schemes import Override, Scheme, parse_scheme
+from qwen3q.plan.plan import Plan
+from qwen3q.plan.schemes import Layout, Override, Scheme, parse_scheme
 from qwen3q.progress import ProgressFn, silent
-from qwen3q.quantize.names import MANIFEST_NAME, REPORT_NAME
+from qwen3q.quantize.local_plan import COPIED_NAMES
+from qwen3q.quantize.names import (
+    CONFIG_NAME,
+    GPTQ_CONFIG_NAME,
+    MANIFEST_NAME,
+    NOT_CHECKSUMMED,
+    REPORT_NAME,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +81,11 @@ def verify_folder(
     checks += [
         _check("plan", lambda: _plan(folder, config, manifest)),
         _check("report", lambda: _report(folder, config, _scheme(manifest))),
-        _check("checksums", lambda: _checksums(folder, manifest["outputs"], progress)),
+        _check("checksums", lambda: _outputs(folder, config, manifest, progress)),
     ]
     if source is not None:
         files = manifest["source"]["files"]
-        checks.append(_check("source", lambda: _checksums(source, files, progress)))
+        checks.append(_check("source", lambda: _inputs(source, files, progress)))
     return checks
 
 
@@ -107,13 +116,14 @@ def _check(name: str, look: Callable[[], str]) -> Check:
 
 
 def _layout(folder: Path, config: Qwen3Config) -> str:
-    """Every tensor of the model is stored, in a known layout and the right shape."""
+    """Every tensor of the model is stored, in the right shape and the layout of its config."""
     with Checkpoint(folder) as checkpoint:
-        found = recognise(config, checkpoint.tensors, str(folder))
-    kinds: dict[str, int] = {}
-    for weight in found.values():
-        kinds[weight.storage] = kinds.get(weight.storage, 0) + 1
-    return ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+        found = recognise(config, checkpoint.tensors, str(folder)).values()
+    quantization = read_config_json(folder).get("quantization_config")
+    against = disagreement(quantization or {}, found)
+    if against:
+        raise CheckpointError(against)
+    return stored_in_words(found)
 
 
 def _values(folder: Path, progress: ProgressFn) -> str:
@@ -131,10 +141,7 @@ def _tokenizer(folder: Path) -> str:
 
 def _plan(folder: Path, config: Qwen3Config, manifest: Mapping[str, Any]) -> str:
     """The headers are to the byte what the plan of config and scheme says."""
-    dtypes = dict(manifest["source"]["dtypes"])
-    common = dtypes.pop("*", config.dtype)
-    by_name = {spec.name: common for spec in model_tensors(config)} | dtypes
-    plan = plan_folder(folder.name, config, _scheme(manifest), dtypes=by_name)
+    plan = _planned(folder, config, manifest)
     for shard in lay_out_shards(plan.tensors):
         path = folder / shard.filename
         if not path.is_file():
@@ -147,6 +154,13 @@ def _plan(folder: Path, config: Qwen3Config, manifest: Mapping[str, Any]) -> str
         f"{len(plan.tensors)} tensors, {plan.tensor_bytes:,} bytes, "
         f"{plan.bits_per_weight:.2f} bits per weight"
     )
+
+
+def _planned(folder: Path, config: Qwen3Config, manifest: Mapping[str, Any]) -> Plan:
+    dtypes = dict(manifest["source"]["dtypes"])
+    common = dtypes.pop("*", config.dtype)
+    by_name = {spec.name: common for spec in model_tensors(config)} | dtypes
+    return plan_folder(folder.name, config, _scheme(manifest), dtypes=by_name)
 
 
 def _report(folder: Path, config: Qwen3Config, scheme: Scheme) -> str:
@@ -169,6 +183,42 @@ def _report(folder: Path, config: Qwen3Config, scheme: Scheme) -> str:
         if bits != planned[name] or not math.isfinite(error):
             raise CheckpointError(f"{REPORT_NAME}: {name} has {bits} bits, error {error}.")
     return f"{counted(len(rows), 'linear')} accounted for"
+
+
+def _outputs(
+    folder: Path, config: Qwen3Config, manifest: Mapping[str, Any], progress: ProgressFn
+) -> str:
+    """Every file of the plan is in the manifest's list, and every file of the list as written."""
+    listed = manifest["outputs"]
+    shards = lay_out_shards(_planned(folder, config, manifest).tensors)
+    planned = {CONFIG_NAME, *(shard.filename for shard in shards)}
+    planned |= {INDEX_NAME} if len(shards) > 1 else set()
+    planned |= {GPTQ_CONFIG_NAME} if _scheme(manifest).layout is Layout.GPTQ else set()
+    planned |= manifest["source"]["files"].keys() & set(COPIED_NAMES)
+    _require_listed(planned, listed)
+    others = {path.name for path in folder.iterdir() if path.is_file()}
+    others -= {MANIFEST_NAME, *NOT_CHECKSUMMED, *listed}
+    for name in sorted(others):
+        if name.endswith(".safetensors"):
+            raise CheckpointError(
+                f"{name} is not of this model: the manifest does not list it, and engines load "
+                "every safetensors file."
+            )
+    beside = f"; not of the manifest: {', '.join(sorted(others))}" if others else ""
+    return _checksums(folder, listed, progress) + beside
+
+
+def _inputs(source: Path, files: Mapping[str, Any], progress: ProgressFn) -> str:
+    """The source's config and weights are in the manifest's list, and all of the list as it was."""
+    with Checkpoint(source) as checkpoint:
+        _require_listed({CONFIG_NAME, *(path.name for path in checkpoint.paths)}, files)
+    return _checksums(source, files, progress)
+
+
+def _require_listed(names: Iterable[str], listed: Mapping[str, Any]) -> None:
+    missing = sorted(set(names) - listed.keys())
+    if missing:
+        raise CheckpointError(f"The manifest does not list {missing[0]}.")
 
 
 def _checksums(folder: Path, files: Mapping[str, Any], progress: ProgressFn) -> str:

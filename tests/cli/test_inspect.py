@@ -64,6 +64,21 @@ def test_a_quantized_model_on_the_hub_is_not_inspected_as_a_float_one(cli, packe
     assert "BF16" not in run.stdout
 
 
+def test_a_folder_whose_config_is_of_another_format_is_told(cli, tmp_path):
+    assert cli("quantize", "demo", "--to", "fp8", "--out", tmp_path).returncode == 0
+    (folder,) = tmp_path.iterdir()
+    facts = json.loads(cli("inspect", folder, "--json").stdout)["facts"]
+    assert facts["stored"] == "26 float, 42 fp8"
+    assert "warning" not in facts
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "awq", "bits": 4, "group_size": 128}
+    (folder / "config.json").write_text(json.dumps(config))
+    run = cli("inspect", folder)
+    assert run.returncode == 0, run.stderr
+    first = "model.layers.0.self_attn.q_proj.weight"
+    assert f"config.json says awq, but {first} is stored as fp8." in run.stdout
+
+
 @pytest.mark.parametrize(
     ("quantization", "said"),
     [

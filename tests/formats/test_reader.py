@@ -12,15 +12,19 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import EXPERTS, tiny_model
 
+from qwen3q.checkpoint.safetensors import TensorInfo
+from qwen3q.checkpoint.shards import DTYPES
 from qwen3q.errors import CheckpointError
 from qwen3q.formats import bits, gptq
+from qwen3q.formats.agreement import disagreement
 from qwen3q.formats.folder import pack_linear, pack_weight, quantization_config
 from qwen3q.formats.grid import QuantizedLinear
 from qwen3q.formats.reader import QuantizedFolder
-from qwen3q.formats.recognise import Storage
+from qwen3q.formats.recognise import Storage, recognise
 from qwen3q.models.config import read_config
 from qwen3q.models.tensors import model_tensors
-from qwen3q.plan.schemes import PER_CHANNEL, Scheme, parse_scheme
+from qwen3q.plan.folder import plan_folder
+from qwen3q.plan.schemes import PER_CHANNEL, Override, Scheme, parse_scheme
 
 SIZES = {
     "hidden_size": 128,
@@ -113,6 +117,7 @@ def test_every_layout_is_read_back(
     expected = write_folder(tmp_path / "q", source, scheme)
     floats = load_file(source / "model.safetensors")
     with QuantizedFolder(tmp_path / "q") as folder:
+        assert disagreement(folder.quantization, folder.weights.values()) == ""
         assert folder.activation_bits == (8 if scheme.name == "int8" else None)
         for name, stored in folder.weights.items():
             assert stored.storage is (storage if stored.spec.is_linear else Storage.FLOAT)
@@ -123,6 +128,60 @@ def test_every_layout_is_read_back(
             else:
                 error = (weight - floats[name].float()).norm() / floats[name].float().norm()
                 assert error < 0.16, name
+
+
+EXCEPTIONS = (
+    Override("model.layers.0.*", keep_float=True),
+    Override("*.down_proj", bits=8, group_size=32),
+)
+
+
+@pytest.mark.parametrize("name", ["gptq:int4", "int4"])
+def test_exceptions_are_no_disagreement(name: str, dense: Path, tmp_path: Path) -> None:
+    scheme = parse_scheme(name, overrides=EXCEPTIONS)
+    config = read_config(dense)
+    stated = quantization_config(scheme, config)
+    assert stated is not None
+    tensors = {
+        tensor.name: TensorInfo(
+            tensor.name, tmp_path, DTYPES[tensor.type][0], tensor.shape, 0, tensor.nbytes
+        )
+        for tensor in plan_folder("dense", config, scheme).tensors
+    }
+    found = recognise(config, tensors, "dense").values()
+    assert {weight.bits for weight in found} == {4, 8, 16}
+    assert disagreement(stated, found) == ""
+
+
+@pytest.mark.parametrize(
+    ("scheme", "change", "said"),
+    [
+        ("gptq:int4", {"bits": 8}, "says 8 bits, but {first} has 4."),
+        ("gptq:int4", {"group_size": 32}, "says group_size 32, but {first} has groups of 128."),
+        ("gptq:int4", {"quant_method": "awq"}, "says awq, but {first} is stored as gptq."),
+        ("awq:int4", {"quant_method": "gptq"}, "says gptq, but {first} is stored as awq."),
+        ("fp8", {"quant_method": "compressed-tensors"}, ""),
+        ("bnb:nf4", {"load_in_4bit": False}, "says bnb-int8, but {first} is stored as bnb-4bit."),
+        ("gptq:int4", {"quant_method": "of-tomorrow", "bits": 8}, ""),
+        ("bf16", {"quant_method": "gptq"}, "says gptq, but every tensor is float."),
+        ("gptq:int4", None, "says nothing, but {first} is stored as gptq."),
+    ],
+)
+def test_a_config_that_is_not_of_the_tensors(
+    scheme: str, change: dict[str, object] | None, said: str, dense: Path, tmp_path: Path
+) -> None:
+    if scheme == "bf16":
+        shutil.copytree(dense, tmp_path / "q")
+    else:
+        write_folder(tmp_path / "q", dense, parse_scheme(scheme))
+    path = tmp_path / "q" / "config.json"
+    raw = json.loads(path.read_text())
+    stated = {} if change is None else (raw.get("quantization_config") or {}) | change
+    path.write_text(json.dumps(raw | {"quantization_config": stated}))
+    with QuantizedFolder(tmp_path / "q") as folder:
+        found = disagreement(folder.quantization, folder.weights.values())
+        first = next(w.spec.name for w in folder.weights.values() if w.spec.is_linear)
+    assert found == (f"config.json {said.format(first=first)}" if said else "")
 
 
 @pytest.mark.parametrize("dense_layers", [(), (1,)])

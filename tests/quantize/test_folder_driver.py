@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -265,14 +266,51 @@ def escape(folder: Path) -> None:
     path.write_text(path.read_text().replace('"config.json"', '"../config.json"'))
 
 
+def change_json(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    values = json.loads(path.read_text())
+    change(values)
+    path.write_text(json.dumps(values))
+
+
+def list_no_outputs(folder: Path) -> None:
+    change_json(folder / "manifest.json", lambda m: m["outputs"].clear())
+
+
+def list_no_tokenizer(folder: Path) -> None:
+    change_json(folder / "manifest.json", lambda m: m["outputs"].pop("tokenizer.json"))
+
+
+def list_no_inputs(folder: Path) -> None:
+    change_json(folder / "manifest.json", lambda m: m["source"]["files"].clear())
+
+
+def change_unlisted_config(folder: Path) -> None:
+    change_json(folder / "manifest.json", lambda m: m["outputs"].pop("config.json"))
+    change_json(folder / "config.json", lambda c: c["quantization_config"].clear())
+
+
+def add_weights(folder: Path) -> None:
+    save_file({"x": torch.zeros(1)}, folder / "adapter.safetensors")
+
+
+def add_notes(folder: Path) -> None:
+    (folder / "notes.txt").write_text("mine")
+
+
 @pytest.mark.parametrize(
     ("damage", "failing"),
     [
+        (list_no_outputs, {"checksums"}),
+        (list_no_tokenizer, {"checksums"}),
+        (list_no_inputs, {"source"}),
+        (change_unlisted_config, {"layout", "checksums"}),
+        (add_weights, {"checksums"}),
+        (add_notes, set()),
         (flip_weights, {"checksums"}),
         (cut_weights, {"layout", "values", "plan", "checksums"}),
         (scale_of_infinity, {"values", "plan", "checksums"}),
         (drop_row, {"report"}),
-        (other_scheme, {"plan", "report"}),
+        (other_scheme, {"plan", "report", "checksums"}),
         (lose_tokenizer, {"tokenizer", "checksums"}),
         (add_to_card, set()),
         (escape, {"checksums", "source"}),
@@ -292,6 +330,33 @@ def test_verify_finds(
     except Qwen3qError as error:
         pytest.fail(f"verify stopped: {error}")
     assert found == failing
+
+
+def test_verify_wants_every_file_of_the_plan_in_the_manifest(model: Path, tmp_path: Path) -> None:
+    """GPTQ has the most files: its config stands in one of its own too."""
+    rows = random_rows(read_config(model).vocab_size)
+    with Checkpoint(model) as checkpoint:
+        jobs = driver.folder_jobs(
+            describe(str(model)), checkpoint, [tiny_scheme("gptq:int4")], tmp_path
+        )
+        driver.quantize_folders(describe(str(model)), checkpoint, jobs, rows)
+    folder = jobs[0].target
+    written = {path.name for path in folder.iterdir()}
+    assert "quantize_config.json" in written
+    manifest = folder / "manifest.json"
+    whole = manifest.read_text()
+    for missing in written - {"manifest.json", "report.json", "README.md"}:
+        change_json(manifest, lambda m, name=missing: m["outputs"].pop(name))
+        [failed] = [check for check in verify_folder(folder) if not check.passed]
+        assert failed.detail == f"The manifest does not list {missing}."
+        manifest.write_text(whole)
+
+
+def test_verify_tells_what_lies_beside(model: Path, tmp_path: Path) -> None:
+    make(model, tmp_path, "fp8")
+    add_notes(tmp_path / "Tiny-FP8")
+    checks = {check.name: check for check in verify_folder(tmp_path / "Tiny-FP8")}
+    assert checks["checksums"].detail.endswith("; not of the manifest: notes.txt")
 
 
 def test_verify_without_a_manifest(model: Path) -> None:
