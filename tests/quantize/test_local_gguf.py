@@ -46,7 +46,7 @@ def test_files_are_taken_as_they_are(tmp_path):
     named = tmp_path / "weights.bin"
     named.touch()
     assert local_gguf(str(named)) == named
-    with pytest.raises(SourceError, match="There is no GGUF file at not/there.gguf"):
+    with pytest.raises(SourceError, match="There is no GGUF file at not"):
         local_gguf("not/there.gguf")
 
 
