@@ -165,19 +165,24 @@ def save(report: Report, out: Path) -> None:
 
 
 def merged(report: Report, out: Path) -> Report:
-    """The report with what the one in `out` says of other artefacts, if its tokens are as many."""
+    """The report with what the one in `out` says of other artefacts, if its tokens are as many.
+
+    Of the same artefact, as the judge's NLL tells, what other engines made of it stays too.
+    """
     path = out / "readback.json"
     earlier = json.loads(path.read_text()) if path.exists() else {}
     if earlier.get("tokens") != report.tokens:
         return report
-    names = {r.artefact for r in report.readings}
-    names |= {line.partition(" in ")[0] for line in report.left_out}
+    judged = {r.artefact: r.judge_nll for r in report.readings}
+    asked = {f"{r.artefact} in {r.peer}" for r in report.readings}
+    asked |= {line.partition(":")[0] for line in report.left_out}
     kept = [
         Reading(**{**r, "missing": tuple(r["missing"]), "unexpected": tuple(r["unexpected"])})
         for r in earlier["readings"]
-        if r["artefact"] not in names
+        if f"{r['artefact']} in {r['peer']}" not in asked
+        and judged.get(r["artefact"], r["judge_nll"]) == r["judge_nll"]
     ]
-    left_out = [x for x in earlier["left_out"] if x.partition(" in ")[0] not in names]
+    left_out = [line for line in earlier["left_out"] if line.partition(":")[0] not in asked]
     readings = sorted((*kept, *report.readings), key=lambda r: r.artefact)
     return Report(
         tuple(readings), tuple(dict.fromkeys((*left_out, *report.left_out))), report.tokens

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from qwen3q.calibrate.render import TURN_END, ThinkingMode, thinking_mode
 from qwen3q.calibrate.rows import TokenRows, check_size, describe, encode, pack
 from qwen3q.errors import UsageError
+from qwen3q.models import advised
 from qwen3q.progress import ProgressFn, silent
 
 if TYPE_CHECKING:
@@ -153,10 +154,8 @@ class _Writer:
                 [{"role": "user", "content": question}], enable_thinking=thinking
             ),
         )
-        # the temperatures that Qwen3's model card recommends for its two modes
-        temperature, top_p = (0.6, 0.95) if thinking else (0.7, 0.8)
         most = 2 * self._length
-        answer = self._ask(prompt, most, temperature=temperature, top_p=top_p, top_k=20)
+        answer = self._ask(prompt, most, **(advised.THINKING if thinking else advised.PLAIN))
         if not answer:
             return None
         return [*prompt, *answer, *(self._turn_end if len(answer) < most else ())]

@@ -13,11 +13,11 @@ from qwen3q.llama.generate import Generator, StopReason, Timings
 from qwen3q.llama.model import LlamaModel
 from qwen3q.llama.sampling import SamplerOptions
 from qwen3q.llama.text import TextStream
+from qwen3q.models import advised
 from qwen3q.models.template import ChatTemplate
 
-THINKING_SAMPLING = SamplerOptions(temperature=0.6, top_k=20, top_p=0.95, min_p=0.0)
-PLAIN_SAMPLING = SamplerOptions(temperature=0.7, top_k=20, top_p=0.8, min_p=0.0)
-"""What Qwen3's model cards recommend for each mode ("Best Practices")."""
+THINKING_SAMPLING = SamplerOptions(**advised.THINKING)
+PLAIN_SAMPLING = SamplerOptions(**advised.PLAIN)
 
 _T = TypeVar("_T")
 _THINK, _END_THINK = "<think>", "</think>"

@@ -23,14 +23,15 @@ from qwen3q.evaluate.gate_flaws import Flaw, Mode, find_flaws
 from qwen3q.evaluate.sampling import GREEDY, Prompt, Sampling
 from qwen3q.evaluate.tasks import THINK_END, THINK_START, Task, is_correct
 from qwen3q.evaluate.tokens import TextCodec, open_codec
+from qwen3q.models import advised
 from qwen3q.models.template import ChatTemplate
 from qwen3q.progress import ProgressFn, silent
 
 ADVISED = {
-    Mode.THINKING: Sampling(temperature=0.6, top_p=0.95, top_k=20),
-    Mode.PLAIN: Sampling(temperature=0.7, top_p=0.8, top_k=20),
+    Mode.THINKING: Sampling(**advised.THINKING),
+    Mode.PLAIN: Sampling(**advised.PLAIN),
 }
-"""What Qwen3's model cards advise ("Best Practices"); greedy thinking may never end, they say."""
+"""What Qwen3's model cards advise; greedy thinking may never end, they say."""
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95

@@ -25,6 +25,8 @@ Result = TypeVar("Result")
 ALGORITHMS = ("gptq", "awq", "rtn")
 
 _FEWEST_OUTPUTS = 64
+_MOST_SWEEPS = 8
+"""Of refinement after a fallback; of many output channels one is enough, of a dozen four."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,14 +319,22 @@ def _no_worse(
         rtn_errors: ``[batch, out]``, of plain round-to-nearest.
         linears: where each linear's output channels lie.
     """
-    errors = factor.squared_outputs(made.values().sub_(target))
+
+    def excess_of(errors: torch.Tensor) -> torch.Tensor:
+        above = torch.stack([(errors - rtn_errors)[:, part].sum(1) for part in linears], 1)
+        return torch.where(falls[:, None], above, 0)
+
     falls = _falls(fallbacks, target)
-    excess = torch.stack([(errors - rtn_errors)[:, part].sum(1) for part in linears], 1)
-    excess = torch.where(falls[:, None], excess, 0)
+    errors = factor.squared_outputs(made.values().sub_(target))
+    excess = excess_of(errors)
     if not bool((excess > 0).any()):
         return made, errors
-    refined = refine(target, factor, made, scheme, 1)
-    refined_errors = factor.squared_outputs(refined.values().sub_(target))
+    refined = made
+    for _ in range(_MOST_SWEEPS):
+        refined = refine(target, factor, refined, scheme, 1)
+        refined_errors = factor.squared_outputs(refined.values().sub_(target))
+        if not bool(((excess_of(refined_errors) > 0) & (excess > 0)).any()):
+            break
     taken = torch.zeros_like(errors, dtype=torch.bool)
     for part, due in zip(linears, excess.unbind(1), strict=True):
         gains, order = (errors - refined_errors)[:, part].sort(dim=1, descending=True)

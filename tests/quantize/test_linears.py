@@ -103,6 +103,28 @@ def test_fallbacks_are_named() -> None:
     assert off.abs().max() < 0.1 * broken.weights[0].abs().max()
 
 
+@pytest.mark.parametrize(
+    ("seed", "scheme", "outputs", "tokens"),
+    [(21, "int4", 8, 2), (190, "int8", 16, 1), (250, "int8", 16, 1), (270, "int8", 8, 1)],
+)
+def test_a_fallback_of_few_outputs_is_refined_until_it_is_no_worse(
+    seed: int, scheme: str, outputs: int, tokens: int
+) -> None:
+    """Nothing averages out among few outputs, and one sweep may be too little."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(tokens, 256, generator=generator)
+    if seed % 2:
+        x *= 10 * torch.rand(256, generator=generator).pow(6)
+    weight = torch.randn(outputs, 256, generator=generator)
+    weight *= torch.rand(outputs, 1, generator=generator)
+    if seed % 7 == 0:
+        weight = weight.pow(3)
+    moments = (x.T @ x / tokens)[None]
+    asked = Problem([weight], moments, None, torch.ones(1, 256), ("few tokens",))
+    solved = solve(asked, parse_scheme(scheme), SolveOptions(), ["cpu"])
+    assert float(solved.errors.sum()) <= float(solved.rtn_errors.sum())
+
+
 def test_a_fallback_is_never_worse_than_round_to_nearest() -> None:
     """On few tokens, scales that were folded for error feedback hurt rounding to nearest."""
     target = weights(128, 60)

@@ -46,7 +46,8 @@ def test_files_are_taken_as_they_are(tmp_path):
     named = tmp_path / "weights.bin"
     named.touch()
     assert local_gguf(str(named)) == named
-    assert local_gguf("not/there.gguf") == Path("not/there.gguf")
+    with pytest.raises(SourceError, match="There is no GGUF file at not"):
+        local_gguf("not/there.gguf")
 
 
 def test_a_model_without_type_is_refused(model):
