@@ -6,6 +6,9 @@ nothing below it prints or exits.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
 REFETCH = "The download may be incomplete; fetch the file again."
 REFETCH_MODEL = "The download may be incomplete; fetch the model again."
 UNREADABLE = "Check that it is a file and that you may read it."
@@ -69,6 +72,22 @@ class Interrupted(Qwen3qError):
 
 class MissingPackageError(Qwen3qError):
     """An optional package that this verb needs is not installed."""
+
+
+@contextmanager
+def telling(kept: Callable[[], str]) -> Iterator[None]:
+    """What ends the body early, Ctrl-C included, is told with what is kept of the work.
+
+    Args:
+        kept: asked when that happens; empty if nothing is.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(kept()) from None
+    except Qwen3qError as error:
+        error.hint = "\n".join(filter(None, (error.hint, kept())))
+        raise
 
 
 def memory_error(error: BaseException) -> OutOfMemoryError | None:

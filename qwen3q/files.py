@@ -190,4 +190,7 @@ def reserve(file: IO[bytes], nbytes: int) -> None:
         if error.errno in (errno.EOPNOTSUPP, errno.EINVAL):
             file.truncate(nbytes)
             return
-        raise DiskError(f"Can't reserve {nbytes / 1e9:.2f} GB: {error.strerror}.") from None
+        raise DiskError(
+            f"Can't reserve {nbytes / 1e9:.2f} GB for {file.name}: {error.strerror}.",
+            "Free some room, or choose another folder with --out.",
+        ) from None

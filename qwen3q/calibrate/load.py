@@ -59,7 +59,7 @@ def check_calibration(name: str | None) -> None:
     Raises:
         UsageError: no such set or file, or no name of a Hub set.
     """
-    name = name or DEFAULT_SET
+    name = DEFAULT_SET if name is None else name
     if name.startswith(PREFIX):
         parse_hub_set(name)
     elif _is_file(name):
@@ -89,7 +89,7 @@ def load_calibration(
     assert source.folder is not None
     options = options or CalibrationOptions()
     check_size(options.length, options.samples)
-    name = name or DEFAULT_SET
+    name = DEFAULT_SET if name is None else name
     tokenizer = load_tokenizer(source.folder)
     template = load_template(source.folder)
     licence = None

@@ -18,6 +18,7 @@ from qwen3q.cli.quantize_text import (
     show_legality,
     show_matrix,
     show_measured,
+    show_overrides,
     show_predicted,
 )
 from qwen3q.plan.plan import Plan
@@ -134,6 +135,7 @@ def quantize(
             return
         show_plans(plans)
         show_legality(known)
+        show_overrides(job)
         show_matrix(imatrix, job)
         return
     check_targets(source, job, out, options, resume=resume)
@@ -145,6 +147,7 @@ def quantize(
         if not json_output:
             show_legality(known)
             show_predicted(predicted)
+            show_overrides(job)
             show_matrix(imatrix, job)
         artefacts = quantize_targets(
             source, job, out, options, devices=devices, resume=resume, progress=progress

@@ -39,6 +39,12 @@ def show_matrix(imatrix: Path | None, job: QuantizeJob) -> None:
         note(f"The GGUF files take their importance from {imatrix}, not from the calibration.")
 
 
+def show_overrides(job: QuantizeJob) -> None:
+    """That exceptions by tensor are not for GGUF files, should a recipe have both."""
+    if job.has_gguf and job.has_overrides:
+        note("The recipe's overrides are for the folders: GGUF files keep the mix of their type.")
+
+
 def legality_json(legality: Legality) -> dict[str, Any]:
     """The same for scripts; ``transformers`` lists packages it needs, or is null."""
     engines = legality.engines

@@ -11,6 +11,7 @@ from math import prod
 from qwen3q.errors import REFETCH_MODEL, ModelError
 from qwen3q.models.config import Qwen3Config
 
+_REFETCH = "Config and weights may be of different models; fetch the model again."
 _QUANTIZED = (".qweight", ".weight_packed", ".weight_scale", ".weight_scale_inv", ".absmax", ".SCB")
 """How tensors end that only quantized checkpoints hold, in the layouts that are common."""
 
@@ -153,7 +154,8 @@ def check_tensors(
         if tuple(shapes[spec.name]) != spec.shape:
             raise ModelError(
                 f"{where}: {spec.name} has shape {list(shapes[spec.name])}, "
-                f"but its config gives {list(spec.shape)}."
+                f"but its config gives {list(spec.shape)}.",
+                _REFETCH,
             )
     known = {spec.name for spec in specs}
     if config.tie_word_embeddings:
@@ -162,6 +164,7 @@ def check_tensors(
     if extra:
         raise ModelError(
             f"{where} holds {extra[0]}, which is no tensor of a {config.model_type} "
-            f"with this config ({len(extra)} such)."
+            f"with this config ({len(extra)} such).",
+            _REFETCH,
         )
     return specs

@@ -44,6 +44,7 @@ class QuantizeJob:
         calibration_asked: the user named a text or a recipe, so GGUF files use it too.
         algorithm: how codes are found.
         activation_memory_bytes: host memory for activations.
+        has_overrides: the recipe has exceptions by tensor, which reach folders alone.
     """
 
     targets: tuple[Target, ...]
@@ -51,6 +52,7 @@ class QuantizeJob:
     calibration_asked: bool
     algorithm: AlgorithmRecipe
     activation_memory_bytes: int
+    has_overrides: bool = False
 
     @property
     def schemes(self) -> list[Scheme]:
@@ -91,7 +93,7 @@ def job_of(request: QuantizeRequest) -> QuantizeJob:
     )
     _require_distinct(merged, targets)
     text = {
-        "source": request.calibration or base.calibration.source,
+        "source": base.calibration.source if request.calibration is None else request.calibration,
         "samples": request.samples or base.calibration.samples,
         "length": request.length or base.calibration.length,
     }
@@ -101,6 +103,7 @@ def job_of(request: QuantizeRequest) -> QuantizeJob:
         calibration_asked=request.calibration is not None or recipe is not None,
         algorithm=base.algorithm,
         activation_memory_bytes=int(base.activation_memory_gib * 2**30),
+        has_overrides=bool(base.overrides),
     )
     _require_use(request, job, merged.formats)
     return job

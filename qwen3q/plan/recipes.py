@@ -11,13 +11,13 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from qwen3q.errors import UsageError
-from qwen3q.plan.schemes import Override, Scheme, parse_scheme
+from qwen3q.plan.schemes import GROUPED_LAYOUTS, Override, Scheme, parse_scheme
 
 MAX_RECIPE_BYTES = 1 << 20
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class CalibrationRecipe(_Section):
@@ -183,14 +183,22 @@ def read_recipe(path: Path) -> Recipe:
         recipe = Recipe.model_validate(raw)
     except ValidationError as error:
         raise _explained(path, error) from None
-    if not recipe.schemes():
-        for key in ("bits", "group_size", "symmetric", "overrides"):
-            if key in recipe.model_fields_set:
-                raise UsageError(
-                    f"{path}: {key} changes nothing about {', '.join(recipe.formats)}.",
-                    "A GGUF file type says itself which tensor gets how many bits.",
-                )
+    _require_use(path, recipe)
     return recipe
+
+
+def _require_use(path: Path, recipe: Recipe) -> None:
+    """Refuses a key that none of the formats has a use for."""
+    schemes = recipe.schemes()
+    uniform = any(scheme.is_uniform for scheme in schemes)
+    grouped = any(scheme.layout in GROUPED_LAYOUTS for scheme in schemes)
+    uses = {"bits": uniform, "group_size": grouped, "symmetric": uniform, "overrides": schemes}
+    for key, used in uses.items():
+        if key in recipe.model_fields_set and not used:
+            raise UsageError(
+                f"{path}: {key} changes nothing about {', '.join(recipe.formats)}.",
+                "Leave it out: the formats themselves say which tensor gets how many bits.",
+            )
 
 
 def _explained(path: Path, error: ValidationError) -> UsageError:
@@ -207,7 +215,8 @@ def _explained(path: Path, error: ValidationError) -> UsageError:
         )
     value = repr(first["input"])
     shown = value if len(value) <= 60 else f"{value[:57]}..."
-    said = str(first["msg"]).replace("tuple", "list").replace("Tuple", "List")
+    said = str(first["msg"]).partition(" or instance of")[0]
+    said = said.replace("tuple", "list").replace("Tuple", "List")
     return UsageError(
         f"{path}: {key} is {shown}: {said[0].lower()}{said[1:]}.",
         "recipes/README.md lists the keys.",

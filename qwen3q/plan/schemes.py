@@ -263,7 +263,7 @@ def check_scheme(scheme: Scheme, config: Qwen3Config) -> None:
 
     Raises:
         UsageError: names the first such linear and a group size that fits, if one does; or an
-            override that is about no linear of the model.
+            override that is about no linear of the model; or overrides that leave it none.
     """
     linears = [spec for spec in model_tensors(config) if spec.is_linear]
     for override in scheme.overrides:
@@ -273,6 +273,11 @@ def check_scheme(scheme: Scheme, config: Qwen3Config) -> None:
                 f"They are called {linears[0].name.removesuffix('.weight')} and so on; "
                 "* stands for any text.",
             )
+    if scheme.overrides and all(scheme.at(spec.name) is None for spec in linears):
+        raise UsageError(
+            f"The overrides keep every linear in float: nothing is left for {scheme.name}.",
+            "Take one of them out, or write bf16.",
+        )
     for spec in linears:
         chosen = scheme.at(spec.name)
         if chosen is None:

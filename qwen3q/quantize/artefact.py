@@ -87,10 +87,16 @@ def write_side_files(
         run: seconds and peak memory, for the report alone.
         inputs: bytes and sha256 of the source's files, by name.
         fingerprint: what the journal compared.
+
+    Raises:
+        DiskError: the folder can't be written.
     """
     assert source.folder is not None
-    for path in copied_files(source.folder):
-        shutil.copyfile(path, folder / path.name)
+    try:
+        for path in copied_files(source.folder):
+            shutil.copyfile(path, folder / path.name)
+    except OSError as error:
+        raise DiskError(f"Can't write to {folder}: {error.strerror}.") from None
     raw = read_config_json(source.folder)
     config = artefact_config(raw, source.config, job.scheme)
     _write_json(folder / CONFIG_NAME, config)
@@ -101,7 +107,7 @@ def write_side_files(
     card = model_card(
         job.target.name, job.scheme, job.plan, source, calibration, job.options, rows, notes
     )
-    (folder / CARD_NAME).write_text(card, encoding="utf-8")
+    _write_text(folder / CARD_NAME, card)
     _write_json(folder / REPORT_NAME, report(job, source, calibration, rows, notes, run))
     _write_json(
         folder / MANIFEST_NAME, manifest(folder, job, source, calibration, inputs, fingerprint)
@@ -273,5 +279,11 @@ def require_writable(scheme: Scheme) -> None:
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-    path.write_text(text, encoding="utf-8")
+    _write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def _write_text(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise DiskError(f"Can't write {path}: {error.strerror}.") from None

@@ -19,7 +19,7 @@ from qwen3q.calibrate.rows import TokenRows
 from qwen3q.checkpoint.reader import Checkpoint, check_all_finite
 from qwen3q.checkpoint.shards import INDEX_NAME
 from qwen3q.checkpoint.writer import file_sha256
-from qwen3q.errors import CheckpointError, Interrupted, Qwen3qError, UsageError
+from qwen3q.errors import CheckpointError, UsageError, telling
 from qwen3q.files import partial_path, require_free_space, sole_writer
 from qwen3q.fingerprint import rows_fingerprint, weights_fingerprint
 from qwen3q.models.config import Qwen3Config
@@ -148,7 +148,7 @@ def quantize_folders(
         if store or any(job.scheme.is_uniform for job, _ in pending):
             check_all_finite(checkpoint, progress)
         works: list[FolderWork] = []
-        with _kept_if_begun(works):
+        with _kept_if_begun(works, store):
             for job, fingerprint in pending:
                 work = FolderWork(job, fingerprint, resume=run.resume, replace=run.replace)
                 works.append(stack.enter_context(work))
@@ -211,10 +211,12 @@ def _pending(
     pending = []
     for job in jobs:
         fingerprint = job_fingerprint(source, weights, job, calibration, run.stream)
-        if run.resume and is_published(job, fingerprint):
+        begun = run.resume and job.journal.exists() and partial_path(job.target).exists()
+        if run.resume and not begun and is_published(job, fingerprint):
             job.journal.unlink(missing_ok=True)
             continue
-        require_target(job.target, replace=run.replace)
+        # Where both a folder and work for it are there, that work was begun to replace it.
+        require_target(job.target, replace=run.replace or begun)
         pending.append((job, fingerprint))
     fresh = [job for job, _ in pending if not (run.resume and partial_path(job.target).exists())]
     if fresh:
@@ -332,7 +334,7 @@ def _complete(
         inputs,
         work.fingerprint,
     )
-    publish(work.partial, work.job, replace=run.replace)
+    publish(work.partial, work.job, replace=run.replace or work.resumed)
 
 
 def _inputs(source: ModelSource, checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
@@ -349,23 +351,27 @@ def _inputs(source: ModelSource, checkpoint: Checkpoint) -> dict[str, dict[str, 
 
 
 @contextmanager
-def _kept_if_begun(works: Sequence[FolderWork]) -> Iterator[None]:
+def _kept_if_begun(works: Sequence[FolderWork], store: ImportanceStore | None) -> Iterator[None]:
     """On failure, keeps the folders that have a layer to continue from and removes the others."""
     try:
-        yield
-    except BaseException as error:
-        begun = [work for work in works if any(u.name != OUTSIDE for u in work.units)]
+        with telling(lambda: _what_is_kept(works, store)):
+            yield
+    except BaseException:
         for work in works:
-            if work not in begun:
+            if not _is_begun(work):
                 work.discard()
-        kept = (
+        raise
+
+
+def _what_is_kept(works: Sequence[FolderWork], store: ImportanceStore | None) -> str:
+    begun = [work for work in works if _is_begun(work)]
+    if begun:
+        return (
             f"The layers that are done are kept beside {begun[0].job.target}: go on with "
             "--resume, or start again with --force."
-            if begun
-            else ""
         )
-        if isinstance(error, KeyboardInterrupt):
-            raise Interrupted(kept) from None
-        if begun and isinstance(error, Qwen3qError):
-            error.hint = f"{error.hint}\n{kept}" if error.hint else kept
-        raise
+    return store.what_is_kept() if store else ""
+
+
+def _is_begun(work: FolderWork) -> bool:
+    return any(unit.name != OUTSIDE for unit in work.units)

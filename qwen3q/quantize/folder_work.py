@@ -20,7 +20,7 @@ from qwen3q.formats.grid import QuantizedLinear
 from qwen3q.models.tensors import TensorSpec
 from qwen3q.plan.plan import PlannedTensor
 from qwen3q.quantize.artefact import FolderJob
-from qwen3q.quantize.journal import Unit, continue_journal, start_journal
+from qwen3q.quantize.journal import Journal, Unit, continue_journal, start_journal
 from qwen3q.quantize.solve import SolvedLayer
 
 OUTSIDE = "outside layers"
@@ -71,7 +71,7 @@ class FolderWork:
         else:
             shutil.rmtree(self.partial, ignore_errors=True)
             job.target.parent.mkdir(parents=True, exist_ok=True)
-            self._journal = start_journal(job.journal, fingerprint)
+            self._journal = self._started()
         self._planned: dict[str, list[PlannedTensor]] = {}
         self._suffixes: dict[str, list[str]] = {}
         for tensor in job.plan.tensors:
@@ -192,6 +192,13 @@ class FolderWork:
             if not torch.equal(stored, read_tensor(checkpoint, spec.name)):
                 changed[spec.name] = stored.float()
         return SolvedLayer(linears, changed, ())
+
+    def _started(self) -> Journal:
+        try:
+            return start_journal(self.job.journal, self.fingerprint)
+        except DiskError:
+            self.discard()
+            raise
 
     def discard(self) -> None:
         """Removes the half-made folder and its journal."""

@@ -12,6 +12,7 @@ import numpy as np
 from safetensors.numpy import load_file, save
 
 from qwen3q.checkpoint.writer import sync_folder
+from qwen3q.errors import DiskError
 from qwen3q.quantize.names import IMPORTANCE_PREFIX
 
 if TYPE_CHECKING:
@@ -33,16 +34,23 @@ class ImportanceStore:
         return next((i for i in range(layers) if not self._path(i).exists()), layers)
 
     def save(self, layer: int, moments: Mapping[str, InputMoments]) -> None:
-        """Keeps one layer's mean squares; durable when this returns."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        """Keeps one layer's mean squares; durable when this returns.
+
+        Raises:
+            DiskError: the folder can't be written.
+        """
         data = save({name: m.mean_squares.cpu().numpy() for name, m in moments.items()})
         beside = self._path(layer).with_suffix(".partial")
-        with beside.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, self._path(layer))
-        sync_folder(self.folder)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with beside.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(beside, self._path(layer))
+            sync_folder(self.folder)
+        except OSError as error:
+            raise DiskError(f"Can't write {self.folder}: {error.strerror}.") from None
 
     def load(self, layers: int) -> dict[str, np.ndarray[Any, np.dtype[np.float32]]]:
         """Mean squares float32 ``[in]`` of every linear, by checkpoint name."""
@@ -51,6 +59,12 @@ class ImportanceStore:
             for layer in range(layers)
             for name, values in load_file(self._path(layer)).items()
         }
+
+    def what_is_kept(self) -> str:
+        """What to tell of it when a run ends early."""
+        if not self.folder.exists():
+            return ""
+        return f"The layers that were run are kept in {self.folder}: go on with --resume."
 
     def discard(self) -> None:
         """Removes what was kept."""

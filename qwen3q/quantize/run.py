@@ -8,13 +8,14 @@ from pathlib import Path
 
 from qwen3q.checkpoint.reader import Checkpoint
 from qwen3q.devices import best_device, check_device
-from qwen3q.errors import DiskError, MissingPackageError, ModelError, UsageError
+from qwen3q.errors import DiskError, MissingPackageError, ModelError, UsageError, telling
 from qwen3q.files import require_free_space
 from qwen3q.formats.gguf_metadata import Provenance
 from qwen3q.formats.imatrix import ImportanceMatrix, read_imatrix
 from qwen3q.models.config import Qwen3Config
 from qwen3q.models.source import ModelSource
 from qwen3q.models.tensors import check_tensors
+from qwen3q.models.tokenizer import read_tokenizer
 from qwen3q.models.yarn import with_yarn
 from qwen3q.plan.gguf_types import FileType
 from qwen3q.plan.job import QuantizeJob
@@ -96,7 +97,7 @@ def check_job(
     that it can be asked before they are downloaded.
 
     Raises:
-        ModelError: the model is quantized already.
+        ModelError: the model is quantized already, or its tokenizer is missing or broken.
         UsageError: the importance matrix, the calibration text or a device is not there, or the
             text's rows or a format do not fit the model.
         MissingPackageError: a device needs torch, which is not installed.
@@ -134,6 +135,8 @@ def check_job(
             )
     for scheme in job.schemes:
         check_scheme(scheme, config)
+    if job.schemes and source.folder is not None:
+        read_tokenizer(source.folder)  # copied into every folder
 
 
 def check_targets(
@@ -311,9 +314,10 @@ def quantize_targets(
             progress=progress,
         )
     if file_types:
-        artefacts += quantize_gguf(
-            source, file_types, out, files, imatrix=matrix, progress=progress
-        )
+        with telling(lambda: store.what_is_kept() if store else ""):
+            artefacts += quantize_gguf(
+                source, file_types, out, files, imatrix=matrix, progress=progress
+            )
     if store:
         store.discard()
     return sorted(artefacts + kept, key=lambda artefact: _position(job, artefact))

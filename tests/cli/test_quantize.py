@@ -112,12 +112,16 @@ def broken(demo_folder, tmp_path, damage: str):
         ("no tokenizer", "tokenizer.json is missing"),
     ],
 )
-def test_broken_model_gets_a_sentence_and_leaves_nothing(cli, demo_folder, tmp_path, damage, says):
+@pytest.mark.parametrize("to", ["gguf:Q8_0", "fp8"])
+def test_broken_model_gets_a_sentence_and_leaves_nothing(
+    cli, demo_folder, tmp_path, damage, says, to
+):
     folder = broken(demo_folder, tmp_path, damage)
     out = tmp_path / "out"
-    run = cli("quantize", folder, "--to", "gguf:Q8_0", "--out", out)
+    run = cli("quantize", folder, "--to", to, "--out", out)
     assert run.returncode == 1
     assert says in run.stderr
+    assert len(run.stderr[run.stderr.index("qwen3q: ") :].splitlines()) == 2, "no next step"
     assert "Traceback" not in run.stderr
     assert not out.exists() or not list(out.iterdir())
 
@@ -376,6 +380,65 @@ def test_a_disk_that_is_full_at_the_start_leaves_nothing(tmp_path, formats):
     assert run.returncode == 1
     assert "Can't reserve" in run.stderr
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
+OUT_OF_ROOM = """
+import errno, os, sys
+from pathlib import Path
+from qwen3q.cli.app import main
+
+def full(path, *_, real=Path.write_text, **named):
+    if path.name == "report.json":
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+    return real(path, *_, **named)
+
+Path.write_text = full
+main()
+"""
+
+
+def test_a_disk_that_is_full_at_the_end_is_told_and_the_layers_are_kept(tmp_path, cli):
+    words = ["quantize", "demo", "--to", "fp8", "--out", str(tmp_path)]
+    run = subprocess.run(
+        [sys.executable, "-c", OUT_OF_ROOM, *words], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 1, run.stderr
+    assert "report.json: No space left on device." in run.stderr
+    assert "go on with --resume" in run.stderr
+    assert "Traceback" not in run.stderr
+    assert cli(*words, "--resume").returncode == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["Qwen3-demo-FP8"]
+
+
+def test_importance_that_a_full_disk_cut_is_told_and_gone_on_with(cli, tmp_path):
+    """Files of at most 8 MB: the importance fits, Q8_0 does not."""
+    words = [sys.executable, "-m", "qwen3q", "quantize", "demo", "--to", "gguf:Q8_0"]
+    words += ["--calibration", "balanced", "--calibration-samples", "2"]
+    words += ["--calibration-length", "32", "--out", str(tmp_path)]
+    shell = ["bash", "-c", 'ulimit -f 8000; exec "$@"', "bash", *words]
+    run = subprocess.run(shell, capture_output=True, text=True, check=False)
+    assert run.returncode == 1
+    [kept] = tmp_path.iterdir()
+    assert f"The layers that were run are kept in {kept}: go on with --resume." in run.stderr
+    assert cli(*words[3:], "--resume").returncode == 0
+    assert [path.suffix for path in tmp_path.iterdir()] == [".gguf"]
+
+
+def test_exceptions_are_said_not_to_reach_gguf_files(cli):
+    said = "overrides are for the folders: GGUF files keep the mix of their type"
+    words = ["quantize", "demo", "--dry-run", "--to", "gguf:Q4_K_M", "--recipe"]
+    for more in ([], ["--to", "gptq:int4"]):
+        run = cli(*words, "mixed", *more)
+        assert run.returncode == 0, run.stderr
+        assert said in " ".join(run.stderr.split())
+    assert said not in " ".join(cli(*words, "balanced").stderr.split())
+
+
+def test_a_text_without_a_name_is_not_the_default_one(cli, tmp_path):
+    """As an empty variable of a shell gives it."""
+    run = cli("quantize", "demo", "--to", "gptq:int4", "--calibration", "", "--out", tmp_path)
+    assert run.returncode == 2
+    assert "is a folder" in run.stderr
 
 
 def test_a_format_that_is_only_estimated_is_refused_before_a_download(cli, tmp_path):

@@ -92,6 +92,17 @@ def test_overrides_by_tensor() -> None:
             "formats: [gguf:Q8_0]\noverrides: [{match: '*', keep_float: true}]",
             "overrides changes nothing about gguf:Q8_0",
         ),
+        ("formats: [bnb:nf4]\ngroup_size: 32", "group_size changes nothing about bnb:nf4"),
+        ("formats: [int8]\ngroup_size: 32", "group_size changes nothing about int8"),
+        ("formats: [fp8]\nbits: 4", "bits changes nothing about fp8"),
+        (
+            "formats: [int8]\nactivation_memory_gib: .inf",
+            "activation_memory_gib is inf: input should be a finite number.",
+        ),
+        (
+            "formats: [int8]\ncalibration: balanced",
+            "calibration is 'balanced': input should be a valid dictionary.",
+        ),
         ("- a list", "holds no keys"),
         ("formats: [", "not valid YAML"),
         ("formats: !!python/object/apply:os.system [ls]", "not valid YAML"),

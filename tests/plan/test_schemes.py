@@ -105,6 +105,12 @@ def test_an_override_that_matches_nothing_is_refused() -> None:
     )
 
 
+def test_overrides_that_leave_nothing_to_quantize_are_refused(config: Qwen3Config) -> None:
+    scheme = parse_scheme("gptq:int4", overrides=(Override("*", keep_float=True),))
+    with pytest.raises(UsageError, match="nothing is left for gptq:int4"):
+        check_scheme(scheme, config)
+
+
 def test_awq_has_one_group_size() -> None:
     with pytest.raises(UsageError, match="AWQ has one group size"):
         parse_scheme("awq", overrides=(Override("*.down_proj", group_size=32),))

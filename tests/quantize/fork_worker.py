@@ -88,7 +88,11 @@ def quantize(request: dict[str, Any], out: Path) -> None:
             checkpoint,
             jobs,
             random_rows(source.config.vocab_size, request.get("seed", 0)),
-            driver.RunOptions(resume=request.get("resume", False), stream=stream),
+            driver.RunOptions(
+                resume=request.get("resume", False),
+                replace=request.get("replace", False),
+                stream=stream,
+            ),
             importance=out if request.get("importance") else None,
         )
 

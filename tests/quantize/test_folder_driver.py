@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -105,6 +107,18 @@ def test_what_can_not_be_written_is_refused_before_anything_is(
     small = type("Usage", (), {"free": 1000})
     monkeypatch.setattr("shutil.disk_usage", lambda path: small)
     with pytest.raises(DiskError, match="GB free"):
+        make(model, tmp_path, "fp8")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_journal_that_can_not_be_begun_is_not_left(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(DiskError, match="No space left"):
         make(model, tmp_path, "fp8")
     assert not list(tmp_path.iterdir())
 

@@ -148,6 +148,22 @@ def test_killed_from_outside(worker: Worker, dense: Path, tmp_path: Path) -> Non
     assert contents(out) == contents(tmp_path / "whole")
 
 
+def test_a_replacement_that_was_cut_goes_on(worker: Worker, dense: Path, tmp_path: Path) -> None:
+    """With --force a folder is there while its successor is made: neither is lost."""
+    old = {"model": dense, "schemes": ["gptq:int4"], "group_size": 32, "seed": 1}
+    new = old | {"seed": 0}
+    assert worker(out=tmp_path / "whole", **new)["error"] is None
+    out = tmp_path / "out"
+    assert worker(out=out, **old)["error"] is None
+    before = contents(out)
+    assert worker(out=out, kill_at=30, replace=True, **new)["killed"]
+    assert before.items() <= contents(out).items()
+    refused = worker(out=out, resume=True, **old)
+    assert "calibration rows was" in refused["error"]
+    assert worker(out=out, resume=True, **new)["error"] is None
+    assert contents(out) == contents(tmp_path / "whole")
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
