@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
-from qwen3q.inspection import describe_format
+from qwen3q.inspection import describe_format, inspect_model
 
 
 def test_release(cli):
@@ -28,6 +31,24 @@ def test_folder_and_its_gguf(cli, tmp_path):
     assert found["facts"]["format"] == "gguf:Q4_K_M"
     assert found["facts"]["tokenizer"] == "qwen2"
     assert {t["type"] for t in found["tensors"]} == {"Q4_K", "Q6_K", "F32"}
+
+
+def test_a_folder_is_told_as_it_is_stored(demo_folder, tmp_path):
+    """Against the safetensors library, of a checkpoint whose tensors are not all of one dtype."""
+    folder = tmp_path / "mixed"
+    shutil.copytree(demo_folder, folder)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"] = tensors["model.norm.weight"].float()
+    save_file(tensors, folder / "model.safetensors")
+    found = inspect_model(str(folder))
+    assert (found.facts["folder"], found.facts["files"]) == (str(folder), "1")
+    assert found.facts["format"] == "safetensors, not quantized"
+    with safe_open(folder / "model.safetensors", "pt") as stored:
+        slices = {tensor.name: stored.get_slice(tensor.name) for tensor in found.tensors}
+        assert slices.keys() == set(stored.keys())
+        expected = {n: (s.get_dtype(), tuple(s.get_shape())) for n, s in slices.items()}
+    assert {t.name: (t.type, t.shape) for t in found.tensors} == expected
+    assert {kind for kind, _ in expected.values()} == {"BF16", "F32"}
 
 
 def test_what_is_no_model(cli, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import signal
 import subprocess
@@ -108,7 +109,8 @@ def test_metadata_of_a_moe_with_yarn(moe_folder, tmp_path):
 
     config = with_yarn(read_config(moe_folder), 4)
     with Checkpoint(moe_folder) as checkpoint:
-        jobs = gguf_jobs(moe_folder, config, Provenance("m"), [FILE_TYPES["Q8_0"]], tmp_path)
+        source = Provenance("m", "org/name", "abc")
+        jobs = gguf_jobs(moe_folder, config, source, [FILE_TYPES["Q8_0"]], tmp_path)
         write_gguf(checkpoint, jobs, threads=2)
     fields = {k: f.contents() for k, f in gguf.GGUFReader(jobs[0].target).fields.items()}
     original = read_config(moe_folder).max_position_embeddings
@@ -119,6 +121,13 @@ def test_metadata_of_a_moe_with_yarn(moe_folder, tmp_path):
     assert fields["qwen3moe.expert_count"] == config.num_experts
     assert fields["qwen3moe.expert_used_count"] == config.num_experts_per_tok
     assert fields["qwen3moe.attention.key_length"] == config.head_dim
+    generation = json.loads((moe_folder / "generation_config.json").read_text())
+    for key, name in (("temperature", "temp"), ("top_k", "top_k"), ("top_p", "top_p")):
+        assert fields[f"general.sampling.{name}"] == pytest.approx(generation[key])
+    assert "general.sampling.min_p" not in fields
+    assert fields["general.source.repo_url"] == "https://huggingface.co/org/name"
+    template = json.loads((moe_folder / "tokenizer_config.json").read_text())["chat_template"]
+    assert fields["tokenizer.chat_template"] == template
     assert fields["tokenizer.ggml.pre"] == "qwen2"
     assert fields["tokenizer.ggml.tokens"][fields["tokenizer.ggml.eos_token_id"]] == "<|im_end|>"
 
