@@ -22,6 +22,7 @@ from qwen3q.plan.schemes import Override, Scheme, parse_scheme
 from qwen3q.quantize import folder as driver
 from qwen3q.quantize.artefact import FolderJob, artefact_config
 from qwen3q.quantize.folder_work import OUTSIDE, FolderWork
+from qwen3q.quantize.solve import SolvedLayer
 from qwen3q.quantize.verify import verify_folder
 from qwen3q.synthetic.checkpoint import write_checkpoint
 
@@ -164,25 +165,30 @@ def test_a_unit_that_is_not_as_planned_is_not_noted(
             with pytest.raises(CheckpointError, match=says):
                 work.finish_unit(OUTSIDE, change(tensors).items(), ())
             assert not work.is_done(OUTSIDE)
+            name = "model.layers.0.input_layernorm.weight"
+            overflowed = SolvedLayer({}, {name: torch.tensor([1.0, torch.inf])}, ())
+            with pytest.raises(CheckpointError, match=f"{name} became NaN or Inf"):
+                work.packed(overflowed, 0, checkpoint)
             work.finish_unit(OUTSIDE, tensors.items(), ())
             assert work.is_done(OUTSIDE)
 
 
+@pytest.mark.parametrize("hint", ["Free some.", ""])
 def test_late_failures_keep_what_is_done_and_say_so(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hint: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write = ShardWriter.write
 
     def full_disk(writer: ShardWriter, name: str, data: memoryview) -> str:
         if name.startswith("model.layers.1."):
-            raise DiskError("No space left.", "Free some.")
+            raise DiskError("No space left.", hint)
         return write(writer, name, data)
 
     with monkeypatch.context() as patch:
         patch.setattr(ShardWriter, "write", full_disk)
         with pytest.raises(DiskError, match="No space left") as error:
             make(model, tmp_path, "fp8")
-    assert error.value.hint.startswith("Free some.\n")
+    assert error.value.hint.startswith(f"{hint}\nThe layers" if hint else "The layers")
     assert "--resume" in error.value.hint
     left = {".Tiny-FP8.partial", ".Tiny-FP8.journal.jsonl"}
     assert {path.name for path in tmp_path.iterdir()} == left
