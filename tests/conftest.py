@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 
@@ -118,6 +119,16 @@ def llama_tools() -> Path:
     if not folder:
         pytest.skip("QWEN3Q_LLAMA_CPP_BIN names no folder of llama.cpp's programs")
     return Path(folder)
+
+
+@pytest.fixture
+def small_files() -> Iterator[None]:
+    """The system refuses to write files of more than 1000 bytes, as it does on a full disk."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 import threading
@@ -9,7 +11,14 @@ import threading
 import pytest
 
 from qwen3q.errors import DiskError
-from qwen3q.files import partial_path, require_file_target, sole_writer, write_text, written_whole
+from qwen3q.files import (
+    partial_path,
+    require_file_target,
+    reserve,
+    sole_writer,
+    write_text,
+    written_whole,
+)
 
 HOLD = """
 import sys
@@ -79,6 +88,32 @@ def test_what_was_there_stays_until_the_new_one_is_whole(tmp_path):
         partial.write_text("new")
     assert target.read_text() == "new"
     assert [path.name for path in target.parent.iterdir()] == ["file"]
+
+
+def test_a_disk_that_takes_no_more_leaves_what_was_there(tmp_path, small_files):
+    target = tmp_path / "file"
+    target.write_text("old")
+    with pytest.raises(DiskError, match=r"Can't write .*file: File too large"):
+        write_text(target, "x" * 2000)
+    assert target.read_text() == "old"
+    with (
+        (tmp_path / "other").open("wb") as file,
+        pytest.raises(DiskError, match=r"Can't reserve 0\.00 GB: File too large"),
+    ):
+        reserve(file, 2000)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "other"]
+
+
+def test_a_disk_that_can_not_reserve_still_gives_the_size(tmp_path, monkeypatch):
+    """As NFS answers, for instance."""
+
+    def refuse(*_: int) -> None:
+        raise OSError(errno.EOPNOTSUPP, "not supported")
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse, raising=False)
+    with (tmp_path / "file").open("wb") as file:
+        reserve(file, 2000)
+    assert (tmp_path / "file").read_bytes() == bytes(2000)
 
 
 def test_places_that_can_not_be_written_are_named(tmp_path):

@@ -38,9 +38,11 @@ class ShardWriter(Closing):
                 file = _open_shard(folder / shard.filename, shard)
                 self._files.append(file)
                 self._places |= {name: (file, start) for name, start in shard.offsets.items()}
-        except OSError as error:
+        except BaseException as error:
             self.close()
-            raise DiskError(f"Can't write to {folder}: {error.strerror}.") from None
+            if isinstance(error, OSError):
+                raise DiskError(f"Can't write to {folder}: {error.strerror}.") from None
+            raise
 
     def write(self, name: str, data: memoryview) -> str:
         """Writes one tensor's bytes at their place.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from qwen3q.checkpoint.reader import Checkpoint
 from qwen3q.checkpoint.shards import DTYPES, lay_out_shards
 from qwen3q.checkpoint.torch_io import dtype_name, read_tensor, tensor_bytes
 from qwen3q.checkpoint.writer import ShardWriter, file_sha256
-from qwen3q.errors import CheckpointError
+from qwen3q.errors import CheckpointError, DiskError
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,38 @@ def test_another_layout_is_written_anew(tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match="odd is not in the plan"):
             writer.write("odd", tensor_bytes(first["odd"]))
     assert load_file(tmp_path / "model.safetensors").keys() == {"x"}
+
+
+def test_a_disk_that_takes_no_more_is_told_and_nothing_stays_open(
+    tmp_path: Path, small_files: None
+) -> None:
+    """The first shard fits, the second does not."""
+    tensors = {"a": torch.ones(4), "b": torch.ones(1000)}
+    shards = lay_out_shards(planned(tensors), 100)
+    assert len(shards) == 2
+    before = open_files()
+    with pytest.raises(DiskError, match="Can't reserve"):
+        ShardWriter(tmp_path, shards)
+    assert open_files() == before
+
+
+def test_a_tensor_that_can_not_be_written_is_named(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    tensor, (_, hard) = torch.ones(1000), resource.getrlimit(resource.RLIMIT_FSIZE)
+    with ShardWriter(tmp_path, lay_out_shards(planned({"x": tensor}))) as writer:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+        try:
+            with pytest.raises(DiskError, match=r"Can't write tensor x: File too large\."):
+                writer.write("x", tensor_bytes(tensor))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+
+
+def open_files() -> int:
+    """The lowest descriptor that is free."""
+    descriptor = os.dup(0)
+    os.close(descriptor)
+    return descriptor
 
 
 def test_a_name_twice_is_refused() -> None:

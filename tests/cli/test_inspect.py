@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 import struct
 
 import pytest
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from qwen3q.evaluate.artefact import find_artefact
-from qwen3q.inspection import describe_format
+from qwen3q.inspection import describe_format, inspect_model
 from qwen3q.memory.source import find_model
 
 
@@ -44,6 +47,24 @@ def test_a_file_type_that_nobody_knows_is_called_the_same_everywhere(cli, tmp_pa
     inspected = json.loads(cli("inspect", path, "--json").stdout)["facts"]["format"]
     estimated = find_model(str(path)).stored.format
     assert inspected == estimated == find_artefact(str(path)).format == "gguf:unknown"
+
+
+def test_a_folder_is_told_as_it_is_stored(demo_folder, tmp_path):
+    """Against the safetensors library, of a checkpoint whose tensors are not all of one dtype."""
+    folder = tmp_path / "mixed"
+    shutil.copytree(demo_folder, folder)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"] = tensors["model.norm.weight"].float()
+    save_file(tensors, folder / "model.safetensors")
+    found = inspect_model(str(folder))
+    assert (found.facts["folder"], found.facts["files"]) == (str(folder), "1")
+    assert found.facts["format"] == "safetensors, not quantized"
+    with safe_open(folder / "model.safetensors", "pt") as stored:
+        slices = {tensor.name: stored.get_slice(tensor.name) for tensor in found.tensors}
+        assert slices.keys() == set(stored.keys())
+        expected = {n: (s.get_dtype(), tuple(s.get_shape())) for n, s in slices.items()}
+    assert {t.name: (t.type, t.shape) for t in found.tensors} == expected
+    assert {kind for kind, _ in expected.values()} == {"BF16", "F32"}
 
 
 def test_what_is_no_model(cli, tmp_path):

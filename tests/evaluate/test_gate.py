@@ -11,7 +11,7 @@ from qwen3q.cli.eval_gate import gate_options
 from qwen3q.errors import UsageError
 from qwen3q.evaluate.artefact import find_artefact
 from qwen3q.evaluate.backends import BackendOptions
-from qwen3q.evaluate.gate import Asking, Reply, bootstrap, compare
+from qwen3q.evaluate.gate import Asking, Reply, _thinking_tokens, bootstrap, compare
 from qwen3q.evaluate.gate_flaws import Flaw, Mode, find_flaws, scripts
 from qwen3q.evaluate.gate_run import GateOptions, _rounds, passed, run_gate
 from qwen3q.evaluate.gate_tables import gate_tables
@@ -157,6 +157,13 @@ def test_suites_can_be_asked(name):
     rounds = _rounds(suite.gate)
     assert len(rounds[0].tasks) == 3 * suite.gate.each
     assert [asked.name for asked in rounds[1:]] == ["needles"] * bool(suite.gate.needle_words)
+
+
+def test_tokens_of_thinking_end_with_its_end(codec):
+    thought = codec.encode("2 and 2 are 4.</think>", parse_special=True).tolist()
+    answer = codec.encode("\n\nFour </think>.", parse_special=True).tolist()
+    assert _thinking_tokens(thought + answer, codec) == len(thought)
+    assert _thinking_tokens(thought[:-1], codec) == len(thought) - 1
 
 
 def test_the_gate_lets_q8_pass_and_stops_q2(demo_ggufs):

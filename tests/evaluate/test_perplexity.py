@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
+from time import perf_counter
 
 import numpy as np
 import pytest
@@ -118,6 +119,16 @@ def test_the_beginning_of_a_text_has_the_tokens_of_the_whole(needed, model):
     assert len(tokens) >= min(needed, len(whole))
     assert (len(read[-1]) < len(text) / 2) == (needed < 1000)
     np.testing.assert_array_equal(encode_beginning(text, None, encode), whole)
+
+
+def test_without_a_limit_all_of_the_text_is_scored(model, text):
+    few = text[:3000]
+    count = len(model.tokenize(few, parse_special=True))
+    before = perf_counter()
+    result = measure_perplexity(model, few, context=64, threads=1)
+    assert 0 < result.seconds < perf_counter() - before
+    assert result.chunks == count // 64
+    assert result.tokens == count // 64 * 31
 
 
 @pytest.mark.parametrize("needed", [1, 40, 90])

@@ -212,6 +212,14 @@ def test_a_report_that_is_read_can_be_drawn(tmp_path, capsys):
     assert all(word in shown for word in ("Q4_0", "gsm8k"))
 
 
+def test_rows_come_by_divergence_and_those_without_one_last():
+    served = row("served", 0, 0.0) | {"kl_mean": None}
+    rows = [served, row("Q2", 4, 0.07), row("Q8", 8, 0.0003)]
+    [group] = comparable(report(*rows))
+    assert [shown["artefact"] for shown in group.rows] == ["Q8", "Q2", "served"]
+    assert group.front == {0, 1}
+
+
 def test_layer_errors_average_experts():
     rows = [{"name": f"model.layers.3.mlp.experts.{e}.up_proj.weight", "error": e} for e in (1, 3)]
     rows.append({"name": "model.layers.3.self_attn.q_proj.weight", "error": 0.5})

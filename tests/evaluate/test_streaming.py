@@ -217,6 +217,13 @@ def test_rows_go_through_every_report(codec):
         prompts = [tuple(body["prompt"]) for _, body in served.requests if "stream" in body]
     assert rows[0]["seed"] == rows[1]["seed"] != again[0]["seed"]
     assert len(set(prompts)) == len(prompts)
+    seeded = StreamingOptions(concurrency=(1,), prompt=12, generate=2, requests=3, seed=5)
+    with serve(server(codec, stream)) as served:
+        for _ in range(2):
+            [row] = stream_endpoint(find_endpoint(served.url), codec, seeded)
+            assert row["seed"] == 5
+        prompts = [body["prompt"] for _, body in served.requests if "stream" in body]
+    assert prompts[: len(prompts) // 2] == prompts[len(prompts) // 2 :]
     machine = {"machine": {}, "text": {}, "reference": {"artefact": "float"}}
     report = {"runs": [machine], "results": [], "streaming": rows}
     other = json.loads(json.dumps(report)) | {"runs": [machine | {"machine": {"cores": 2}}]}

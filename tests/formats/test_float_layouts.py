@@ -79,12 +79,25 @@ def test_int8_equals_bitsandbytes(weight: torch.Tensor) -> None:
     assert (error <= weight.float().abs().amax(1, keepdim=True) / 127 * 0.51).all()
 
 
+def test_fp8_of_a_block_of_zeros_is_zeros() -> None:
+    weight = torch.randn(256, 128)
+    weight[:128] = 0
+    stored = fp8.pack(weight)
+    assert torch.equal(fp8.dequantize(stored)[:128], torch.zeros(128, 128))
+    assert torch.isfinite(stored["weight_scale_inv"]).all()
+
+
 @pytest.mark.parametrize("shape", [(256, 384), (200, 130)])
 def test_fp8_error_is_within_half_a_step(shape: tuple[int, int]) -> None:
     weight = torch.randn(*shape, generator=torch.Generator().manual_seed(2)).bfloat16()
     stored = fp8.pack(weight)
     assert stored["weight"].shape == shape
     assert stored["weight_scale_inv"].shape == (-(-shape[0] // 128), -(-shape[1] // 128))
+    wide = torch.nn.functional.pad(weight.float().abs(), (0, -shape[1] % 128, 0, -shape[0] % 128))
+    tops = wide.unflatten(0, (-1, 128)).unflatten(2, (-1, 128)).amax((1, 3)) / 448
+    scales = stored["weight_scale_inv"]
+    assert (scales.float() >= tops).all()
+    assert (torch.nextafter(scales, torch.zeros_like(scales)).float() < tops).all()
     error = (fp8.dequantize(stored) - weight.float()).abs()
     scale = stored["weight_scale_inv"].float().repeat_interleave(128, 0)[: shape[0]]
     scale = scale.repeat_interleave(128, 1)[:, : shape[1]]

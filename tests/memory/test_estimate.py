@@ -126,6 +126,28 @@ def test_advice_makes_it_fit(name: str, fmt: str, card: str) -> None:
         assert run(name, quant, settings, on).verdict is not Verdict.NO
 
 
+@pytest.mark.parametrize(
+    ("name", "fmt", "engine", "settings", "card", "option"),
+    [
+        ("qwen3-8b", "gguf:Q4_K_M", Engine.LLAMA_CPP, Settings(36864, flash_attention=False),
+         "RTX 3060 12GB", "without --no-flash-attn"),
+        ("qwen3-8b", "gguf:Q4_K_M", Engine.LLAMA_CPP, Settings(40960), "RTX 3080 10GB",
+         "--kv q8_0"),
+        ("qwen3-8b", "gguf:Q4_K_M", Engine.LLAMA_CPP, Settings(16384, parallel=8),
+         "RTX 3060 12GB", "--parallel 1"),
+        ("qwen3-8b", "awq:int4", Engine.VLLM, Settings(40960, type_k="bf16", type_v="bf16"),
+         "RTX 3060 12GB", "--kv fp8"),
+    ],
+)  # fmt: skip
+def test_what_is_wasteful_is_told_first(
+    name: str, fmt: str, engine: Engine, settings: Settings, card: str, option: str
+) -> None:
+    model, on = find_model(name), [find_gpu(card)]
+    found = run(name, fmt, settings, on, engine)
+    assert found.verdict is Verdict.NO
+    assert advise(model, found, on)[0].options == option
+
+
 def test_what_fits_needs_no_advice() -> None:
     model, on = find_model("qwen3-4b"), [find_gpu("RTX 4090")]
     assert advise(model, run("qwen3-4b", "gguf:Q4_K_M", Settings(8192), on), on) == []

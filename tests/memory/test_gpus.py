@@ -44,6 +44,7 @@ def test_a_size_that_is_not_said_is_the_smallest_and_a_wrong_one_is_refused() ->
     assert find_gpu("4060 Ti").name == "GeForce RTX 4060 Ti 8GB"
     others = other_sizes("4060 Ti", find_gpu("4060 Ti"))
     assert [gpu.name for gpu in others] == ["GeForce RTX 4060 Ti 16GB"]
+    assert other_sizes("4060 Ti 8GB", find_gpu("4060 Ti")) == []
     with pytest.raises(UsageError, match="24gb"):
         find_gpu("rtx 3060 24gb")
 

@@ -275,9 +275,11 @@ def test_offline_too_a_model_is_a_qwen3(server, site):
         fetch(offline(site))
 
 
-def test_two_files_with_the_same_bytes(server, site):
+def test_two_files_with_the_same_bytes_and_one_without_any(server, site):
     server.repos[REPO].files["added_tokens.json"] = b"{}"
+    server.repos[REPO].files["vocab.json"] = b""
     server.repos[REPO].files["special_tokens_map.json"] = b"{}"
     folder = fetch(site)
     assert (folder / "added_tokens.json").read_bytes() == b"{}"
     assert (folder / "special_tokens_map.json").read_bytes() == b"{}"
+    assert (folder / "vocab.json").read_bytes() == b""

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from tiny import random_rows, tiny_model, tiny_scheme
 
 from qwen3q.checkpoint.reader import Checkpoint
+from qwen3q.checkpoint.torch_io import read_tensor
 from qwen3q.checkpoint.writer import ShardWriter
 from qwen3q.errors import CheckpointError, DiskError, Qwen3qError, UsageError
 from qwen3q.formats.reader import QuantizedFolder
@@ -23,6 +24,8 @@ from qwen3q.models.source import describe
 from qwen3q.plan.schemes import Override, Scheme, parse_scheme
 from qwen3q.quantize import folder as driver
 from qwen3q.quantize.artefact import FolderJob, artefact_config
+from qwen3q.quantize.folder_work import OUTSIDE, FolderWork
+from qwen3q.quantize.solve import SolvedLayer
 from qwen3q.quantize.verify import verify_folder
 from qwen3q.synthetic.checkpoint import write_checkpoint
 
@@ -140,7 +143,7 @@ def test_nan_is_named_and_early_failures_leave_nothing(model: Path, tmp_path: Pa
 
 def test_nan_in_a_late_layer_is_found_before_the_calibration(model: Path, tmp_path: Path) -> None:
     broken = broken_in_layer(model, tmp_path / "broken", 1)
-    parsed = [tiny_scheme("gptq:int4")]
+    parsed = [tiny_scheme("gptq:int4"), parse_scheme("fp8")]
     rows = random_rows(read_config(broken).vocab_size)
     with Checkpoint(broken) as checkpoint:
         jobs = driver.folder_jobs(describe(str(broken)), checkpoint, parsed, tmp_path / "out")
@@ -153,21 +156,54 @@ def test_nan_in_a_late_layer_is_found_before_the_calibration(model: Path, tmp_pa
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda t: t | {"more": torch.ones(1)}, "tensor more is not in the plan"),
+        (lambda t: dict(list(t.items())[1:]), "tensor model.embed_tokens.weight was not made"),
+        (lambda t: {n: v.float() for n, v in t.items()}, "came out as float32 .*, planned was bf"),
+        (lambda t: {n: v[:-1] for n, v in t.items()}, "came out as bfloat16 "),
+    ],
+)
+def test_a_unit_that_is_not_as_planned_is_not_noted(
+    change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]],
+    says: str,
+    model: Path,
+    tmp_path: Path,
+) -> None:
+    with Checkpoint(model) as checkpoint:
+        schemes = [parse_scheme("bf16")]
+        [job] = driver.folder_jobs(describe(str(model)), checkpoint, schemes, tmp_path)
+        with FolderWork(job, {"model": "x"}) as work:
+            names = [spec.name for spec in work.sources(OUTSIDE)]
+            tensors = {name: read_tensor(checkpoint, name) for name in names}
+            with pytest.raises(CheckpointError, match=says):
+                work.finish_unit(OUTSIDE, change(tensors).items(), ())
+            assert not work.is_done(OUTSIDE)
+            name = "model.layers.0.input_layernorm.weight"
+            overflowed = SolvedLayer({}, {name: torch.tensor([1.0, torch.inf])}, ())
+            with pytest.raises(CheckpointError, match=f"{name} became NaN or Inf"):
+                work.packed(overflowed, 0, checkpoint)
+            work.finish_unit(OUTSIDE, tensors.items(), ())
+            assert work.is_done(OUTSIDE)
+
+
+@pytest.mark.parametrize("hint", ["Free some.", ""])
 def test_late_failures_keep_what_is_done_and_say_so(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hint: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write = ShardWriter.write
 
     def full_disk(writer: ShardWriter, name: str, data: memoryview) -> str:
         if name.startswith("model.layers.1."):
-            raise DiskError("No space left.", "Free some.")
+            raise DiskError("No space left.", hint)
         return write(writer, name, data)
 
     with monkeypatch.context() as patch:
         patch.setattr(ShardWriter, "write", full_disk)
         with pytest.raises(DiskError, match="No space left") as error:
             make(model, tmp_path, "fp8")
-    assert error.value.hint.startswith("Free some.\n")
+    assert error.value.hint.startswith(f"{hint}\nThe layers" if hint else "The layers")
     assert "--resume" in error.value.hint
     left = {".Tiny-FP8.partial", ".Tiny-FP8.journal.jsonl"}
     assert {path.name for path in tmp_path.iterdir()} == left

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import signal
 import subprocess
@@ -18,8 +19,12 @@ from qwen3q.errors import CheckpointError, DiskError, UsageError
 from qwen3q.formats.gguf_file import read_header
 from qwen3q.formats.gguf_metadata import Provenance
 from qwen3q.models.config import read_config
+from qwen3q.models.source import describe
+from qwen3q.models.yarn import with_yarn
 from qwen3q.plan.gguf_types import FILE_TYPES
+from qwen3q.plan.job import QuantizeRequest, job_of
 from qwen3q.quantize.gguf import gguf_jobs, write_gguf
+from qwen3q.quantize.run import GgufOptions, check_targets
 
 WITHOUT_IMATRIX = [
     "F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K_S", "Q3_K_M",
@@ -104,11 +109,10 @@ def test_planned_size_is_the_files_size(written):
 
 
 def test_metadata_of_a_moe_with_yarn(moe_folder, tmp_path):
-    from qwen3q.models.yarn import with_yarn
-
     config = with_yarn(read_config(moe_folder), 4)
     with Checkpoint(moe_folder) as checkpoint:
-        jobs = gguf_jobs(moe_folder, config, Provenance("m"), [FILE_TYPES["Q8_0"]], tmp_path)
+        source = Provenance("m", "org/name", "abc")
+        jobs = gguf_jobs(moe_folder, config, source, [FILE_TYPES["Q8_0"]], tmp_path)
         write_gguf(checkpoint, jobs, threads=2)
     fields = {k: f.contents() for k, f in gguf.GGUFReader(jobs[0].target).fields.items()}
     original = read_config(moe_folder).max_position_embeddings
@@ -119,8 +123,36 @@ def test_metadata_of_a_moe_with_yarn(moe_folder, tmp_path):
     assert fields["qwen3moe.expert_count"] == config.num_experts
     assert fields["qwen3moe.expert_used_count"] == config.num_experts_per_tok
     assert fields["qwen3moe.attention.key_length"] == config.head_dim
+    generation = json.loads((moe_folder / "generation_config.json").read_text())
+    for key, name in (("temperature", "temp"), ("top_k", "top_k"), ("top_p", "top_p")):
+        assert fields[f"general.sampling.{name}"] == pytest.approx(generation[key])
+    assert "general.sampling.min_p" not in fields
+    assert fields["general.source.repo_url"] == "https://huggingface.co/org/name"
+    template = json.loads((moe_folder / "tokenizer_config.json").read_text())["chat_template"]
+    assert fields["tokenizer.chat_template"] == template
     assert fields["tokenizer.ggml.pre"] == "qwen2"
     assert fields["tokenizer.ggml.tokens"][fields["tokenizer.ggml.eos_token_id"]] == "<|im_end|>"
+
+
+def test_files_that_are_there_are_refused_before_anything_is_calibrated(demo_folder, tmp_path):
+    source = describe(str(demo_folder))
+    job = job_of(QuantizeRequest(("gguf:Q8_0",), calibration="balanced"))
+    target = tmp_path / "demo-Q8_0.gguf"
+    assert check_targets(source, job, tmp_path, GgufOptions()) == [FILE_TYPES["Q8_0"]]
+    target.touch()
+    with pytest.raises(DiskError, match=r"Q8_0\.gguf exists already"):
+        check_targets(source, job, tmp_path, GgufOptions())
+    assert check_targets(source, job, tmp_path, GgufOptions(replace=True))
+    target.unlink()
+    target.mkdir()
+    with pytest.raises(DiskError, match="is a folder"):
+        check_targets(source, job, tmp_path, GgufOptions(replace=True))
+
+
+@pytest.mark.parametrize("factor", [0.5, 1.0, 99.0, float("nan")])
+def test_factors_of_yarn_that_make_no_sense_are_refused(factor, moe_folder):
+    with pytest.raises(UsageError):
+        with_yarn(read_config(moe_folder), factor)
 
 
 def test_threads_do_not_change_a_byte(demo_folder, tmp_path):

@@ -132,6 +132,16 @@ def test_the_search_is_never_worse_than_no_scales(name: str, seed: int) -> None:
         assert rounding_error(target, found, scheme) < before
 
 
+@pytest.mark.parametrize("name", ["gptq:int4", "awq:int4"])
+def test_channels_that_are_never_fed_get_moderate_scales(name: str) -> None:
+    x = inputs(600, 256) * torch.exp(torch.linspace(-2, 2, 256))
+    x[:, 5:9] = 0
+    target = SmoothTarget(weights(256, 96), x.square().mean(0)[None])
+    found = search_scales(target, parse_scheme(name))
+    assert found is not None
+    assert float(found.min() / found.max()) > 1e-4
+
+
 def test_no_scales_are_taken_where_weights_lie_on_the_grid() -> None:
     """Whatever is scaled there gets worse."""
     scheme = parse_scheme("gptq:int4", group_size=32)
