@@ -59,12 +59,15 @@ class OutOfMemoryError(Qwen3qError):
 
 
 class Interrupted(Qwen3qError):
-    """Ctrl-C; the hint says how to go on, where something is left to go on with."""
+    """Ctrl-C or a signal; the hint says how to go on, where something is left to go on with."""
 
     exit_code = 130
 
-    def __init__(self, hint: str = "") -> None:
+    def __init__(self, hint: str = "", stop: BaseException | None = None) -> None:
+        """Takes the exit code of ``stop``, if that is a ``SystemExit`` with one."""
         super().__init__("Interrupted.", hint)
+        if isinstance(stop, SystemExit) and isinstance(stop.code, int):
+            self.exit_code = stop.code
 
 
 class MissingPackageError(Qwen3qError):

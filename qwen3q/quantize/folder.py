@@ -364,8 +364,8 @@ def _kept_if_begun(works: Sequence[FolderWork]) -> Iterator[None]:
             if begun
             else ""
         )
-        if isinstance(error, KeyboardInterrupt):
-            raise Interrupted(kept) from None
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            raise Interrupted(kept, error) from None
         if begun and isinstance(error, Qwen3qError):
             error.hint = f"{error.hint}\n{kept}" if error.hint else kept
         raise
