@@ -62,12 +62,15 @@ class OutOfMemoryError(Qwen3qError):
 
 
 class Interrupted(Qwen3qError):
-    """Ctrl-C; the hint says how to go on, where something is left to go on with."""
+    """Ctrl-C or a signal; the hint says how to go on, where something is left to go on with."""
 
     exit_code = 130
 
-    def __init__(self, hint: str = "") -> None:
+    def __init__(self, hint: str = "", stop: BaseException | None = None) -> None:
+        """Takes the exit code of ``stop``, if that is a ``SystemExit`` with one."""
         super().__init__("Interrupted.", hint)
+        if isinstance(stop, SystemExit) and isinstance(stop.code, int):
+            self.exit_code = stop.code
 
 
 class MissingPackageError(Qwen3qError):
@@ -76,15 +79,15 @@ class MissingPackageError(Qwen3qError):
 
 @contextmanager
 def telling(kept: Callable[[], str]) -> Iterator[None]:
-    """What ends the body early, Ctrl-C included, is told with what is kept of the work.
+    """What ends the body early, Ctrl-C and signals included, is told with what is kept of the work.
 
     Args:
         kept: asked when that happens; empty if nothing is.
     """
     try:
         yield
-    except KeyboardInterrupt:
-        raise Interrupted(kept()) from None
+    except (KeyboardInterrupt, SystemExit) as stop:
+        raise Interrupted(kept(), stop) from None
     except Qwen3qError as error:
         error.hint = "\n".join(filter(None, (error.hint, kept())))
         raise

@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from inspect import cleandoc
 
 import typer
@@ -70,6 +72,7 @@ def main() -> None:
     """Entry point: runs the command line and turns failures into a sentence and an exit code."""
     calm_openmp()
     _prepare_streams()
+    stopped = _exit_on_signals()
     try:
         build_app(sys.argv[1:])()
         sys.stdout.flush()
@@ -95,9 +98,23 @@ def main() -> None:
         _explain(DiskError(f"Can't write the output: {error.strerror}."))
         sys.exit(DiskError.exit_code)
     except SystemExit as done:
-        if done.code == Interrupted.exit_code:
+        if done.code in stopped:
             _say_interrupted()
         raise
+
+
+def _exit_on_signals() -> set[int]:
+    """Lets SIGTERM and a closed terminal end a run as Ctrl-C does, so that what it was writing is
+    removed; gives the exit codes of runs that were ended. What is ignored (``nohup``) stays so."""
+
+    def end(number: int, frame: object) -> None:
+        sys.exit(128 + number)
+
+    numbers = {signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}
+    for number in numbers:
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, end)
+    return {Interrupted.exit_code, *(128 + number for number in numbers)}
 
 
 def _prepare_streams() -> None:
@@ -116,13 +133,15 @@ def _drop_output() -> None:
 
 
 def _say_interrupted() -> None:
-    sys.stderr.write(f"{Interrupted().message}\n")
+    with suppress(OSError):  # the terminal may be gone
+        sys.stderr.write(f"{Interrupted().message}\n")
 
 
 def _explain(error: Qwen3qError) -> None:
-    sys.stderr.write(f"qwen3q: {error.message}\n")
-    if error.hint:
-        sys.stderr.write(f"{error.hint}\n")
+    with suppress(OSError):
+        sys.stderr.write(f"qwen3q: {error.message}\n")
+        if error.hint:
+            sys.stderr.write(f"{error.hint}\n")
 
 
 def _version(wanted: bool) -> None:

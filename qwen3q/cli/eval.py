@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 from qwen3q.cli.eval_endpoint import endpoint
 from qwen3q.cli.eval_fidelity import fidelity
 from qwen3q.cli.eval_speed import speed
+from qwen3q.cli.narrow_tables import show_tables
 from qwen3q.cli.options import GpuLayersOption, OfflineFlag, ThreadsOption
 from qwen3q.cli.output import (
     JsonFlag,
@@ -155,21 +156,19 @@ def perplexity_json(result: PerplexityResult) -> dict[str, Any]:
 
 
 def _show(results: list[PerplexityResult]) -> None:
-    from rich.table import Table
+    from qwen3q.evaluate.tables import Table
 
-    table = Table()
-    table.add_column("file", overflow="fold")
-    for heading in ("size", "perplexity", "tokens", "seconds"):
-        table.add_column(heading, justify="right")
-    for result in results:
-        table.add_row(
+    rows = tuple(
+        (
             result.file.name,
             format_bytes(result.file.stat().st_size),
             f"{result.perplexity:.4f} ± {result.stderr:.4f}",
             f"{result.tokens:,}",
             f"{result.seconds:.1f}",
         )
-    stdout_console().print(table)
+        for result in results
+    )
+    show_tables([(None, Table(("file", "size", "perplexity", "tokens", "seconds"), rows))])
     half = results[0].scored.value == "half"
     part = "the second half of each is scored" if half else "all but each one's first token count"
     stdout_console().print(

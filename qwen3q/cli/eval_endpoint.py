@@ -28,7 +28,7 @@ def endpoint(
         ),
     ] = None,
     concurrency: Annotated[
-        list[int] | None, typer.Option(help="Clients at a time, repeatable.  [default: 1, 4]")
+        list[int] | None, typer.Option(help="Clients at a time, repeatable. Default: 1, 4.")
     ] = None,
     prompt: Annotated[int, typer.Option(min=1, help="Tokens of each prompt.")] = 512,
     generate: Annotated[int, typer.Option(min=2, help="Tokens of each answer.")] = 64,

@@ -14,6 +14,7 @@ from qwen3q.cli.eval_endpoint import show_streaming
 from qwen3q.cli.eval_gate import gate_options, show_gate
 from qwen3q.cli.eval_harness import harness_options, show_tasks
 from qwen3q.cli.eval_speed import show_speed
+from qwen3q.cli.narrow_tables import show_tables
 from qwen3q.cli.options import (
     ContributeOption,
     GpuLayersOption,
@@ -165,7 +166,7 @@ def fidelity(
     from qwen3q.evaluate.endpoint import EndpointOptions
     from qwen3q.evaluate.endpoint_http import is_url
     from qwen3q.evaluate.evaluation import EvaluationOptions, evaluate
-    from qwen3q.evaluate.gate_run import passed
+    from qwen3q.evaluate.gate_run import failed
     from qwen3q.evaluate.hub_text import find_text
     from qwen3q.evaluate.measure import TextOptions
     from qwen3q.evaluate.speed_options import SpeedOptions
@@ -234,7 +235,8 @@ def fidelity(
         print_json(report)
     else:
         show_report(report, done.written)
-    if gate and not passed(report["gate"]):
+    if gate and (worse := failed(report["gate"])):
+        note(f"The gate failed: answers of {', '.join(worse)} got worse.")
         raise typer.Exit(GATE_FAILED)
 
 
@@ -251,33 +253,29 @@ def show_report(report: Mapping[str, Any], written: Sequence[Path]) -> None:
 
 def show_results(report: Mapping[str, Any]) -> None:
     """The table at once: one line per artefact, best divergence first within a run."""
-    from rich.table import Table
-
     from qwen3q.evaluate.groups import divergence_rank, missing_notes
+    from qwen3q.evaluate.tables import Table
 
-    table = Table()
-    table.add_column("artefact", overflow="fold", min_width=12)
-    for heading in ("size", "perplexity", "KL mean", "KL 99 %", "top-1"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    cells: list[tuple[str, ...]] = []
     for number, run in enumerate(report["runs"]):
         facts = run["reference"]
-        table.add_row(
-            f"{facts['artefact']} (reference)",
-            format_bytes(facts["file_bytes"]),
-            f"{facts['perplexity']:.3f}",
-        )
+        name, nbytes = f"{facts['artefact']} (reference)", format_bytes(facts["file_bytes"])
+        cells.append((name, nbytes, f"{facts['perplexity']:.3f}", "", "", ""))
         rows = [row for row in report["results"] if row["run"] == number]
         for row in sorted(rows, key=divergence_rank):
             spread = _figure(row.get("kl_mean_stderr"), " ± {:.5f}", "")
-            table.add_row(
-                row["artefact"],
-                "–" if row["file_bytes"] is None else format_bytes(row["file_bytes"]),
-                _figure(row["perplexity"], "{:.3f}"),
-                _figure(row["kl_mean"], "{:.5f}") + spread,
-                _figure(row["kl_p99"], "{:.4f}"),
-                _figure(row["top1"], "{:.2%}"),
+            cells.append(
+                (
+                    row["artefact"],
+                    "–" if row["file_bytes"] is None else format_bytes(row["file_bytes"]),
+                    _figure(row["perplexity"], "{:.3f}"),
+                    _figure(row["kl_mean"], "{:z.5f}") + spread,
+                    _figure(row["kl_p99"], "{:z.4f}"),
+                    _figure(row["top1"], "{:.2%}"),
+                )
             )
-    stdout_console().print(table)
+    heads = ("artefact", "size", "perplexity", "KL mean", "KL 99 %", "top-1")
+    show_tables([(None, Table(heads, tuple(cells)))])
     for run in report["runs"]:
         facts, text = run["reference"], run["text"]
         stdout_console().print(

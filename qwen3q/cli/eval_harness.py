@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from qwen3q.cli.eval_gate import show_tables
+from qwen3q.cli.narrow_tables import show_tables
 
 if TYPE_CHECKING:
     from qwen3q.evaluate.lm_eval_run import HarnessOptions

@@ -30,14 +30,14 @@ def speed(
         typer.Argument(metavar="MODEL...", help="GGUF files, MODEL:TYPE, or folders (in torch)."),
     ],
     prompt: Annotated[
-        list[int] | None, typer.Option(help="Prompt tokens, repeatable.  [default: 512]")
+        list[int] | None, typer.Option(help="Prompt tokens, repeatable. Default: 512.")
     ] = None,
     generate: Annotated[int, typer.Option(min=0, help="Tokens to decode.")] = 64,
     depth: Annotated[
-        list[int] | None, typer.Option(help="Tokens in the cache before, repeatable. [default: 0]")
+        list[int] | None, typer.Option(help="Tokens in the cache before, repeatable. Default: 0.")
     ] = None,
     batch: Annotated[
-        list[int] | None, typer.Option(help="Sequences side by side, repeatable. [default: 1]")
+        list[int] | None, typer.Option(help="Sequences side by side, repeatable. Default: 1.")
     ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="After one warm-up.")] = 5,
     threads: ThreadsOption = None,
@@ -100,10 +100,11 @@ def speed(
 
 def show_speed(report: Mapping[str, Any]) -> None:
     """Tables of speed and memory per artefact, measured beside predicted; nothing if not run."""
-    from qwen3q.evaluate.speed_tables import SPEED_NOTE, memory_table, named_rows, speed_table
+    from qwen3q.evaluate.groups import named_by_run
+    from qwen3q.evaluate.speed_tables import SPEED_NOTE, memory_table, speed_table
 
     console = stdout_console()
-    named = {key: named_rows(report, key) for key in ("speed", "memory")}
+    named = {key: named_by_run(report.get(key, [])) for key in ("speed", "memory")}
     names = dict.fromkeys(str(row["artefact"]) for row in named["speed"])
     for name in names:
         own = {key: [row for row in rows if row["artefact"] == name] for key, rows in named.items()}

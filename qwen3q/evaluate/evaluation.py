@@ -90,7 +90,7 @@ def evaluate(
 
     Raises:
         UsageError: ``resume`` without a folder.
-        Interrupted: by Ctrl-C, with measurements in ``out`` to go on from.
+        Interrupted: by Ctrl-C or a signal, with measurements in ``out`` to go on from.
         DiskError: ``out`` can't be written, or another process writes there.
         Qwen3qError: a model is missing, broken or does not fit the reference.
     """
@@ -101,11 +101,11 @@ def evaluate(
     with sole_writer(options.out / "report.json"):
         try:
             return _evaluate(reference, names, text_name, text, options, progress)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit) as stop:
             if not holds_measurements(options.out):
                 raise
             hint = f"What is measured is kept in {options.out}: go on with --resume."
-            raise Interrupted(hint) from None
+            raise Interrupted(hint, stop) from None
 
 
 def _evaluate(
@@ -132,7 +132,7 @@ def _evaluate(
     for artefact in artefacts if options.cards else ():
         if not artefact.is_gguf and artefact.endpoint is None:
             read_card(artefact.path / "README.md")
-    harness = load_tasks(options.tasks) if options.tasks is not None else None
+    harness = load_tasks(options.tasks, artefacts) if options.tasks is not None else None
     kept = Kept(options.out, resume=options.resume)
     gate = _possible_gate(model, artefacts, options, kept)
     run = measure_fidelity(

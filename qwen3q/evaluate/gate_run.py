@@ -223,9 +223,9 @@ def _ask(
     }
 
 
-def passed(rows: Sequence[dict[str, Any]]) -> bool:
-    """Whether no artefact failed in any mode."""
-    return all(row["verdict"] != "fail" for row in rows)
+def failed(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Artefacts that failed in a mode."""
+    return list(dict.fromkeys(str(row["artefact"]) for row in rows if row["verdict"] == "fail"))
 
 
 def _row(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from qwen3q.evaluate.groups import named_by_run
 from qwen3q.evaluate.tables import Table
 
 Row = Mapping[str, Any]
@@ -21,7 +22,7 @@ def gate_tables(report: Mapping[str, Any]) -> list[tuple[str, Table]]:
         chosen = [r for r in rows if (_needle_words(r), _thinks(r)) == (needles, thinking)]
         subject = f"Needles in {needles:,} words" if needles else "Answers"
         title = f"{subject} {'with' if thinking else 'without'} thinking"
-        out.append((title, _table(chosen, thinking)))
+        out.append((title, _table(named_by_run(chosen), thinking)))
     return out
 
 
@@ -35,10 +36,13 @@ def _table(rows: Sequence[Row], thinking: bool) -> Table:
     for row in rows:
         line = [str(row["artefact"]), *([str(row.get("rope"))] if ropes else [])]
         line += [str(row["verdict"]), f"{row['right']} of {row.get('replies', row['questions'])}"]
-        line.append(_interval(row.get("change"), "+.0%"))
+        line.append(_interval(row.get("change"), "+z.0%"))
         line += [_right(row.get("by_kind", {}).get(kind)) for kind in kinds]
         if thinking:
-            line += [f"{row['thinking_tokens']:.0f}", _interval(row.get("thinking_change"), "+.0f")]
+            line += [
+                f"{row['thinking_tokens']:.0f}",
+                _interval(row.get("thinking_change"), "+z.0f"),
+            ]
         cells.append((*line, ", ".join(f"{n} {name}" for name, n in row["flaws"].items())))
     failed = frozenset(i for i, row in enumerate(rows) if row["verdict"] == "fail")
     return Table((*heads, "flaws"), tuple(cells), 3 if ropes else 2, failed)

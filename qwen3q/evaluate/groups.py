@@ -39,10 +39,23 @@ def comparable(report: Mapping[str, Any]) -> list[Group]:
         groups.setdefault(key, []).append(row)
     out = []
     for rows in groups.values():
-        rows = sorted(rows, key=divergence_rank)
+        rows = named_by_run(sorted(rows, key=divergence_rank))
         run = report["runs"][rows[0]["run"]]
         out.append(Group(run["reference"], run["text"], tuple(rows), pareto_front(rows)))
     return out
+
+
+def named_by_run(rows: Sequence[Row]) -> list[Row]:
+    """The rows; an artefact that several runs measured is told apart by its run."""
+    runs: dict[str, set[int]] = {}
+    for row in rows:
+        runs.setdefault(str(row["artefact"]), set()).add(row.get("run", 0))
+    return [
+        {**row, "artefact": f"{row['artefact']} (run {row['run'] + 1})"}
+        if len(runs[str(row["artefact"])]) > 1
+        else row
+        for row in rows
+    ]
 
 
 def divergence_rank(row: Row) -> tuple[bool, float]:

@@ -25,6 +25,8 @@ from qwen3q.errors import (
 from qwen3q.evaluate.answers import Answers
 from qwen3q.evaluate.artefact import Artefact
 from qwen3q.evaluate.backends import BackendOptions, open_backend
+from qwen3q.evaluate.endpoint_backend import no_scores, require_generation
+from qwen3q.evaluate.endpoint_http import EndpointError
 from qwen3q.evaluate.resume import Kept
 from qwen3q.evaluate.tokens import open_codec
 from qwen3q.progress import ProgressFn, silent
@@ -38,6 +40,8 @@ LONGEST = 4096
 """Tokens that a task's question and answer may have; less where the model was trained on less."""
 
 _HARNESS_SEED = 1234
+_GENERATING = "generate_until"
+"""Tasks of other kinds are scored by the log-likelihood of given texts."""
 _LOGGERS = ("lm_eval", "datasets", "evaluate", "huggingface_hub")
 
 
@@ -56,13 +60,17 @@ class HarnessOptions:
     fewshot: int | None = None
 
 
-def load_tasks(options: HarnessOptions) -> TaskManager:
+def load_tasks(options: HarnessOptions, artefacts: Sequence[Artefact] = ()) -> TaskManager:
     """The harness's tasks; all that are asked for are there, and so is their data.
+
+    Args:
+        artefacts: what they are to be asked of.
 
     Raises:
         MissingPackageError: lm-evaluation-harness is not installed.
         UsageError: a task is unknown or can't be run.
         SourceError: a task's data set can't be had.
+        EndpointError: an endpoint can't be asked a task's kind of questions.
     """
     try:
         from lm_eval.tasks import TaskManager
@@ -80,8 +88,22 @@ def load_tasks(options: HarnessOptions) -> TaskManager:
                     f"lm-evaluation-harness has no task {name!r}.", "lm_eval ls tasks lists them."
                 )
         with _explained(options.tasks):
-            manager.load(list(options.tasks))
+            loaded = manager.load(list(options.tasks))
+    for artefact in artefacts:
+        for name, task in loaded["tasks"].items():
+            _require_answers(artefact, name, task.OUTPUT_TYPE)
     return manager
+
+
+def _require_answers(artefact: Artefact, task: str, kind: str) -> None:
+    """Refuses an endpoint that can't be asked a task's kind of questions."""
+    if kind == _GENERATING:
+        require_generation(artefact)
+    elif artefact.endpoint is not None and artefact.endpoint.scorer is None:
+        raise EndpointError(
+            f"{artefact.name}: {no_scores(artefact.endpoint)}, which {task} needs.",
+            "Leave that task out, or run it on the model's folder or GGUF file.",
+        )
 
 
 def _stands_alone(name: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from qwen3q.evaluate.groups import named_by_run
 from qwen3q.evaluate.tables import Table, optional
 
 TASKS_NOTE = (
@@ -15,7 +16,7 @@ TASKS_NOTE = (
 
 def tasks_table(report: Mapping[str, Any]) -> Table | None:
     """Float model and artefacts under each other, task by task; None if none was run."""
-    rows = report.get("tasks", [])
+    rows = named_by_run(report.get("tasks", []))
     if not rows:
         return None
     order = dict.fromkeys((row["task"], row["metric"], row["filter"]) for row in rows)

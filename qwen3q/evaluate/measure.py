@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qwen3q.errors import CheckpointError, ModelError, UsageError
+from qwen3q.errors import CheckpointError, DiskError, ModelError, UsageError
 from qwen3q.evaluate.artefact import Artefact, file_facts
 from qwen3q.evaluate.backends import Backend, BackendOptions, LogitRows, open_backend
 from qwen3q.evaluate.chunks import Scored, summarize
@@ -81,6 +81,7 @@ class ReferenceFacts:
     Attributes:
         backend: what ran it, now or in the earlier call that stored its logits.
         logits_bytes: size of its stored logits.
+        seconds: that computing them took, loading included.
     """
 
     artefact: Artefact
@@ -216,12 +217,19 @@ def _reference(
         with _reading(artefact), open_backend(artefact, backend, options.context) as model:
             label = _label(progress, f"{artefact.name} (reference)")
             rows = _rows(artefact, model.logits(chunks, key.first, label))
-            write_reference(path, key, chunks, rows, pool, model.facts)
+            try:
+                write_reference(path, key, chunks, rows, pool, model.facts, started)
+            except DiskError as error:
+                error.hint = (
+                    f"Logits of {key.rows:,} positions take up to {key.most_bytes / 1e9:.2f} GB: "
+                    "give --out a folder with so much room, or read less with --max-chunks."
+                )
+                raise
     with ReferenceLogits(path) as stored:
         ran = stored.backend
         perplexity, stderr = summarize(stored.nll)
         nbytes = stored.nbytes
-    seconds = perf_counter() - started
+        seconds = perf_counter() - started if stored.seconds is None else stored.seconds
     return ReferenceFacts(artefact, key, perplexity, stderr, ran, nbytes, seconds)
 
 

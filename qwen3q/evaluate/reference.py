@@ -21,6 +21,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,9 @@ _WORTH_DEFLATING = 0.75
 """Of a block's bytes, if deflated it has fewer; so a block of all its bytes is plain."""
 _LOWEST_TOP = 65280
 """The largest code of a row is 65535, of which up to 8 low bits are dropped."""
+
+_ROOM_FOR_SECONDS = 32
+"""Bytes of the header that stay free until it is known how long the model took."""
 
 _FINE_NATS = 9.0
 """Log-probabilities above minus this keep all 16 bits."""
@@ -81,6 +85,11 @@ class ReferenceKey:
         return self.chunks * self.rows_per_chunk
 
     @property
+    def most_bytes(self) -> int:
+        """Of their logits, if none could be deflated."""
+        return 2 * self.rows * self.vocab_size
+
+    @property
     def block_rows(self) -> int:
         return max(1, _BLOCK_ELEMENTS // self.vocab_size)
 
@@ -98,6 +107,7 @@ class ReferenceLogits(Closing):
 
     Attributes:
         backend: what ran the model; empty in files that do not tell.
+        seconds: that it took; None in files that do not tell.
     """
 
     def __init__(self, path: Path) -> None:
@@ -112,7 +122,7 @@ class ReferenceLogits(Closing):
         except (OSError, ValueError):
             raise CheckpointError(f"Can't read reference logits from {path}.") from None
         self.path = path
-        self.key, self.backend, start = _read_header(path, self._map)
+        self.key, self.backend, self.seconds, start = _read_header(path, self._map)
         shapes = (
             (np.dtype("<i4"), self.key.chunks * self.key.context),
             (_PER_ROW, self.key.rows),
@@ -244,17 +254,20 @@ def write_reference(
     logits: Iterator[LogitRows],
     pool: ThreadPoolExecutor,
     backend: Mapping[str, Any] | None = None,
+    started: float | None = None,
 ) -> None:
     """Stores the reference; the file appears when it is complete.
 
     Args:
         backend: what runs the model, as plain data; None to tell nothing.
+        started: when that began, by ``perf_counter``; None for now.
 
     Raises:
         DiskError: it can't be written.
     """
-    facts = {"version": VERSION, "backend": dict(backend or {})}
-    head = json.dumps(facts | asdict(key)).encode()
+    started = perf_counter() if started is None else started
+    facts = {"version": VERSION, "backend": dict(backend or {}), **asdict(key)}
+    head = json.dumps(facts).encode() + _ROOM_FOR_SECONDS * b" "
     rows = np.zeros(key.rows, _PER_ROW)
     offsets, checksums = np.zeros(key.blocks + 1, "<u8"), np.zeros(key.blocks + 1, _CHECKSUM)
     targets = chunks[:, key.first + 1 :].ravel()
@@ -273,6 +286,9 @@ def write_reference(
         written = rows.tobytes() + offsets.tobytes()
         checksums[-1] = zlib.crc32(tokens + written)
         file.write(written + checksums.tobytes())
+        facts["seconds"] = round(perf_counter() - started, 3)
+        file.seek(len(MAGIC) + 4)
+        file.write(json.dumps(facts).encode().ljust(len(head)))
         file.flush()
         os.fsync(file.fileno())
 
@@ -329,8 +345,10 @@ def _encode(block: LogitRows, rows: NDArray[Any], targets: NDArray[np.int32]) ->
     return deflated if len(deflated) < _WORTH_DEFLATING * codes.nbytes else codes.tobytes()
 
 
-def _read_header(path: Path, data: mmap.mmap) -> tuple[ReferenceKey, dict[str, Any], int]:
-    """The key, every count checked, what ran the model, and where the header ends."""
+def _read_header(
+    path: Path, data: mmap.mmap
+) -> tuple[ReferenceKey, dict[str, Any], float | None, int]:
+    """The key, every count checked, what ran the model, how long, and where the header ends."""
     if len(data) < 12 or data[:8] != MAGIC:
         raise CheckpointError(f"{path} holds no reference logits.")
     (length,) = struct.unpack("<I", data[8:12])
@@ -339,6 +357,7 @@ def _read_header(path: Path, data: mmap.mmap) -> tuple[ReferenceKey, dict[str, A
     try:
         fields = dict(json.loads(data[12 : 12 + length]))
         version, backend = fields.pop("version"), dict(fields.pop("backend", {}))
+        seconds = float(fields.pop("seconds")) if "seconds" in fields else None
         key = ReferenceKey(**fields)
         numbers = (key.chunks, key.context, key.first, key.vocab_size)
         sound = all(type(n) is int for n in numbers) and 0 <= key.first < key.context - 1
@@ -348,7 +367,7 @@ def _read_header(path: Path, data: mmap.mmap) -> tuple[ReferenceKey, dict[str, A
         raise _broken(path, "its header makes no sense") from None
     if version != VERSION or not sound:
         raise _broken(path, f"its header (version {version}) is not one this release writes")
-    return key, backend, 12 + length
+    return key, backend, seconds, 12 + length
 
 
 def _broken(path: Path, why: str) -> CheckpointError:

@@ -17,7 +17,8 @@ from qwen3q.evaluate.fidelity import Fidelity
 from qwen3q.evaluate.measure import Measured, ReferenceFacts, Run
 from qwen3q.files import make_folder, write_text
 
-SCHEMA = "qwen3q-eval/1"
+_FAMILY = "qwen3q-eval/"
+SCHEMA = f"{_FAMILY}1"
 
 _GIVE = "Give the report.json that `qwen3q eval ... --out DIR` wrote."
 
@@ -73,11 +74,14 @@ def read_report(path: Path) -> dict[str, Any]:
         raise UsageError(f"Can't read {path}: {error.strerror}.", _GIVE) from None
     except (ValueError, RecursionError):
         raise UsageError(f"{path} is no JSON, or not all of it.", _GIVE) from None
-    if not isinstance(report, dict) or report.get("schema") != SCHEMA:
+    schema = report.get("schema") if isinstance(report, dict) else None
+    if str(schema).startswith(_FAMILY) and schema != SCHEMA:
         raise UsageError(
-            f"{path} is no report of `qwen3q eval` (schema {SCHEMA}).",
-            _GIVE,
+            f"{path} has schema {schema}, and this release reads {SCHEMA}.",
+            "Merge it with the release of qwen3q that wrote it.",
         )
+    if not isinstance(report, dict) or schema != SCHEMA:
+        raise UsageError(f"{path} is no report of `qwen3q eval` (schema {SCHEMA}).", _GIVE)
     fault = first_fault(report)
     if fault is not None:
         raise UsageError(

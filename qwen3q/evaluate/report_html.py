@@ -10,13 +10,12 @@ from typing import Any
 from qwen3q.evaluate.charts import is_drawn, layer_heat_map, size_against_divergence, speed_lines
 from qwen3q.evaluate.charts_memory import memory_stack
 from qwen3q.evaluate.gate_tables import gate_tables
-from qwen3q.evaluate.groups import Group, comparable, missing_notes
+from qwen3q.evaluate.groups import Group, comparable, missing_notes, named_by_run
 from qwen3q.evaluate.lm_eval_tables import TASKS_NOTE, tasks_table
 from qwen3q.evaluate.speed_tables import (
     MEMORY_NOTE,
     SPEED_NOTE,
     memory_table,
-    named_rows,
     speed_series,
     speed_table,
 )
@@ -88,7 +87,7 @@ def _fidelity(group: Group) -> list[str]:
         "no other is both smaller and closer to the reference. Bars are one standard error."
     )
     if hidden:
-        caption += f" Not drawn, as no divergence was measured: {escape(', '.join(hidden))}."
+        caption += f" Not drawn, as no divergence shows: {escape(', '.join(hidden))}."
     parts = [f"<figure>{chart}<figcaption>{caption}</figcaption></figure>"] if chart else []
     parts.append(_table(fidelity_table(group)))
     tokens = group.reference.get("tokens", 0)
@@ -150,7 +149,7 @@ def _memory(report: Mapping[str, Any]) -> list[str]:
     table = memory_table(report)
     if table is None:
         return []
-    chart = memory_stack(named_rows(report, "memory"))
+    chart = memory_stack(named_by_run(report.get("memory", [])))
     figure = f"<figure>{chart}<figcaption>{escape(MEMORY_NOTE)}</figcaption></figure>"
     return [_section("Memory", figure + _table(table, kind="inline"))]
 

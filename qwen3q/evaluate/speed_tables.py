@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from qwen3q.evaluate.groups import named_by_run
 from qwen3q.evaluate.tables import NONE, Table, size, with_error
 
 Row = Mapping[str, Any]
@@ -27,7 +28,7 @@ _PARTS = ("weights", "kv", "compute", "rest")
 
 def speed_table(report: Row) -> Table | None:
     """One row per artefact and test; None if speed was not measured."""
-    rows = named_rows(report, "speed")
+    rows = named_by_run(report.get("speed", []))
     if not rows:
         return None
     heads = ["artefact", "engine", "test", "tokens/s", "predicted", "latency, ms"]
@@ -43,7 +44,7 @@ def memory_table(report: Row) -> Table | None:
 
     The last row of a device is what the estimator says; torch's own path has no prediction.
     """
-    rows = named_rows(report, "memory")
+    rows = named_by_run(report.get("memory", []))
     if not rows:
         return None
     heads = ("artefact", "engine", "memory", "weights", "KV cache", "compute", "rest", "total")
@@ -64,7 +65,7 @@ def speed_series(report: Row, phase: str, along: str) -> dict[str, list[dict[str
 
     What does not vary is held at its smallest, which every run has. Empty if nothing varies.
     """
-    rows = [row for row in named_rows(report, "speed") if row["phase"] == phase]
+    rows = [row for row in named_by_run(report.get("speed", [])) if row["phase"] == phase]
     for other in {"tokens", "depth", "batch"} - {along}:
         least = min((row.get(other, 1) for row in rows), default=0)
         rows = [row for row in rows if row.get(other, 1) == least]
@@ -78,20 +79,6 @@ def speed_series(report: Row, phase: str, along: str) -> dict[str, list[dict[str
         series.setdefault(str(row["artefact"]), []).append(point)
     varies = any(len(points) > 1 for points in series.values())
     return series if varies else {}
-
-
-def named_rows(report: Row, section: str) -> list[Row]:
-    """A section's rows; an artefact that several runs measured is told apart by its run."""
-    rows: list[Row] = report.get(section, [])
-    runs: dict[str, set[int]] = {}
-    for row in rows:
-        runs.setdefault(str(row["artefact"]), set()).add(row.get("run", 0))
-    return [
-        {**row, "artefact": f"{row['artefact']} (run {row['run'] + 1})"}
-        if len(runs[str(row["artefact"])]) > 1
-        else row
-        for row in rows
-    ]
 
 
 def test_name(row: Row) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from qwen3q.evaluate.groups import named_by_run
 from qwen3q.evaluate.tables import Table
 
 STREAMING_NOTE = (
@@ -16,7 +17,7 @@ STREAMING_NOTE = (
 
 def streaming_table(report: Mapping[str, Any]) -> Table | None:
     """One row per endpoint and number of clients; None if no clients were run."""
-    rows = report.get("streaming", [])
+    rows = named_by_run(report.get("streaming", []))
     if not rows:
         return None
     heads = (

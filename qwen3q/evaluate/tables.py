@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import floor, log10
@@ -72,7 +73,7 @@ def facts_table(run: Row) -> Table:
     reference, text, machine = run["reference"], run["text"], run["machine"]
     backend = reference.get("backend") or {}
     rows = [
-        ("command", " ".join(map(str, run.get("command", [])))),
+        ("command", shlex.join(map(str, run.get("command", [])))),
         ("when, with", f"{run.get('created', '')}, qwen3q {run.get('qwen3q', '')}"),
         ("text", f"{text.get('name', '')}, sha256 {text.get('sha256', '')}"),
         (
@@ -100,7 +101,7 @@ def size(nbytes: float | None) -> str:
 
 
 def with_error(value: float, stderr: float, digits: int) -> str:
-    return f"{value:,.{digits}f} ± {stderr:,.{digits}f}"
+    return f"{value:z,.{digits}f} ± {stderr:,.{digits}f}"
 
 
 def divergence(row: Row, name: str) -> str:
@@ -118,7 +119,7 @@ def optional(row: Row, name: str, factor: float, digits: int, unit: str = "") ->
     if not isinstance(value, int | float):
         return NONE
     if not isinstance(stderr, int | float):
-        return f"{factor * value:.{digits}f}{unit}"
+        return f"{factor * value:z.{digits}f}{unit}"
     return with_error(factor * value, factor * stderr, digits) + unit
 
 

@@ -9,6 +9,7 @@ import ctypes
 
 from qwen3q.errors import LlamaError, MissingPackageError
 from qwen3q.llama.log import Log
+from qwen3q.llama.lost_signals import send_lost_signals_again
 from qwen3q.threads import calm_openmp
 
 __all__ = ["collect_log", "has_amx", "lib", "log"]
@@ -57,6 +58,7 @@ def collect_log() -> None:
     lib.llama_log_set(_collect, ctypes.c_void_p(0))
 
 
+send_lost_signals_again()
 collect_log()
 lib.llama_backend_init()
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from gguf import GGUFReader
-from report_example import EVERYTHING
+from report_example import EVERYTHING, report, row
 
 from qwen3q.evaluate.suites import SUITES, read_suite
 from qwen3q.models.source import resolve
@@ -82,6 +84,7 @@ def test_the_gate_has_its_own_exit_code(cli, files):
     done = cli("eval", files["Q2_K"], "--reference", files["BF16"], *COMMON, *arguments)
     assert done.returncode == 3, done.stderr
     assert "fail" in done.stdout
+    assert f"The gate failed: answers of {files['Q2_K'].stem} got worse." in done.stderr
 
 
 def test_the_quick_suite_measures_everything(cli, files, tmp_path):
@@ -235,3 +238,82 @@ def test_perplexity_looks_for_all_models_before_it_measures_one(cli, demo_folder
         refused = cli("eval", "perplexity", broken, other)
         assert refused.returncode > 0
         assert said in refused.stderr
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="a system without the signals")
+@pytest.mark.parametrize("ending", ["SIGTERM", "SIGHUP"])
+def test_a_run_that_is_ended_removes_what_it_was_writing(files, tmp_path, ending):
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    words = ["eval", files["Q2_K"], "--reference", files["BF16"], *COMMON, "--gate"]
+    run = subprocess.Popen(
+        [sys.executable, "-m", "qwen3q", *map(str, words)],
+        env={**os.environ, "TMPDIR": str(kept)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while run.poll() is None and not list(kept.glob("qwen3q-eval-*/reference.logits")):
+        time.sleep(0.01)
+    number = getattr(signal, ending)
+    run.send_signal(number)
+    _, said = run.communicate(timeout=120)
+    assert (run.returncode, said) == (128 + number, "Interrupted.\n")
+    assert list(kept.iterdir()) == []
+
+
+@pytest.mark.parametrize("columns", [45, 60, 80])
+def test_names_break_at_hyphens_and_are_in_every_table(cli, tmp_path, columns):
+    names = ["qwen3-demo-GPTQ-Int4", "qwen3-demo-Q4_K_M", "qwen3-demo-AWQ"]
+    path = tmp_path / "report.json"
+    path.write_text(json.dumps(report(*(row(name, 5_000_000, 0.01) for name in names))))
+    done = cli("report", path, COLUMNS=str(columns))
+    assert done.returncode == 0, done.stderr
+    tables = done.stdout.split("┏")[1:]
+    for table in tables:
+        lines = [line for line in table.splitlines() if line[:1] in "┃│"]
+        cells = [line[1:].replace("┃", "│").split("│")[0].strip() for line in lines]
+        told = "".join(cells)
+        assert told.startswith("artefact")
+        assert all(name in told for name in names), told
+        assert {"GPTQ-Int4", "Int4"} & set(cells) or "qwen3-demo-GPTQ-Int4" in cells
+        assert {"Q4_K_M", "qwen3-demo-Q4_K_M"} & set(cells)
+    assert max(map(len, done.stdout.split("└")[0].splitlines())) <= columns
+    heads = {word for table in tables for word in table.splitlines()[1].split()}
+    assert {"size", "perplexity", "top-1"} <= heads
+
+
+@pytest.mark.parametrize(
+    ("verb", "option", "default"),
+    [("speed", "--prompt", "512"), ("speed", "--batch", "1"), ("endpoint", "--concurrency", "1,")],
+)
+def test_the_help_of_repeatable_options_tells_the_default(cli, verb, option, default):
+    text = cli("eval", verb, "--help", COLUMNS="160").stdout
+    (line,) = [line for line in text.splitlines() if f" {option} " in line]
+    assert f"Default: {default}" in line
+
+
+def test_what_the_disk_does_not_hold_is_told_with_its_size(cli, files, tmp_path):
+    import resource
+
+    words = ["eval", files["Q2_K"], "--reference", files["BF16"], *COMMON]
+    done = subprocess.run(
+        [sys.executable, "-m", "qwen3q", *map(str, words), "--out", str(tmp_path / "out")],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20)),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    # 2 chunks of 128, of which the 63 tokens after the first half are scored; 8192 tokens
+    assert f"take up to {2 * 2 * 63 * 8192 / 1e9:.2f} GB" in done.stderr
+    assert "--max-chunks" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_report_of_another_version_is_told_as_such(cli, tmp_path):
+    path = tmp_path / "report.json"
+    path.write_text(json.dumps({**EVERYTHING, "schema": "qwen3q-eval/2"}))
+    done = cli("report", path)
+    assert done.returncode == 2
+    assert "has schema qwen3q-eval/2, and this release reads qwen3q-eval/1" in done.stderr

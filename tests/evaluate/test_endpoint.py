@@ -23,6 +23,7 @@ from qwen3q.evaluate.endpoint_backend import EndpointBackend
 from qwen3q.evaluate.endpoint_http import EndpointError
 from qwen3q.evaluate.endpoint_scores import SCORERS
 from qwen3q.evaluate.gate_run import GateOptions, check_gate
+from qwen3q.evaluate.lm_eval_run import HarnessOptions, load_tasks
 from qwen3q.evaluate.loglikelihood import Continuation, loglikelihoods
 from qwen3q.evaluate.measure import TextOptions, measure_fidelity
 from qwen3q.evaluate.report import merge_reports, read_report, run_report, write_report
@@ -104,6 +105,27 @@ def test_a_row_without_figures_goes_through_every_report(served, demo, tmp_path)
         assert "no KL divergence" in text
         assert "no perplexity" in text
         assert "None" not in text
+
+
+def test_a_task_that_a_server_cannot_score_is_told_before_anything_is_asked(served, demo, tmp_path):
+    pytest.importorskip("lm_eval")
+    questions = tmp_path / "questions.jsonl"
+    questions.write_text(json.dumps({"q": "1 + 1 =", "options": ["2", "3"], "right": 0}) + "\n")
+    task = tmp_path / "sums.yaml"
+    task.write_text(
+        "task: local_choice\ndataset_path: json\ntest_split: test\n"
+        f"dataset_kwargs: {{data_files: {{test: {questions}}}}}\n"
+        "output_type: multiple_choice\ndoc_to_text: '{{q}}'\ndoc_to_choice: '{{options}}'\n"
+        "doc_to_target: right\nmetric_list: [{metric: acc}]\n"
+    )
+    options = HarnessOptions((str(task),))
+    with serve(served("llamacpp")) as server:
+        artefact = endpoint_artefact(server.url, demo)
+        with pytest.raises(EndpointError, match="which local_choice needs") as told:
+            load_tasks(options, [demo, artefact])
+    assert artefact.name in told.value.message
+    with serve(served("vllm")) as server:
+        load_tasks(options, [demo, endpoint_artefact(server.url, demo)])
 
 
 @pytest.mark.parametrize(

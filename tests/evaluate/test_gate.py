@@ -13,7 +13,7 @@ from qwen3q.evaluate.artefact import find_artefact
 from qwen3q.evaluate.backends import BackendOptions
 from qwen3q.evaluate.gate import Asking, Reply, _thinking_tokens, bootstrap, compare
 from qwen3q.evaluate.gate_flaws import Flaw, Mode, find_flaws, scripts
-from qwen3q.evaluate.gate_run import GateOptions, _rounds, passed, run_gate
+from qwen3q.evaluate.gate_run import GateOptions, _rounds, failed, run_gate
 from qwen3q.evaluate.gate_tables import gate_tables
 from qwen3q.evaluate.suites import SUITES, read_suite
 from qwen3q.evaluate.tables import markdown
@@ -174,8 +174,8 @@ def test_the_gate_lets_q8_pass_and_stops_q2(demo_ggufs):
     assert verdicts["gguf:BF16", "thinking"] == "reference"
     assert verdicts["gguf:Q8_0", "thinking"] == "pass"
     assert verdicts["gguf:Q2_K", "thinking"] == "fail"
-    assert not passed(rows)
-    assert passed(rows[:4])
+    assert failed(rows) == ["Qwen3-demo-Q2_K"]
+    assert failed(rows[:4]) == []
     float_thinking, float_plain = rows[:2]
     assert float_thinking["by_kind"]["arithmetic"] == {"asked": 6, "right": 6}
     assert float_plain["by_kind"]["arithmetic"]["right"] == 0

@@ -53,6 +53,29 @@ def test_merging_keeps_runs_apart_and_same_tokens_together():
     assert merge_reports([EXAMPLE, merged, other]) == merged
 
 
+def test_an_artefact_of_two_runs_is_told_apart_in_every_table():
+    other = json.loads(json.dumps(EVERYTHING))
+    other["runs"][0]["machine"]["processor"] = "two"
+    merged = merge_reports([EVERYTHING, other])
+    for text in (report_html(merged), report_markdown(merged)):
+        for name, tables in (("Q2_K", 1), ("Q4_0", 4), ("demo at 127.0.0.1:8000", 1)):
+            for number in (1, 2):
+                assert text.count(f"{name} (run {number})") >= tables
+    assert "(run " not in report_markdown(EVERYTHING)
+
+
+def test_figures_that_round_to_nothing_have_no_sign():
+    text = report_markdown(report(row("same", 10, -2e-9, kl_mean_stderr=3.0, kl_p99_stderr=3.0)))
+    assert "0.00000 ± 3.00000" in text
+    assert "-0.0" not in text
+
+
+def test_the_command_can_be_typed_again():
+    spaced = report(row("a", 10, 0.5))
+    spaced["runs"][0]["command"] = ["qwen3q", "eval", "my models/a b.gguf"]
+    assert "qwen3q eval 'my models/a b.gguf'" in report_markdown(spaced)
+
+
 class Page(HTMLParser):
     def __init__(self) -> None:
         super().__init__()
@@ -324,6 +347,28 @@ def test_no_text_is_cut_off(tmp_path, browser, medium):
     command = [*browser, f"--window-size={width},900", "--dump-dom", page.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     assert re.findall(r"<title>(cut off[^<]*)</title>", done.stdout) == ["cut off: ."]
+
+
+_LETTERS = """<script>
+const sizes = [...document.querySelectorAll("svg text")].map(text => {
+  const svg = text.ownerSVGElement;
+  const scale = svg.getBoundingClientRect().width / svg.viewBox.baseVal.width;
+  return parseFloat(getComputedStyle(text).fontSize) * scale;
+});
+document.title = "letters: " + Math.min(...sizes) + " wide: " + document.body.scrollWidth;
+</script>"""
+
+
+@pytest.mark.peer
+def test_a_phone_shows_letters_that_can_be_read(tmp_path, browser):
+    page = tmp_path / "report.html"
+    text = report_html(FULL).replace("Content-Security-Policy", "x-policy")
+    page.write_text(text.replace("</body>", f"{_LETTERS}</body>"))
+    command = [*browser, "--window-size=375,900", "--dump-dom", page.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    ((letters, wide),) = re.findall(r"letters: ([\d.]+) wide: (\d+)", done.stdout)
+    assert float(letters) > 8
+    assert int(wide) <= 640  # what is wider scrolls by itself
 
 
 def _pixels(path):

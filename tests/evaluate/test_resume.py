@@ -231,5 +231,7 @@ def test_threads_change_no_figure_and_what_ran_the_reference_is_kept(names, tmp_
     again = evaluate(names[0], names[1:], "text", shared["TEXT"], threads)
     assert not [note for note in again.notes if "again" in note]
     assert len([note for note in again.notes if "taken from an earlier call" in note]) == 5
-    ran, first = (done.report["runs"][0]["reference"]["backend"] for done in (again, first_call))
-    assert ran == first != {}
+    ran, first = (done.report["runs"][0]["reference"] for done in (again, first_call))
+    assert ran["backend"] == first["backend"] != {}
+    assert ran["seconds"] == pytest.approx(first["seconds"], abs=0.001)
+    assert ran["seconds"] > 0
