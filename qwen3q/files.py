@@ -63,7 +63,7 @@ def write_text(path: Path, text: str) -> None:
         DiskError: it can't be written.
     """
     with written_whole(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_text(text, encoding="utf-8", newline="")
 
 
 @contextmanager

@@ -32,10 +32,13 @@ def update_card(card: Path, report: Mapping[str, Any], artefact: str) -> None:
         DiskError: it can't be written.
     """
     text = read_card(card)
-    section = f"{START}\n{_section(report, artefact)}\n{END}"
+    line_end = "\r\n" if "\r\n" in text else "\n"
+    section = f"{START}\n{_section(report, artefact)}\n{END}".replace("\n", line_end)
     before, found, rest = text.partition(START)
     _, _, after = rest.partition(END)
-    write_text(card, before + section + after if found else f"{text.rstrip()}\n\n{section}\n")
+    if not found:
+        before, after = f"{text.rstrip()}{2 * line_end}", line_end
+    write_text(card, before + section + after)
     _update_manifest(card)
 
 
@@ -46,7 +49,7 @@ def read_card(card: Path) -> str:
         UsageError: there is none, or its markers are broken.
     """
     try:
-        text = card.read_text(encoding="utf-8")
+        text = card.read_bytes().decode("utf-8")
     except (OSError, UnicodeDecodeError):
         raise UsageError(
             f"There is no model card at {card}.", "--update-card is for folders with a README.md."

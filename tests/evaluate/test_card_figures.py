@@ -27,6 +27,18 @@ def test_a_card_gets_its_figures_once(tmp_path):
         update_card(tmp_path / "none.md", EXAMPLE, "Q4_0")
 
 
+def test_a_card_keeps_the_line_ends_of_the_tool_that_wrote_it(tmp_path):
+    card = tmp_path / "README.md"
+    card.write_bytes(b"---\r\ntags: [x]\r\n---\r\n# Name\r\n")
+    for _ in range(2):
+        update_card(card, EXAMPLE, "Q4_0")
+        written = card.read_bytes()
+        assert written.startswith(b"---\r\ntags: [x]\r\n---\r\n# Name\r\n\r\n<!--")
+        assert b"0.01200" in written
+        assert written.count(b"\n") == written.count(b"\r\n")
+    assert written.count(b"<!-- qwen3q eval -->") == 1
+
+
 def test_a_card_has_what_was_answered_too(tmp_path):
     card = tmp_path / "README.md"
     card.write_text("# Name\n")
