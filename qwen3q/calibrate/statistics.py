@@ -15,7 +15,7 @@ from qwen3q.models.products import add_product, padded, product
 _STRIP_ROWS = 256
 """Rows of a Hessian that are added to in one product; a Hessian has at most about 8 strips."""
 
-_LOUD = 8
+_LOUD = 16
 """Times the median token's size, from where a token counts as loud."""
 
 Each = Callable[[Callable[[slice], None], Iterable[slice]], Iterable[None]]
