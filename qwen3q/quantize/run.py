@@ -187,7 +187,7 @@ def _gguf_left(
         if source.folder is None:  # asked again once the model is downloaded
             return file_types
         given = read_imatrix(options.imatrix, source.config) if options.imatrix else None
-        text = job.calibration.source if shares_importance(job, options) else None
+        text = job.calibration if shares_importance(job, options) else None
         config = extended(source.config, options)
         file_types = [
             t
