@@ -54,11 +54,21 @@ def quantize(
     ] = None,
     threads: CoresOption = None,
     recipe: Annotated[
-        str | None, typer.Option(help="Recipe by name or YAML file.", rich_help_panel=Panel)
+        str | None,
+        typer.Option(
+            help="balanced, quality, fast, moe, tiny-gpu, every-format, mixed, or a YAML file: "
+            "formats, text and options in one.",
+            rich_help_panel=Panel,
+        ),
     ] = None,
     calibration: Annotated[
         str | None,
-        typer.Option(help="Set, file, hub:ORG/NAME or self.", rich_help_panel=Panel),
+        typer.Option(
+            help="A set (default: balanced), a text, jsonl or parquet file, hub:ORG/NAME, or self: "
+            "what the model says.",
+            show_default=False,
+            rich_help_panel=Panel,
+        ),
     ] = None,
     calibration_samples: Annotated[
         int | None,
@@ -70,22 +80,51 @@ def quantize(
         ),
     ] = None,
     calibration_length: Annotated[
-        int | None, typer.Option(min=16, help="Tokens per row.", rich_help_panel=Panel)
+        int | None,
+        typer.Option(
+            min=16,
+            help="Tokens per row. Default: 512, or the recipe's.",
+            show_default=False,
+            rich_help_panel=Panel,
+        ),
     ] = None,
     group_size: Annotated[
         int | None,
-        typer.Option(help="32, 64, 128, or -1 for per channel.", rich_help_panel=Panel),
+        typer.Option(
+            help="32, 64, 128, or -1 for one scale per output. Default: the format's.",
+            show_default=False,
+            rich_help_panel=Panel,
+        ),
     ] = None,
-    bits: Annotated[int | None, typer.Option(rich_help_panel=Panel)] = None,
+    bits: Annotated[
+        int | None,
+        typer.Option(
+            help="2, 3, 4 or 8, as the format has them. Default: the format's.",
+            show_default=False,
+            rich_help_panel=Panel,
+        ),
+    ] = None,
     symmetric: Annotated[
-        bool | None, typer.Option("--sym/--asym", rich_help_panel=Panel, show_default=False)
+        bool | None,
+        typer.Option(
+            "--sym/--asym",
+            help="The zero in the middle of the codes, or where a group needs it. Default: the "
+            "format's.",
+            show_default=False,
+            rich_help_panel=Panel,
+        ),
     ] = None,
     device: Annotated[
         list[str] | None,
         typer.Option(help="cpu, cuda, cuda:1, mps. Repeatable.", rich_help_panel=Panel),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue a run that was cut.", rich_help_panel=Panel)
+        bool,
+        typer.Option(
+            "--resume",
+            help="Continue a run that was cut; what is done already is left alone.",
+            rich_help_panel=Panel,
+        ),
     ] = False,
     revision: RevisionOption = None,
     offline: OfflineFlag = False,

@@ -25,9 +25,9 @@ def verify(
     ] = None,
     json_output: JsonFlag = False,
 ) -> None:
-    """Check a quantized folder: checksums, plan, layout, values and report.
+    """Check a quantized folder: layout, values, tokenizer, plan, report and checksums.
 
-    A folder that another tool wrote has no manifest; of it, layout and values are checked.
+    A folder that another tool wrote has no manifest; of it, the first three are checked.
     """
     from qwen3q.quantize.verify import verify_folder
 

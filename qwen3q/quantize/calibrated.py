@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from qwen3q.calibrate.enough import rows_enough
@@ -16,6 +17,7 @@ from qwen3q.models.source import ModelSource
 from qwen3q.models.tensors import model_tensors
 from qwen3q.plan.gguf import gguf_name
 from qwen3q.plan.job import QuantizeJob
+from qwen3q.plan.plan import Plan
 from qwen3q.progress import ProgressFn, silent
 from qwen3q.quantize.artefacts import Artefact
 from qwen3q.quantize.folder import RunOptions, folder_jobs, predicted_peak, quantize_folders
@@ -71,12 +73,18 @@ def quantize_calibrated(
             progress=progress,
         )
     artefacts = [
-        Artefact(path, job.plan, results.seconds)
+        Artefact(path, _as_written(job.plan, path), results.seconds)
         for path, job in zip(results.folders, jobs, strict=True)
     ]
     store = results.importance
     matrix = _matrix(source, store, rows) if store and rows else None
     return artefacts, matrix, store
+
+
+def _as_written(plan: Plan, folder: Path) -> Plan:
+    """A folder's plan with the bytes that its card and report really took."""
+    nbytes = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+    return replace(plan, overhead_bytes=nbytes - plan.tensor_bytes, overhead_exact=True)
 
 
 def predicted_footprint(
