@@ -144,6 +144,25 @@ def test_unseen_expert_has_importance_one(small, tmp_path):
     assert not (values["model.layers.0.mlp.experts.2.gate_proj.weight"] == 1).any()
 
 
+@pytest.mark.parametrize("damage", ["sums", "counts", "none"])
+def test_a_damaged_matrix_is_refused_by_the_tensors_name(small, tmp_path, damage):
+    name, path = "blk.1.ffn_down_exps.weight", tmp_path / "i.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_type("imatrix")
+    sums = np.ones((4, 256), np.float32)
+    sums[2, 5] = np.nan if damage == "sums" else 1
+    writer.add_tensor(f"{name}.in_sum2", sums)
+    if damage != "none":
+        counts = 3 if damage == "counts" else 4
+        writer.add_tensor(f"{name}.counts", np.ones((counts, 1), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(CheckpointError, match=rf"{name}\.in_sum2 (is damaged|has no float32)"):
+        read_imatrix(path, read_config(small))
+
+
 def test_matrix_of_another_model_is_refused(small, tmp_path):
     config = read_config(small)
     path = importance_file(tmp_path / "i.gguf", config)

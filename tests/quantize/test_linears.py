@@ -76,6 +76,19 @@ def test_reported_errors_are_those_of_the_codes() -> None:
     assert (solved.errors.sum() < solved.rtn_errors.sum()).all()
 
 
+@pytest.mark.parametrize("algorithm", ["rtn", "awq"])
+@pytest.mark.parametrize("name", ["gptq:int4", "awq:int4", "int8"])
+def test_other_algorithms_than_gptq_round_to_nearest(name: str, algorithm: str) -> None:
+    scheme = parse_scheme(name)
+    asked, target = problem(), weights(128, 40)
+    costs = asked.hessian.diagonal(dim1=1, dim2=2).clone()
+    solved = solve(asked, scheme, SolveOptions(algorithm), ["cpu"])
+    nearest = round_to_nearest(target, costs, scheme)
+    assert torch.equal(solved.codes.mT.float(), nearest.codes)
+    assert torch.equal(solved.scales.mT, nearest.scales)
+    assert torch.equal(solved.zeros.mT.float(), nearest.zeros)
+
+
 @pytest.mark.parametrize("name", ["gptq:int4", "awq:int4"])
 def test_parts_on_several_devices_equal_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     scheme = parse_scheme(name, group_size=32)
