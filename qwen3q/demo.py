@@ -19,7 +19,7 @@ from qwen3q.plan.gguf_types import FILE_TYPES
 from qwen3q.plan.plan import Plan
 from qwen3q.progress import ProgressFn, silent
 from qwen3q.quantize.artefacts import Artefact
-from qwen3q.quantize.run import GgufOptions, quantize_gguf
+from qwen3q.quantize.run import QuantizeOptions, quantize_gguf
 
 FLOAT = "BF16"
 TYPES = ("Q8_0", "Q4_K_M", "Q3_K_S")
@@ -62,7 +62,7 @@ def run_demo(
     """
     source = resolve("demo")
     types = [FILE_TYPES[name] for name in (FLOAT, *TYPES)]
-    options = GgufOptions(threads=threads, replace=True)
+    options = QuantizeOptions(threads=threads, replace=True)
     artefacts = quantize_gguf(source, types, out, options, progress=progress)
     text = evaluation_text(*TEXT)
     rows = []

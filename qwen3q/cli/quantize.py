@@ -139,7 +139,7 @@ def quantize(
     from qwen3q.plan.job import QuantizeRequest, job_of
     from qwen3q.process_memory import share_heap
     from qwen3q.quantize.run import (
-        GgufOptions,
+        QuantizeOptions,
         check_job,
         check_targets,
         plan_targets,
@@ -160,7 +160,7 @@ def quantize(
         imatrix=imatrix is not None,
     )
     job = job_of(request)
-    options = GgufOptions(yarn, imatrix, threads, force)
+    options = QuantizeOptions(yarn, imatrix, threads, force)
     devices = tuple(device or ())
     source = describe(model, revision=revision, offline=offline)
     check_job(source, job, options, devices)

@@ -33,14 +33,14 @@ from qwen3q.threads import available_threads
 
 
 @dataclass(frozen=True, slots=True)
-class GgufOptions:
-    """How GGUF files are made, and on how many cores every format is.
+class QuantizeOptions:
+    """How a job is done, apart from its formats and calibration.
 
     Attributes:
-        yarn: factor of a YaRN context extension to write into the metadata.
-        imatrix: llama.cpp importance matrix for the model.
-        threads: None for every core.
-        replace: overwrite files that exist.
+        yarn: factor of a YaRN context extension to write into GGUF metadata.
+        imatrix: llama.cpp importance matrix for GGUF files.
+        threads: cores to use; None for every one.
+        replace: overwrite what exists.
     """
 
     yarn: float | None = None
@@ -49,7 +49,7 @@ class GgufOptions:
     replace: bool = False
 
 
-def extended(config: Qwen3Config, options: GgufOptions) -> Qwen3Config:
+def extended(config: Qwen3Config, options: QuantizeOptions) -> Qwen3Config:
     """The config as the files will state it."""
     return with_yarn(config, options.yarn) if options.yarn is not None else config
 
@@ -57,7 +57,7 @@ def extended(config: Qwen3Config, options: GgufOptions) -> Qwen3Config:
 def plan_targets(
     source: ModelSource,
     targets: Sequence[Target],
-    options: GgufOptions,
+    options: QuantizeOptions,
     *,
     calibrated: bool = False,
 ) -> list[Plan]:
@@ -91,7 +91,7 @@ def plan_targets(
 
 
 def check_job(
-    source: ModelSource, job: QuantizeJob, options: GgufOptions, devices: Sequence[str] = ()
+    source: ModelSource, job: QuantizeJob, options: QuantizeOptions, devices: Sequence[str] = ()
 ) -> None:
     """Whether a job can be done, from the model's config and what lies beside: reads no weight, so
     that it can be asked before they are downloaded.
@@ -140,7 +140,12 @@ def check_job(
 
 
 def check_targets(
-    source: ModelSource, job: QuantizeJob, out: Path, options: GgufOptions, *, resume: bool = False
+    source: ModelSource,
+    job: QuantizeJob,
+    out: Path,
+    options: QuantizeOptions,
+    *,
+    resume: bool = False,
 ) -> list[FileType]:
     """Whether everything may be written, before a model is downloaded or text is run.
 
@@ -169,7 +174,7 @@ def check_targets(
 
 
 def _gguf_left(
-    source: ModelSource, job: QuantizeJob, out: Path, options: GgufOptions, *, resume: bool
+    source: ModelSource, job: QuantizeJob, out: Path, options: QuantizeOptions, *, resume: bool
 ) -> list[FileType]:
     """The job's file types that are still to be written.
 
@@ -197,13 +202,13 @@ def _gguf_left(
     return file_types
 
 
-def shares_importance(job: QuantizeJob, options: GgufOptions) -> bool:
+def shares_importance(job: QuantizeJob, options: QuantizeOptions) -> bool:
     """Whether the job's GGUF files get the importance matrix of its own calibration."""
     return job.has_gguf and job.calibrates and options.imatrix is None
 
 
 def _require_gguf_targets(
-    source: ModelSource, file_types: Sequence[FileType], out: Path, options: GgufOptions
+    source: ModelSource, file_types: Sequence[FileType], out: Path, options: QuantizeOptions
 ) -> None:
     """Whether each type's file may be written.
 
@@ -222,7 +227,7 @@ def quantize_gguf(
     source: ModelSource,
     file_types: Sequence[FileType],
     out: Path,
-    options: GgufOptions | None = None,
+    options: QuantizeOptions | None = None,
     *,
     imatrix: ImportanceMatrix | None = None,
     progress: ProgressFn = silent,
@@ -237,7 +242,7 @@ def quantize_gguf(
         DiskError: a target exists and may not be replaced, or there is too little room.
         Qwen3qError: whatever is wrong with the model, by name.
     """
-    options = options or GgufOptions()
+    options = options or QuantizeOptions()
     assert source.folder is not None
     _require_gguf_targets(source, file_types, out, options)
     if options.imatrix:
@@ -262,7 +267,7 @@ def quantize_targets(
     source: ModelSource,
     job: QuantizeJob,
     out: Path,
-    options: GgufOptions | None = None,
+    options: QuantizeOptions | None = None,
     *,
     devices: tuple[str, ...] = (),
     resume: bool = False,
@@ -281,7 +286,7 @@ def quantize_targets(
         MissingPackageError: a target needs torch, which is not installed.
         Qwen3qError: whatever is wrong with model, text, options or disk, by name.
     """
-    options = options or GgufOptions()
+    options = options or QuantizeOptions()
     check_job(source, job, options, devices)
     file_types = check_targets(source, job, out, options, resume=resume)
     files = replace(options, replace=options.replace or resume)
@@ -324,7 +329,7 @@ def quantize_targets(
 
 
 def _require_room(
-    source: ModelSource, targets: Sequence[Target], out: Path, options: GgufOptions, share: bool
+    source: ModelSource, targets: Sequence[Target], out: Path, options: QuantizeOptions, share: bool
 ) -> None:
     """Whether all that will be written fits, files that come after hours of calibration too.
 
@@ -337,7 +342,7 @@ def _require_room(
 
 
 def _kept_gguf(
-    source: ModelSource, job: QuantizeJob, file_type: FileType, out: Path, options: GgufOptions
+    source: ModelSource, job: QuantizeJob, file_type: FileType, out: Path, options: QuantizeOptions
 ) -> Artefact:
     """A file that an earlier run completed."""
     path = out / gguf_file_name(source.title, file_type)
@@ -349,7 +354,7 @@ def _kept_gguf(
 
 
 def predict_memory(
-    source: ModelSource, job: QuantizeJob, options: GgufOptions, devices: tuple[str, ...] = ()
+    source: ModelSource, job: QuantizeJob, options: QuantizeOptions, devices: tuple[str, ...] = ()
 ) -> Footprint | None:
     """What the process of ``quantize_targets`` will take at most; None where nothing is calibrated
     or layers lie in a GPU's memory.

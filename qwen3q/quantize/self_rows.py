@@ -21,7 +21,7 @@ from qwen3q.models.source import ModelSource
 from qwen3q.models.tokenizer import load_tokenizer
 from qwen3q.plan.gguf_types import file_type
 from qwen3q.progress import ProgressFn, silent
-from qwen3q.quantize.run import GgufOptions, quantize_gguf
+from qwen3q.quantize.run import QuantizeOptions, quantize_gguf
 
 GGUF_TYPE = "Q8_0"
 """What a model is sampled in: near to float, and half its size."""
@@ -58,7 +58,7 @@ def self_rows(
     with tempfile.TemporaryDirectory(prefix="qwen3q-self-") as folder:
         types = [file_type(GGUF_TYPE)]
         made = quantize_gguf(
-            source, types, Path(folder), GgufOptions(threads=threads), progress=progress
+            source, types, Path(folder), QuantizeOptions(threads=threads), progress=progress
         )
         context = context_needed(options.length)
         with _llama_sampler(made[0].path, context=context, threads=threads) as sample:

@@ -17,7 +17,7 @@ from report_example import EVERYTHING, report, row
 from qwen3q.evaluate.suites import SUITES, read_suite
 from qwen3q.models.source import resolve
 from qwen3q.plan.gguf_types import FILE_TYPES
-from qwen3q.quantize.run import GgufOptions, quantize_gguf
+from qwen3q.quantize.run import QuantizeOptions, quantize_gguf
 
 COMMON = ("--context", "128", "--max-chunks", "2", "--threads", "1")
 
@@ -26,7 +26,7 @@ COMMON = ("--context", "128", "--max-chunks", "2", "--threads", "1")
 def files(tmp_path_factory) -> dict[str, Path]:
     types = [FILE_TYPES[name] for name in ("BF16", "Q8_0", "Q2_K")]
     folder = tmp_path_factory.mktemp("ggufs")
-    made = quantize_gguf(resolve("demo"), types, folder, GgufOptions(threads=2))
+    made = quantize_gguf(resolve("demo"), types, folder, QuantizeOptions(threads=2))
     return {kind.name: artefact.path for kind, artefact in zip(types, made, strict=True)}
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from qwen3q.models.source import resolve
 from qwen3q.plan.gguf_types import FILE_TYPES
-from qwen3q.quantize.run import GgufOptions, quantize_gguf
+from qwen3q.quantize.run import QuantizeOptions, quantize_gguf
 
 SHORT = ("--prompt", "16", "--generate", "2", "--repeats", "1", "--threads", "1")
 
@@ -16,7 +16,9 @@ SHORT = ("--prompt", "16", "--generate", "2", "--repeats", "1", "--threads", "1"
 @pytest.fixture(scope="module")
 def gguf(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ggufs")
-    (made,) = quantize_gguf(resolve("demo"), [FILE_TYPES["Q8_0"]], folder, GgufOptions(threads=2))
+    (made,) = quantize_gguf(
+        resolve("demo"), [FILE_TYPES["Q8_0"]], folder, QuantizeOptions(threads=2)
+    )
     return made.path
 
 

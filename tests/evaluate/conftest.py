@@ -15,7 +15,7 @@ from qwen3q.evaluate.artefact import Artefact, find_artefact
 from qwen3q.evaluate.tokens import TextCodec, open_codec
 from qwen3q.models.source import resolve
 from qwen3q.plan.gguf_types import FILE_TYPES
-from qwen3q.quantize.run import GgufOptions, quantize_gguf
+from qwen3q.quantize.run import QuantizeOptions, quantize_gguf
 
 TYPES = ("F32", "BF16", "Q8_0", "Q4_K_M", "Q2_K")
 
@@ -34,7 +34,7 @@ def codec(demo) -> TextCodec:
 def demo_ggufs(tmp_path_factory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("ggufs")
     made = quantize_gguf(
-        resolve("demo"), [FILE_TYPES[name] for name in TYPES], folder, GgufOptions(threads=2)
+        resolve("demo"), [FILE_TYPES[name] for name in TYPES], folder, QuantizeOptions(threads=2)
     )
     return {name: artefact.path for name, artefact in zip(TYPES, made, strict=True)}
 

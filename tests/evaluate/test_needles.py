@@ -117,9 +117,9 @@ def test_yarn_where_it_can_not_be():
 def test_a_model_that_has_yarn_is_not_extended_again(tmp_path):
     from qwen3q.models.source import resolve
     from qwen3q.plan.gguf_types import file_type
-    from qwen3q.quantize.run import GgufOptions, quantize_gguf
+    from qwen3q.quantize.run import QuantizeOptions, quantize_gguf
 
-    made = quantize_gguf(resolve("demo"), [file_type("Q8_0")], tmp_path, GgufOptions(yarn=4.0))
+    made = quantize_gguf(resolve("demo"), [file_type("Q8_0")], tmp_path, QuantizeOptions(yarn=4.0))
     file = find_artefact(str(made[0].path))
     for kind in ("llama", "torch"):
         with pytest.raises(UsageError, match="has YaRN already"):

@@ -21,7 +21,7 @@ from qwen3q.plan.gguf import plan_gguf
 from qwen3q.plan.gguf_types import FILE_TYPES
 from qwen3q.plan.job import QuantizeRequest, job_of
 from qwen3q.quantize.gguf import gguf_jobs, write_gguf
-from qwen3q.quantize.run import GgufOptions, quantize_targets
+from qwen3q.quantize.run import QuantizeOptions, quantize_targets
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +127,7 @@ def test_resuming_takes_no_file_of_an_older_matrix_for_whole(small, tmp_path):
     """Made anew under the same name from other text, a matrix has the same counts."""
     path = importance_file(tmp_path / "imatrix.gguf", read_config(small))
     source, job = describe(str(small)), job_of(QuantizeRequest(("gguf:Q4_K_M",), imatrix=True))
-    options = GgufOptions(imatrix=path)
+    options = QuantizeOptions(imatrix=path)
     (made,) = quantize_targets(source, job, tmp_path, options)
     (kept,) = quantize_targets(source, job, tmp_path, options, resume=True)
     assert kept.path == made.path

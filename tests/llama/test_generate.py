@@ -19,7 +19,7 @@ from qwen3q.llama.text import detokenize
 from qwen3q.models.source import resolve
 from qwen3q.models.yarn import yarn_base
 from qwen3q.plan.gguf_types import file_type
-from qwen3q.quantize.run import GgufOptions, quantize_gguf
+from qwen3q.quantize.run import QuantizeOptions, quantize_gguf
 
 GREEDY = SamplerOptions(temperature=0)
 
@@ -68,9 +68,9 @@ def test_settings_change_logits_only_by_rounding(options, demo_model, demo_conte
 
 def test_yarn_at_run_time_equals_yarn_in_the_file(tmp_path, demo_model, demo_context, sum_prompt):
     tokens = np.array(sum_prompt, np.int32)
-    extended = quantize_gguf(resolve("demo"), [file_type("Q8_0")], tmp_path, GgufOptions(yarn=4.0))[
-        0
-    ].path
+    extended = quantize_gguf(
+        resolve("demo"), [file_type("Q8_0")], tmp_path, QuantizeOptions(yarn=4.0)
+    )[0].path
     options = ContextOptions(context=256, threads=1)
     with LlamaModel(extended) as model, LlamaContext(model, options) as context:
         in_file = logits_of(context, tokens)

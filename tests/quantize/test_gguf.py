@@ -24,7 +24,7 @@ from qwen3q.models.yarn import with_yarn
 from qwen3q.plan.gguf_types import FILE_TYPES
 from qwen3q.plan.job import QuantizeRequest, job_of
 from qwen3q.quantize.gguf import gguf_jobs, write_gguf
-from qwen3q.quantize.run import GgufOptions, check_targets
+from qwen3q.quantize.run import QuantizeOptions, check_targets
 
 WITHOUT_IMATRIX = [
     "F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K_S", "Q3_K_M",
@@ -138,15 +138,15 @@ def test_files_that_are_there_are_refused_before_anything_is_calibrated(demo_fol
     source = describe(str(demo_folder))
     job = job_of(QuantizeRequest(("gguf:Q8_0",), calibration="balanced"))
     target = tmp_path / "demo-Q8_0.gguf"
-    assert check_targets(source, job, tmp_path, GgufOptions()) == [FILE_TYPES["Q8_0"]]
+    assert check_targets(source, job, tmp_path, QuantizeOptions()) == [FILE_TYPES["Q8_0"]]
     target.touch()
     with pytest.raises(DiskError, match=r"Q8_0\.gguf exists already"):
-        check_targets(source, job, tmp_path, GgufOptions())
-    assert check_targets(source, job, tmp_path, GgufOptions(replace=True))
+        check_targets(source, job, tmp_path, QuantizeOptions())
+    assert check_targets(source, job, tmp_path, QuantizeOptions(replace=True))
     target.unlink()
     target.mkdir()
     with pytest.raises(DiskError, match="is a folder"):
-        check_targets(source, job, tmp_path, GgufOptions(replace=True))
+        check_targets(source, job, tmp_path, QuantizeOptions(replace=True))
 
 
 @pytest.mark.parametrize("factor", [0.5, 1.0, 99.0, float("nan")])

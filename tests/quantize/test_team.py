@@ -13,7 +13,7 @@ from tiny import tiny_model
 from qwen3q.models.source import describe
 from qwen3q.plan.job import QuantizeRequest, job_of
 from qwen3q.quantize import arithmetic
-from qwen3q.quantize.run import GgufOptions, predict_memory, quantize_targets
+from qwen3q.quantize.run import QuantizeOptions, predict_memory, quantize_targets
 from qwen3q.quantize.team import Team
 
 
@@ -63,7 +63,7 @@ def test_a_layer_runs_on_as_many_threads_as_asked_for(
         def count(done: int, total: int, what: str, seen: set[int] = seen) -> None:
             seen.add(sum(thread.name.startswith("layer") for thread in threading.enumerate()))
 
-        options = GgufOptions(threads=threads)
+        options = QuantizeOptions(threads=threads)
         footprint = predict_memory(source, job, options)
         assert footprint
         predicted.append(footprint.total)
