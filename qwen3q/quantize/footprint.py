@@ -24,8 +24,9 @@ _FIT_COPIES = 4
 """Copies of the weights that scales are fitted on."""
 _INPUT_COPIES = 6
 """Float32 copies of a linear's inputs, for the tokens at work."""
-_EXPERT_KERNELS = 100_000_000
-"""Kernels that torch's libraries compile for the many numbers of tokens that experts are given."""
+_EXPERT_KERNELS, _SCHEME_KERNELS = 80_000_000, 40_000_000
+"""Kernels that torch's libraries compile for the many numbers of tokens that experts are given, and
+for those that each scheme's own routing brings."""
 _SLACK_BYTES = 130_000_000
 _SLACK_SHARE = 0.03
 """What the allocator and torch's kernels keep beside what is asked for, as runs have shown."""
@@ -96,7 +97,8 @@ def predict_peak(config: Qwen3Config, schemes: int, work: Workload, memory_bytes
         memory_bytes: what activations may take; beyond it they lie in files.
     """
     if config.is_moe:
-        work = replace(work, process=work.process + _EXPERT_KERNELS)
+        kernels = _EXPERT_KERNELS + schemes * _SCHEME_KERNELS
+        work = replace(work, process=work.process + kernels)
     kept = min(_kept_activations(config, schemes, work), memory_bytes)
     moments = [_outside(config, work)]
     for index in {config.is_moe_layer(i): i for i in range(config.num_hidden_layers)}.values():
