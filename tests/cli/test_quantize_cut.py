@@ -1,0 +1,173 @@
+"""``qwen3q quantize`` that was cut, is gone on with, or has no room on the disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SHORT = ("--calibration-samples", "2", "--calibration-length", "32")
+
+
+def test_a_run_cut_after_its_files_goes_on(cli, tmp_path):
+    """Files are renamed one after another, and what they need is kept until all are there."""
+    formats = ("--to", "bnb:nf4", "--to", "gguf:Q4_K_M", "--to", "gguf:Q8_0")
+    call = ("quantize", "demo", *formats, "--calibration", "balanced", *SHORT, "--out", tmp_path)
+    assert cli(*call).returncode == 0
+    made = {path.name: path.read_bytes() for path in tmp_path.glob("*.gguf")}
+    first, second = sorted(made)
+
+    done = cli(*call, "--resume", "--json")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)["artefacts"]
+    assert [a["file_bytes"] for a in told[1:]] == [len(made[first]), len(made[second])]
+
+    (tmp_path / ".importance-of-this-run").mkdir()
+    (tmp_path / first).write_bytes(b"from a file that the cut run was to replace")
+    (tmp_path / second).unlink()
+    resumed = cli(*call, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("*.gguf")} == made
+
+
+def test_resuming_leaves_a_file_alone_that_no_cut_run_explains(cli, tmp_path):
+    stranger = tmp_path / "Qwen3-demo-Q8_0.gguf"
+    stranger.write_bytes(b"somebody's")
+    call = ("quantize", "demo", "--to", "int4", "--to", "gguf:Q8_0", *SHORT, "--out", tmp_path)
+    refused = cli(*call, "--resume")
+    assert refused.returncode == 1
+    assert f"{stranger} exists already" in refused.stderr
+    assert [path.name for path in tmp_path.iterdir()] == [stranger.name]
+
+
+def test_room_for_files_is_looked_for_before_the_calibration(demo_folder, tmp_path, monkeypatch):
+    """Qwen3-demo takes 7.1 MB as W4A16 and 8.4 MB as Q8_0; 64 MiB stay free."""
+    from qwen3q.errors import DiskError
+    from qwen3q.models.source import describe
+    from qwen3q.plan.job import QuantizeRequest, job_of
+    from qwen3q.quantize.run import quantize_targets
+
+    job = job_of(QuantizeRequest(("int4", "gguf:Q8_0"), samples=2, length=32))
+    room = type("Usage", (), {"free": (64 << 20) + 12_000_000})
+    monkeypatch.setattr("shutil.disk_usage", lambda path: room)
+    with pytest.raises(DiskError, match="GB free"):
+        quantize_targets(describe(str(demo_folder)), job, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "words",
+    [(), ("--calibration", "balanced", *SHORT)],
+    ids=["from the weights", "with a matrix of its own"],
+)
+def test_a_run_of_files_that_was_cut_at_its_end_sees_that_they_are_whole(cli, tmp_path, words):
+    """Cut after the last rename, or between two: what has its name is whole."""
+    formats = ("--to", "gguf:Q8_0", "--to", "gguf:Q4_K_M")
+    call = ("quantize", "demo", *formats, *words, "--out", tmp_path)
+    assert cli(*call).returncode == 0
+    made = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    again = cli(*call, "--resume", "--json")
+    assert again.returncode == 0, again.stderr
+    told = json.loads(again.stdout)["artefacts"]
+    assert [a["format"] for a in told] == ["gguf:Q8_0", "gguf:Q4_K_M"]
+    assert [a["file_bytes"] for a in told] == [len(made[Path(a["path"]).name]) for a in told]
+
+    (tmp_path / "Qwen3-demo-Q4_K_M.gguf").unlink()
+    assert cli(*call, "--resume").returncode == 0
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == made
+
+    other = ("--calibration", "self") if words else ("--yarn", "2")
+    refused = cli("quantize", "demo", *formats, *words, *other, "--out", tmp_path, "--resume")
+    assert refused.returncode == 1
+    assert "Qwen3-demo-Q8_0.gguf exists already" in refused.stderr
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == made
+
+
+def test_a_file_of_other_weights_is_not_taken_for_whole(cli, demo_folder, tmp_path):
+    """A fine-tune that was trained on in its folder: the same header, other data."""
+    tune = shutil.copytree(demo_folder, tmp_path / "tune")
+    call = ("quantize", tune, "--to", "gguf:Q8_0", "--out", tmp_path)
+    assert cli(*call).returncode == 0
+    weights = tune / "model.safetensors"
+    data = weights.read_bytes()
+    weights.write_bytes(data[:-2] + b"\0\0")
+    refused = cli(*call, "--resume")
+    assert refused.returncode == 1
+    assert "exists already" in refused.stderr
+
+
+def test_a_file_of_another_text_is_not_taken_for_whole(cli, tmp_path):
+    """The text was edited under its name, or more of it is asked for."""
+    text = tmp_path / "text.txt"
+    text.write_text("one two three four five six " * 50)
+    call = ("quantize", "demo", "--to", "gguf:Q8_0", "--calibration", text, "--out", tmp_path)
+    short, more = [("--calibration-length", "32", "--calibration-samples", n) for n in "23"]
+    assert cli(*call, *short).returncode == 0
+    assert cli(*call, *short, "--resume").returncode == 0
+    made = (tmp_path / "Qwen3-demo-Q8_0.gguf").stat()
+    changed = made.st_mtime_ns + 10**9
+    for words, time in ((more, made.st_mtime_ns), (short, changed)):
+        os.utime(text, ns=(time, time))
+        refused = cli(*call, *words, "--resume")
+        assert refused.returncode == 1
+        assert "Qwen3-demo-Q8_0.gguf exists already" in refused.stderr
+
+
+@pytest.mark.parametrize("formats", [("bf16",), ("fp8", "bf16")])
+def test_a_disk_that_is_full_at_the_start_leaves_nothing(tmp_path, formats):
+    """Files of at most 8 MB: FP8 fits, BF16 does not."""
+    words = [sys.executable, "-m", "qwen3q", "quantize", "demo", "--out", str(tmp_path / "out")]
+    for name in formats:
+        words += ["--to", name]
+    shell = ["bash", "-c", 'ulimit -f 12000; exec "$@"', "bash", *words]
+    run = subprocess.run(shell, capture_output=True, text=True, check=False)
+    assert run.returncode == 1
+    assert "Can't reserve" in run.stderr
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
+OUT_OF_ROOM = """
+import errno, os, sys
+from pathlib import Path
+from qwen3q.cli.app import main
+
+def full(path, *_, real=Path.write_text, **named):
+    if path.name == "report.json":
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+    return real(path, *_, **named)
+
+Path.write_text = full
+main()
+"""
+
+
+def test_a_disk_that_is_full_at_the_end_is_told_and_the_layers_are_kept(tmp_path, cli):
+    words = ["quantize", "demo", "--to", "fp8", "--out", str(tmp_path)]
+    run = subprocess.run(
+        [sys.executable, "-c", OUT_OF_ROOM, *words], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 1, run.stderr
+    assert "report.json: No space left on device." in run.stderr
+    assert "go on with --resume" in run.stderr
+    assert "Traceback" not in run.stderr
+    assert cli(*words, "--resume").returncode == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["Qwen3-demo-FP8"]
+
+
+def test_importance_that_a_full_disk_cut_is_told_and_gone_on_with(cli, tmp_path):
+    """Files of at most 8 MB: the importance fits, Q8_0 does not."""
+    words = [sys.executable, "-m", "qwen3q", "quantize", "demo", "--to", "gguf:Q8_0"]
+    words += ["--calibration", "balanced", "--calibration-samples", "2"]
+    words += ["--calibration-length", "32", "--out", str(tmp_path)]
+    shell = ["bash", "-c", 'ulimit -f 8000; exec "$@"', "bash", *words]
+    run = subprocess.run(shell, capture_output=True, text=True, check=False)
+    assert run.returncode == 1
+    [kept] = tmp_path.iterdir()
+    assert f"The layers that were run are kept in {kept}: go on with --resume." in run.stderr
+    assert cli(*words[3:], "--resume").returncode == 0
+    assert [path.suffix for path in tmp_path.iterdir()] == [".gguf"]
