@@ -77,8 +77,7 @@ class TorchBackend(Closing):
             hidden = F.embedding(torch.from_numpy(chunks.astype(np.int64)), embedding)
             head = embedding if self.config.tie_word_embeddings else None
             del embedding
-            hidden = self._hidden(hidden, progress)
-            scored = hidden[:, first : chunks.shape[1] - 1].flatten(0, 1)
+            scored = self._hidden(hidden, slice(first, chunks.shape[1] - 1), progress).flatten(0, 1)
             name = head_name(self._source)
             head = (self._source.weight(name) if head is None else head).to(self.device)
             rounding = self._source.input_rounding(name)
@@ -92,11 +91,11 @@ class TorchBackend(Closing):
                 logits = product(x, head, out=block[: len(x)])
                 yield LogitRows(start, logits.cpu().numpy())
 
-    def _hidden(self, hidden: torch.Tensor, progress: ProgressFn) -> torch.Tensor:
-        """The last layer's output, float32 ``[chunks, context, hidden_size]``.
+    def _hidden(self, hidden: torch.Tensor, wanted: slice, progress: ProgressFn) -> torch.Tensor:
+        """The last layer's output at the ``wanted`` positions, float32.
 
         Args:
-            hidden: embedded tokens, the same shape; overwritten.
+            hidden: embedded tokens, ``[chunks, context, hidden_size]``; overwritten.
         """
         config = self.config
         count, context = hidden.shape[:2]
@@ -104,12 +103,14 @@ class TorchBackend(Closing):
         rows = max(1, _BATCH_TOKENS // context)
         for layer in range(config.num_hidden_layers):
             weights, linear = self.layer(layer)
+            made = wanted if layer == config.num_hidden_layers - 1 else slice(None)
             for start in range(0, count, rows):
                 part = hidden[start : start + rows].to(self.device)
-                hidden[start : start + rows] = decoder_layer(part, weights, config, rope, linear)
+                out = decoder_layer(part, weights, config, rope, linear, made)
+                hidden[start : start + rows, made] = out
                 done = layer * count + min(start + rows, count)
                 progress(done, config.num_hidden_layers * count, "logits")
-        return hidden.to(self.device)
+        return hidden[:, wanted].to(self.device)
 
     def layer(self, index: int) -> tuple[Weights, Linear]:
         """One decoder layer's float32 weights by short name, and how its linears run."""

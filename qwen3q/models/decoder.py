@@ -49,6 +49,7 @@ def decoder_layer(
     config: Qwen3Config,
     rope: Rope,
     linear: Linear | None = None,
+    wanted: slice = slice(None),
 ) -> torch.Tensor:
     """One decoder layer over rows that all start at position 0.
 
@@ -56,12 +57,14 @@ def decoder_layer(
         hidden: ``[rows, length, hidden_size]``.
         weights: this layer's tensors by short name.
         linear: how linears are computed; ``plain_linear(weights)`` if None.
+        wanted: positions whose output is made; of a last layer often not all are used.
 
     Returns:
-        The next layer's input, the same shape.
+        The next layer's input, ``[rows, wanted, hidden_size]``.
     """
     linear = linear or plain_linear(weights)
-    hidden = hidden + linear(O_PROJ, attention(hidden, weights, config, rope, linear))
+    mixed = attention(hidden, weights, config, rope, linear)
+    hidden = hidden[:, wanted] + linear(O_PROJ, mixed[:, wanted])
     return hidden + mlp(hidden, weights, config, linear)
 
 

@@ -92,9 +92,12 @@ def test_layer_equals_transformers(kind: str, extra: dict[str, Any]) -> None:
     with torch.no_grad():
         states = model(ids, output_hidden_states=True).hidden_states
         rope = rope_table(config, 48)
-        mine = decoder_layer(states[0], short_weights(model, 0), config, rope)
+        weights = short_weights(model, 0)
+        mine = decoder_layer(states[0], weights, config, rope)
+        part = decoder_layer(states[0], weights, config, rope, wanted=slice(30, 47))
     scale = states[1].abs().max()
     assert torch.allclose(mine / scale, states[1] / scale, atol=1e-5, rtol=0)
+    assert torch.allclose(part / scale, states[1][:, 30:47] / scale, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(("original", "factor"), [(32, 4.0), (4096, 2.5), (131072, 4.0)])
