@@ -142,10 +142,10 @@ def quantize(
         QuantizeOptions,
         check_job,
         check_targets,
+        importance_text,
         plan_targets,
         predict_memory,
         quantize_targets,
-        shares_importance,
     )
 
     request = QuantizeRequest(
@@ -165,8 +165,8 @@ def quantize(
     source = describe(model, revision=revision, offline=offline)
     check_job(source, job, options, devices)
     if dry_run:
-        calibrated = shares_importance(job, options)
-        plans = plan_targets(source, job.targets, options, calibrated=calibrated)
+        text = importance_text(job, options)
+        plans = plan_targets(source, job.targets, options, calibration=text)
         known = legality_of(source, job.targets)
         if json_output:
             engines = [legality_json(legality) for legality in known]

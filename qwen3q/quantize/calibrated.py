@@ -14,8 +14,6 @@ from qwen3q.devices import best_device
 from qwen3q.formats.imatrix import ImportanceMatrix
 from qwen3q.models.config import Qwen3Config
 from qwen3q.models.source import ModelSource
-from qwen3q.models.tensors import model_tensors
-from qwen3q.plan.gguf import gguf_name
 from qwen3q.plan.job import QuantizeJob
 from qwen3q.plan.plan import Plan
 from qwen3q.progress import ProgressFn, silent
@@ -23,6 +21,7 @@ from qwen3q.quantize.artefacts import Artefact
 from qwen3q.quantize.folder import RunOptions, folder_jobs, predicted_peak, quantize_folders
 from qwen3q.quantize.footprint import Footprint
 from qwen3q.quantize.importance import ImportanceStore
+from qwen3q.quantize.own_matrix import importance_prefix, own_matrix
 from qwen3q.quantize.self_rows import self_rows
 from qwen3q.quantize.solve import SolveOptions
 from qwen3q.quantize.stream import StreamOptions
@@ -69,7 +68,9 @@ def quantize_calibrated(
             jobs,
             rows,
             run,
-            importance=out if importance else None,
+            importance=importance_prefix(source.config, job.calibration, out)
+            if importance
+            else None,
             progress=progress,
         )
     artefacts = [
@@ -77,7 +78,10 @@ def quantize_calibrated(
         for path, job in zip(results.folders, jobs, strict=True)
     ]
     store = results.importance
-    matrix = _matrix(source, store, rows) if store and rows else None
+    matrix = None
+    if store and rows:
+        values = store.load(source.config.num_hidden_layers)
+        matrix = own_matrix(source.config, job.calibration, len(rows.rows), values)
     return artefacts, matrix, store
 
 
@@ -97,10 +101,3 @@ def predicted_footprint(
     rows = text.samples or rows_enough(config, text.tokens_per_channel, text.length)
     stream = StreamOptions(devices or (best_device(),), job.activation_memory_bytes)
     return predicted_peak(config, solved, (rows, text.length), stream)
-
-
-def _matrix(source: ModelSource, store: ImportanceStore, rows: TokenRows) -> ImportanceMatrix:
-    values = store.load(source.config.num_hidden_layers)
-    names = {gguf_name(spec) for spec in model_tensors(source.config) if spec.name in values}
-    label = str(rows.description.get("name", "calibration"))
-    return ImportanceMatrix(values, label, len(names), len(rows.rows))

@@ -123,7 +123,8 @@ def quantize_folders(
     Args:
         jobs: from ``folder_jobs``.
         calibration: needed by uniform schemes and by ``importance``.
-        importance: folder to collect mean squared inputs under, for GGUF's importance matrix.
+        importance: how the path begins of the folder that mean squared inputs are collected in,
+            for GGUF's importance matrix; fingerprints of model and rows are added to it.
         progress: told units of work done and in all.
 
     Raises:
@@ -140,7 +141,8 @@ def quantize_folders(
     weights = weights_fingerprint(checkpoint)
     store = None
     if importance:
-        store = ImportanceStore(importance, f"{weights}-{rows_fingerprint(rows)}")
+        name = f"{importance.name}{weights}-{rows_fingerprint(rows)}"
+        store = ImportanceStore(importance.with_name(name))
     with ExitStack() as stack:
         for job in jobs:
             stack.enter_context(sole_writer(job.target))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,15 +21,16 @@ from qwen3q.models.yarn import with_yarn
 from qwen3q.plan.gguf_types import FileType
 from qwen3q.plan.job import QuantizeJob
 from qwen3q.plan.plan import Plan
+from qwen3q.plan.recipes import CalibrationRecipe
 from qwen3q.plan.schemes import Layout, Scheme, check_scheme
 from qwen3q.plan.targets import Target, plan_target, target_name
 from qwen3q.progress import ProgressFn, silent
 from qwen3q.quantize.artefacts import Artefact
 from qwen3q.quantize.footprint import Footprint
 from qwen3q.quantize.gguf import gguf_file_name, gguf_jobs, write_gguf
-from qwen3q.quantize.gguf_whole import is_whole
+from qwen3q.quantize.gguf_whole import whole_types
 from qwen3q.quantize.local_plan import plan_local
-from qwen3q.quantize.names import IMPORTANCE_PREFIX
+from qwen3q.quantize.own_matrix import kept_importance, own_matrix
 from qwen3q.threads import available_threads
 
 
@@ -59,12 +61,12 @@ def plan_targets(
     targets: Sequence[Target],
     options: QuantizeOptions,
     *,
-    calibrated: bool = False,
+    calibration: CalibrationRecipe | None = None,
 ) -> list[Plan]:
     """What each target would be, without reading a weight; exact where the model is on disk.
 
     Args:
-        calibrated: the job's calibration will make an importance matrix (``shares_importance``).
+        calibration: the text that GGUF files get an importance matrix from (``importance_text``).
 
     Raises:
         UsageError: the model does not fit a format.
@@ -72,12 +74,15 @@ def plan_targets(
             can't run that.
     """
     config = extended(source.config, options)
-    imatrix = read_imatrix(options.imatrix, source.config) if options.imatrix else None
+    imatrix = None
+    if options.imatrix is not None:
+        imatrix = read_imatrix(options.imatrix, source.config)
+    elif calibration is not None:
+        imatrix = own_matrix(source.config, calibration)
     plans = []
-    has_imatrix = calibrated or imatrix is not None
     has_weights = source.folder is not None and any(source.folder.glob("*.safetensors"))
     for target in targets:
-        if isinstance(target, FileType) and source.folder is not None and not calibrated:
+        if isinstance(target, FileType) and source.folder is not None:
             provenance = Provenance(source.title, source.repo, source.revision)
             jobs = gguf_jobs(source.folder, config, provenance, [target], Path(), imatrix=imatrix)
             plans.append(jobs[0].plan)
@@ -86,6 +91,7 @@ def plan_targets(
             with Checkpoint(source.folder) as checkpoint:
                 plans.append(plan_local(source, checkpoint, target))
         else:
+            has_imatrix = imatrix is not None
             plans.append(plan_target(source.title, config, target, has_imatrix=has_imatrix))
     return plans
 
@@ -178,33 +184,33 @@ def _gguf_left(
 ) -> list[FileType]:
     """The job's file types that are still to be written.
 
-    Files come after all folders, and the importance for them is kept until every file is there. So
-    where importance is kept, a run that goes on makes all files again; else it leaves alone those
-    that are there and whole.
+    A run that goes on leaves alone those that are there and whole. The others it replaces where it
+    kept importance for them: then it was begun with leave to write them.
 
     Raises:
         DiskError: a file is there that may not be replaced.
     """
     file_types = [target for target in job.targets if isinstance(target, FileType)]
-    if resume and any(out.glob(f"{IMPORTANCE_PREFIX}*")):
-        return file_types
     if resume and file_types:
         if source.folder is None:  # asked again once the model is downloaded
             return file_types
-        text = job.calibration if shares_importance(job, options) else None
+        text = importance_text(job, options)
         config = extended(source.config, options)
-        file_types = [
-            t
-            for t in file_types
-            if not is_whole(source, config, t, out, imatrix=options.imatrix, calibration=text)
-        ]
+        whole = whole_types(
+            source, config, file_types, out, imatrix=options.imatrix, calibration=text
+        )
+        file_types = [file_type for file_type in file_types if file_type not in whole]
+        if text is not None and kept_importance(source, text, out):
+            return file_types
     _require_gguf_targets(source, file_types, out, options)
     return file_types
 
 
-def shares_importance(job: QuantizeJob, options: QuantizeOptions) -> bool:
-    """Whether the job's GGUF files get the importance matrix of its own calibration."""
-    return job.has_gguf and job.calibrates and options.imatrix is None
+def importance_text(job: QuantizeJob, options: QuantizeOptions) -> CalibrationRecipe | None:
+    """The text from which the job's GGUF files get an importance matrix; None if they get none of
+    its own calibration."""
+    shares = job.has_gguf and job.calibrates and options.imatrix is None
+    return job.calibration if shares else None
 
 
 def _require_gguf_targets(
@@ -290,7 +296,8 @@ def quantize_targets(
     check_job(source, job, options, devices)
     file_types = check_targets(source, job, out, options, resume=resume)
     files = replace(options, replace=options.replace or resume)
-    share = bool(file_types) and shares_importance(job, options)
+    text = importance_text(job, options)
+    share = bool(file_types) and text is not None
     kept = [
         _kept_gguf(source, job, target, out, options)
         for target in job.targets
@@ -299,9 +306,11 @@ def quantize_targets(
     if not job.schemes and not share:
         if file_types:
             kept += quantize_gguf(source, file_types, out, files, progress=progress)
+        if resume:
+            _discard_kept(source, text, out)
         return sorted(kept, key=lambda artefact: _position(job, artefact))
     _require_packages(job)
-    _require_room(source, [*([] if resume else job.schemes), *file_types], out, options, share)
+    _require_room(source, [*([] if resume else job.schemes), *file_types], out, options, text)
     from qwen3q.quantize.calibrated import quantize_calibrated
     from qwen3q.quantize.folder import RunOptions
     from qwen3q.quantize.stream import StreamOptions
@@ -325,20 +334,33 @@ def quantize_targets(
             )
     if store:
         store.discard()
+    if resume:
+        _discard_kept(source, text, out)
     return sorted(artefacts + kept, key=lambda artefact: _position(job, artefact))
 
 
 def _require_room(
-    source: ModelSource, targets: Sequence[Target], out: Path, options: QuantizeOptions, share: bool
+    source: ModelSource,
+    targets: Sequence[Target],
+    out: Path,
+    options: QuantizeOptions,
+    text: CalibrationRecipe | None,
 ) -> None:
     """Whether all that will be written fits, files that come after hours of calibration too.
 
     Raises:
         DiskError: it does not, or can't be written.
     """
-    plans = plan_targets(source, targets, options, calibrated=share)
+    plans = plan_targets(source, targets, options, calibration=text)
     there = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
     require_free_space(there, sum(plan.file_bytes for plan in plans))
+
+
+def _discard_kept(source: ModelSource, text: CalibrationRecipe | None, out: Path) -> None:
+    """Removes what cut runs of this job kept for its GGUF files, which are all there now."""
+    if text is not None:
+        for folder in kept_importance(source, text, out):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _kept_gguf(
@@ -347,7 +369,7 @@ def _kept_gguf(
     """A file that an earlier run completed."""
     path = out / gguf_file_name(source.title, file_type)
     config = extended(source.config, options)
-    weighted = options.imatrix is not None or shares_importance(job, options)
+    weighted = options.imatrix is not None or importance_text(job, options) is not None
     plan = plan_target(source.title, config, file_type, has_imatrix=weighted)
     beside = path.stat().st_size - plan.tensor_bytes
     return Artefact(path, replace(plan, overhead_bytes=beside, overhead_exact=True), 0.0)
@@ -362,7 +384,7 @@ def predict_memory(
     Raises:
         MissingPackageError: a target needs torch, which is not installed.
     """
-    if not any(s.is_uniform for s in job.schemes) and not shares_importance(job, options):
+    if not any(s.is_uniform for s in job.schemes) and importance_text(job, options) is None:
         return None
     _require_packages(job)
     from qwen3q.quantize.calibrated import predicted_footprint

@@ -37,6 +37,34 @@ def test_plan_and_file_agree(cli, tmp_path):
     assert "--force" in again.stderr
 
 
+@pytest.mark.parametrize("words", [("--calibration", "balanced"), ("--recipe",)])
+def test_the_plan_of_a_calibrated_file_is_exact_before_any_text_is_read(
+    cli, moe_folder, tmp_path, words
+):
+    """All that a file states of its importance matrix but the number of rows is known before."""
+    gguf = pytest.importorskip("gguf")
+    if words == ("--recipe",):
+        text = tmp_path / "texts" / "own.jsonl"
+        text.parent.mkdir()
+        text.write_text(json.dumps({"text": "One two three four five six seven. " * 40}) + "\n")
+        recipe = tmp_path / "own.yaml"
+        recipe.write_text(f"formats: [gguf:IQ2_XS]\ncalibration: {{source: {text}, thinking: yes}}")
+        words = (*words, recipe)
+    more = ("--calibration-length", "32", "--json")
+    call = ("quantize", moe_folder, "--to", "gguf:IQ2_XS", "--to", "gguf:Q4_K_M", *words, *more)
+    planned = json.loads(cli(*call, "--dry-run").stdout)["plans"]
+    done = cli(*call, "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    for plan, artefact in zip(planned, json.loads(done.stdout)["artefacts"], strict=True):
+        file = Path(artefact["path"])
+        assert plan["file_bytes_exact"]
+        assert plan["file_bytes"] == artefact["file_bytes"] == file.stat().st_size
+    read = gguf.GGUFReader(file)
+    linears = [t for t in read.tensors if t.name.startswith("blk.") and len(t.shape) > 1]
+    stated = read.fields["quantize.imatrix.entries_count"].contents()
+    assert stated == sum("ffn_gate_inp" not in tensor.name for tensor in linears)
+
+
 def restored(demo_folder, folder, dtype: str, chosen: str):
     """The demo with the tensors whose name holds ``chosen`` stored in another dtype."""
     torch = pytest.importorskip("torch")

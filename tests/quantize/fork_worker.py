@@ -93,7 +93,7 @@ def quantize(request: dict[str, Any], out: Path) -> None:
                 replace=request.get("replace", False),
                 stream=stream,
             ),
-            importance=out if request.get("importance") else None,
+            importance=out / ".importance-" if request.get("importance") else None,
         )
 
 
