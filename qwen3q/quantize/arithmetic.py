@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -160,6 +161,20 @@ def workload_of(config: Qwen3Config, device: str, rows: int, length: int) -> Wor
         product_bytes=arithmetic.dtype.itemsize,
         process=resident_bytes() or peak_since_start(),
     )
+
+
+def arithmetic_name(device: str) -> str:
+    """The processor and how it computes, on which a solved layer's last bits depend:
+    ``AMD EPYC, AVX512, bfloat16 products``."""
+    kind = device.partition(":")[0]
+    if kind == "cuda":
+        return torch.cuda.get_device_name(device)
+    if kind != "cpu":
+        return device
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    name = capabilities.get("cpu_name") or platform.processor() or platform.machine()
+    products = "bfloat16" if _fast_bfloat16() else "float32"
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}, {products} products"
 
 
 def _fast_bfloat16() -> bool:

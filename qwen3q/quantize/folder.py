@@ -27,7 +27,7 @@ from qwen3q.models.source import ModelSource
 from qwen3q.plan.schemes import Scheme
 from qwen3q.process_memory import peak_since_start
 from qwen3q.progress import ProgressFn, silent
-from qwen3q.quantize.arithmetic import workload_of
+from qwen3q.quantize.arithmetic import arithmetic_name, workload_of
 from qwen3q.quantize.artefact import (
     FolderJob,
     artefact_name,
@@ -37,10 +37,11 @@ from qwen3q.quantize.artefact import (
     require_writable,
     write_side_files,
 )
-from qwen3q.quantize.folder_work import OUTSIDE, FolderWork, unit_name
+from qwen3q.quantize.folder_work import FolderWork
 from qwen3q.quantize.footprint import Footprint, predict_peak
 from qwen3q.quantize.importance import ImportanceStore
 from qwen3q.quantize.job_fingerprint import job_fingerprint
+from qwen3q.quantize.journal import OUTSIDE, unit_name
 from qwen3q.quantize.local_plan import copied_files, float_dtypes, plan_local
 from qwen3q.quantize.names import CONFIG_NAME
 from qwen3q.quantize.solve import SolvedLayer, SolveOptions, solve_layer
@@ -247,6 +248,7 @@ def _solve_layers(
 
     options = {scheme: SolveOptions(**work.job.options) for scheme, work in solving.items()}
     strides = [chosen.float_stride(scheme) for scheme, chosen in options.items()]
+    made_on = arithmetic_name(stream.devices[0])
 
     def restore(layer: int, scheme: Scheme) -> SolvedLayer:
         return solving[scheme].restore(layer, checkpoint)
@@ -273,7 +275,8 @@ def _solve_layers(
                 solved = solve_layer(layer, scheme, options[scheme])
                 report = [asdict(row) for row in solved.report]
                 tensors = work.packed(solved, layer.index, checkpoint)
-                work.finish_unit(unit_name(layer.index), tensors.items(), report, solved.notes)
+                unit = unit_name(layer.index)
+                work.finish_unit(unit, tensors.items(), report, solved.notes, made_on)
                 del tensors
                 layer.keep(scheme, solved)
                 steps.step()
