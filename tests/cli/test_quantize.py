@@ -340,3 +340,24 @@ def test_a_format_that_is_only_estimated_is_refused_before_a_download(cli, tmp_p
     run = cli("quantize", "qwen3-8b", "--to", "nvfp4", "--out", tmp_path / "out", **offline)
     assert run.returncode == 2
     assert "nvfp4 can be estimated but not written" in run.stderr
+
+
+@pytest.mark.parametrize("dry_run", [(), ("--dry-run",)])
+def test_a_gguf_without_a_chat_template_is_told(cli, demo_folder, tmp_path, dry_run):
+    """Some folders come without tokenizer_config.json; chat_template.jinja does as well."""
+    model = shutil.copytree(demo_folder, tmp_path / "tune")
+    config = json.loads((model / "tokenizer_config.json").read_text())
+    (model / "tokenizer_config.json").unlink()
+    said = f"{model} has no chat template"
+    call = ("quantize", model, "--to", "gguf:Q8_0", "--out", tmp_path, "--force", *dry_run)
+    run = cli(*call)
+    assert run.returncode == 0, run.stderr
+    assert said in " ".join(run.stderr.split())
+    assert said in json.loads(cli(*call, "--json").stdout)["notes"][0]
+    folders = ("quantize", model, "--to", "fp8", "--dry-run")
+    assert said not in " ".join(cli(*folders).stderr.split())
+    (model / "chat_template.jinja").write_text(config["chat_template"])
+    assert said not in " ".join(cli(*call).stderr.split())
+    if not dry_run:
+        inspected = json.loads(cli("inspect", tmp_path / "tune-Q8_0.gguf", "--json").stdout)
+        assert inspected["facts"]["chat template"] == "yes"
