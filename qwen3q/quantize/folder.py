@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from qwen3q.calibrate.rows import TokenRows
 from qwen3q.checkpoint.reader import Checkpoint, check_all_finite
 from qwen3q.checkpoint.shards import INDEX_NAME
@@ -46,7 +48,9 @@ from qwen3q.quantize.local_plan import copied_files, float_dtypes, plan_local
 from qwen3q.quantize.names import CONFIG_NAME
 from qwen3q.quantize.solve import SolvedLayer, SolveOptions, solve_layer
 from qwen3q.quantize.stream import StreamOptions, stream_layers
+from qwen3q.quantize.team import torch_threads
 from qwen3q.quantize.weights_only import pack_unit, unsolved_units
+from qwen3q.threads import worthwhile_threads
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,10 +160,13 @@ def quantize_folders(
                 work = FolderWork(job, fingerprint, resume=run.resume, replace=run.replace)
                 works.append(stack.enter_context(work))
             steps = _Steps(progress, sum(len(work.missing) for work in works))
-            for work in works:
-                for unit in unsolved_units(work):
-                    pack_unit(work, unit, checkpoint)
-                    steps.step()
+            with torch_threads(
+                worthwhile_threads(torch.get_num_threads(), source.config.hidden_size)
+            ):
+                for work in works:
+                    for unit in unsolved_units(work):
+                        pack_unit(work, unit, checkpoint)
+                        steps.step()
             _solve_layers(source, checkpoint, works, rows, run.stream, store, steps)
             spent = _spent(time.perf_counter() - started, predicted)
             inputs = _inputs(source, checkpoint) if works else {}

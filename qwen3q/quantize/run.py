@@ -31,7 +31,7 @@ from qwen3q.quantize.gguf import gguf_file_name, gguf_jobs, write_gguf
 from qwen3q.quantize.gguf_whole import whole_types
 from qwen3q.quantize.local_plan import plan_local
 from qwen3q.quantize.own_matrix import kept_importance, own_matrix
-from qwen3q.threads import available_threads
+from qwen3q.threads import available_threads, calm_openmp
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,7 +282,8 @@ def quantize_targets(
     """Writes every target of a job under ``out``, calibrating at most once.
 
     GGUF files get the importance matrix of that calibration, unless one was given as a file or
-    nobody asked for a calibration.
+    nobody asked for a calibration. Where torch is not loaded yet, its threads are told not to spin
+    (``calm_openmp``).
 
     Args:
         source: resolved, so that its folder is on disk.
@@ -292,6 +293,7 @@ def quantize_targets(
         MissingPackageError: a target needs torch, which is not installed.
         Qwen3qError: whatever is wrong with model, text, options or disk, by name.
     """
+    calm_openmp()
     options = options or QuantizeOptions()
     check_job(source, job, options, devices)
     file_types = check_targets(source, job, out, options, resume=resume)
@@ -386,6 +388,7 @@ def predict_memory(
     """
     if not any(s.is_uniform for s in job.schemes) and importance_text(job, options) is None:
         return None
+    calm_openmp()
     _require_packages(job)
     from qwen3q.quantize.calibrated import predicted_footprint
     from qwen3q.quantize.team import torch_threads
