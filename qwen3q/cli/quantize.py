@@ -135,16 +135,10 @@ def quantize(
     from qwen3q.models.source import describe, resolve
     from qwen3q.plan.job import QuantizeRequest, job_of
     from qwen3q.process_memory import share_heap
+    from qwen3q.quantize.checks import check_job, check_targets
     from qwen3q.quantize.job_notes import job_notes
-    from qwen3q.quantize.run import (
-        QuantizeOptions,
-        check_job,
-        check_targets,
-        importance_text,
-        plan_targets,
-        predict_memory,
-        quantize_targets,
-    )
+    from qwen3q.quantize.options import QuantizeOptions, importance_text
+    from qwen3q.quantize.run import plan_targets, predict_memory, quantize_targets
 
     request = QuantizeRequest(
         formats=tuple(dict.fromkeys(to or ())),

@@ -195,3 +195,28 @@ def test_importance_that_a_full_disk_cut_is_told_and_gone_on_with(cli, tmp_path)
     assert f"The layers that were run are kept in {kept}: go on with --resume." in run.stderr
     assert cli(*words, "--out", tmp_path, "--resume").returncode == 0
     assert [path.suffix for path in tmp_path.iterdir()] == [".gguf"]
+
+
+KILLED_WHEN_BEGUN = """
+import os, signal
+from qwen3q.cli.app import main
+from qwen3q.quantize import gguf
+
+gguf._quantize_all = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+main()
+"""
+
+
+def test_a_replacement_of_a_file_that_was_killed_goes_on(cli, tmp_path):
+    target = tmp_path / "Qwen3-demo-Q4_0.gguf"
+    call = ["quantize", "demo", "--to", "gguf:Q4_0", "--out", str(tmp_path)]
+    assert cli(*call).returncode == 0
+    made = target.read_bytes()
+    target.write_bytes(b"of an older version")
+    words = [sys.executable, "-c", KILLED_WHEN_BEGUN, *call, "--force"]
+    assert subprocess.run(words, capture_output=True, check=False).returncode == -9
+    assert cli(*call).returncode == 1
+    resumed = cli(*call, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert target.read_bytes() == made
+    assert list(tmp_path.iterdir()) == [target]
