@@ -10,7 +10,7 @@ from pathlib import Path
 from qwen3q.checkpoint.reader import Checkpoint
 from qwen3q.devices import best_device
 from qwen3q.errors import MissingPackageError, telling
-from qwen3q.files import require_free_space
+from qwen3q.files import require_free_space, sole_writer
 from qwen3q.formats.gguf_metadata import Provenance
 from qwen3q.formats.imatrix import ImportanceMatrix, read_imatrix
 from qwen3q.models.source import ModelSource
@@ -238,8 +238,10 @@ def _require_room(
 def _kept_gguf(
     source: ModelSource, job: QuantizeJob, file_type: FileType, out: Path, options: QuantizeOptions
 ) -> Artefact:
-    """A file that an earlier run completed."""
+    """A file that an earlier run completed, if not all that it did after it."""
     path = out / gguf_file_name(source.title, file_type)
+    with sole_writer(path):
+        pass  # a run that was killed left its lock
     config = extended(source.config, options)
     weighted = options.imatrix is not None or importance_text(job, options) is not None
     plan = plan_target(source.title, config, file_type, has_imatrix=weighted)
