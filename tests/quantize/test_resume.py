@@ -105,7 +105,8 @@ def test_gguf_files_with_importance_beside(
     assert whole["error"] is None, whole
     expected = contents(tmp_path / "whole")
     assert sum(name.endswith(".gguf") for name in expected) == 2
-    for point in {*spread(whole["changes"], 5), *range(whole["changes"] - 8, whole["changes"])}:
+    changes = whole["changes"]
+    for point in {*spread(changes, 4), *range(changes - 6, changes)}:
         out = tmp_path / f"killed-{point}"
         assert worker(out=out, kill_at=point, **request)["killed"]
         answer = worker(out=out, resume=True, **request)
