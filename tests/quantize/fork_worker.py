@@ -105,8 +105,7 @@ def quantize(request: dict[str, Any], out: Path) -> None:
 def quantize_job(request: dict[str, Any], source: ModelSource, out: Path) -> None:
     """Folders and GGUF files as the command line asks for them."""
     formats = tuple(request["formats"])
-    group = 32 if any(name.startswith("gptq") for name in formats) else None
-    asked = QuantizeRequest(formats, calibration="balanced", samples=2, length=32, group_size=group)
+    asked = QuantizeRequest(formats, calibration="balanced", samples=2, length=32)
     options = QuantizeOptions(threads=1, replace=request.get("replace", False))
     quantize_targets(source, job_of(asked), out, options, resume=request.get("resume", False))
 

@@ -94,7 +94,7 @@ def check_kills(worker: Worker, tmp_path: Path, points: int, **request: Any) -> 
         assert contents(out) == expected, point
 
 
-@pytest.mark.parametrize("formats", [["gptq:int4"], []], ids=["a folder", "nothing"])
+@pytest.mark.parametrize("formats", [["fp8"], []], ids=["a folder", "nothing"])
 def test_gguf_files_with_importance_beside(
     worker: Worker, experts: Path, tmp_path: Path, formats: list[str]
 ) -> None:
