@@ -19,7 +19,8 @@ from qwen3q.plan.gguf_types import FILE_TYPES
 from qwen3q.plan.plan import Plan
 from qwen3q.progress import ProgressFn, silent
 from qwen3q.quantize.artefacts import Artefact
-from qwen3q.quantize.run import QuantizeOptions, quantize_gguf
+from qwen3q.quantize.options import QuantizeOptions
+from qwen3q.quantize.run import quantize_gguf
 
 FLOAT = "BF16"
 TYPES = ("Q8_0", "Q4_K_M", "Q3_K_S")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
@@ -123,15 +123,7 @@ def describe_format(quantization: Mapping[str, Any]) -> str:
     """A ``quantization_config`` in words: ``gptq, 4 bits, group_size 128, sym``."""
     method = str(quantization.get("quant_method", "unknown"))
     if method == "compressed-tensors":
-        groups = (quantization.get("config_groups") or {}).values()
-        weights = [group.get("weights") or {} for group in groups if group]
-        words = [f"compressed-tensors {quantization.get('format', '')}".strip()]
-        for key, text in (("num_bits", "{} bits"), ("group_size", "group_size {}")):
-            numbers = {w[key] for w in weights if w.get(key)}
-            words += [text.format(" and ".join(map(str, sorted(numbers))))] if numbers else []
-        signs = {_symmetry(w["symmetric"]) for w in weights if "symmetric" in w}
-        words += [" and ".join(sorted(signs, reverse=True))] if signs else []
-        return ", ".join(words)
+        return _compressed_tensors_in_words(quantization)
     words = [method]
     for key, text in (("bits", "{} bits"), ("group_size", "group_size {}"), ("version", "{}")):
         if key in quantization:
@@ -148,6 +140,25 @@ def describe_format(quantization: Mapping[str, Any]) -> str:
     if "weight_block_size" in quantization:
         words.append(f"blocks of {quantization['weight_block_size']}")
     return ", ".join(words)
+
+
+def _compressed_tensors_in_words(quantization: Mapping[str, Any]) -> str:
+    groups = [group for group in (quantization.get("config_groups") or {}).values() if group]
+    weights = [group.get("weights") or {} for group in groups]
+    inputs = [group.get("input_activations") or {} for group in groups]
+    words = [f"compressed-tensors {quantization.get('format', '')}".strip()]
+    words += _numbers_in_words("{} bits", (w.get("num_bits") for w in weights))
+    words += _numbers_in_words("group_size {}", (w.get("group_size") for w in weights))
+    signs = {_symmetry(w["symmetric"]) for w in weights if "symmetric" in w}
+    words += [" and ".join(sorted(signs, reverse=True))] if signs else []
+    words += _numbers_in_words("activations {} bits", (i.get("num_bits") for i in inputs))
+    return ", ".join(words)
+
+
+def _numbers_in_words(text: str, numbers: Iterable[int | None]) -> list[str]:
+    """The text with all numbers that are stated; nothing if none is."""
+    stated = sorted({number for number in numbers if number})
+    return [text.format(" and ".join(map(str, stated)))] if stated else []
 
 
 def _symmetry(symmetric: object) -> str:

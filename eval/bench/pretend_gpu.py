@@ -172,6 +172,7 @@ def pretend_gpus(monkeypatch: pytest.MonkeyPatch, kind: str = "cuda") -> None:
     cuda = {
         "is_available": True,
         "device_count": 2,
+        "get_device_name": "Pretended GPU",
         "is_bf16_supported": False,
         "mem_get_info": (20 << 30, 24 << 30),
         "reset_peak_memory_stats": None,

@@ -102,12 +102,11 @@ def load_calibration(
         return text_rows(Path(name), tokenizer, options)
     else:
         samples = balanced_order(read_records(Path(name)), options.seed)
-        name = Path(name).name
     return render_calibration(
         samples,
         tokenizer,
         template,
-        name=name,
+        name=source_label(name),
         length=options.length,
         rows=options.samples,
         most=options.most,
@@ -128,6 +127,11 @@ def text_rows(path: Path, tokenizer: Tokenizer, options: CalibrationOptions) -> 
         tokens, length=options.length, samples=options.samples, what=str(path), most=options.most
     )
     return TokenRows(rows, describe(path.name, rows))
+
+
+def source_label(name: str) -> str:
+    """What descriptions and metadata call a source: a file by its name alone."""
+    return Path(name).name if not name.startswith(PREFIX) and _is_file(name) else name
 
 
 def _is_file(name: str) -> bool:

@@ -12,14 +12,11 @@ import typer
 from qwen3q.cli.options import CoresOption, OfflineFlag, RevisionOption
 from qwen3q.cli.output import JsonFlag, format_bytes, print_json, progress_bar, stdout_console
 from qwen3q.cli.quantize_text import (
-    legality_json,
+    job_json,
     legality_of,
     memory_json,
-    show_legality,
-    show_matrix,
+    show_job,
     show_measured,
-    show_overrides,
-    show_predicted,
 )
 from qwen3q.plan.plan import Plan
 
@@ -138,15 +135,10 @@ def quantize(
     from qwen3q.models.source import describe, resolve
     from qwen3q.plan.job import QuantizeRequest, job_of
     from qwen3q.process_memory import share_heap
-    from qwen3q.quantize.run import (
-        QuantizeOptions,
-        check_job,
-        check_targets,
-        plan_targets,
-        predict_memory,
-        quantize_targets,
-        shares_importance,
-    )
+    from qwen3q.quantize.checks import check_job, check_targets
+    from qwen3q.quantize.job_notes import job_notes
+    from qwen3q.quantize.options import QuantizeOptions, importance_text
+    from qwen3q.quantize.run import plan_targets, predict_memory, quantize_targets
 
     request = QuantizeRequest(
         formats=tuple(dict.fromkeys(to or ())),
@@ -165,36 +157,29 @@ def quantize(
     source = describe(model, revision=revision, offline=offline)
     check_job(source, job, options, devices)
     if dry_run:
-        calibrated = shares_importance(job, options)
-        plans = plan_targets(source, job.targets, options, calibrated=calibrated)
-        known = legality_of(source, job.targets)
+        text = importance_text(job, options)
+        plans = plan_targets(source, job.targets, options, calibration=text)
+        known, notes = legality_of(source, job.targets), job_notes(source, job, imatrix)
         if json_output:
-            engines = [legality_json(legality) for legality in known]
-            print_json({"engines": engines, "plans": [plan_json(p) for p in plans]})
+            print_json(job_json(known, notes) | {"plans": [plan_json(plan) for plan in plans]})
             return
         show_plans(plans)
-        show_legality(known)
-        show_overrides(job)
-        show_matrix(imatrix, job)
+        show_job(known, notes)
         return
     check_targets(source, job, out, options, resume=resume)
     share_heap()
     with progress_bar(quiet=json_output) as progress:
         source = resolve(model, revision=revision, offline=offline, progress=progress)
-        known = legality_of(source, job.targets)
+        known, notes = legality_of(source, job.targets), job_notes(source, job, imatrix)
         predicted = predict_memory(source, job, options, devices)
         if not json_output:
-            show_legality(known)
-            show_predicted(predicted)
-            show_overrides(job)
-            show_matrix(imatrix, job)
+            show_job(known, notes, predicted)
         artefacts = quantize_targets(
             source, job, out, options, devices=devices, resume=resume, progress=progress
         )
     if json_output:
-        engines = [legality_json(legality) for legality in known]
         made = [artefact_json(artefact) for artefact in artefacts]
-        print_json({"engines": engines, "memory": memory_json(predicted), "artefacts": made})
+        print_json(job_json(known, notes) | {"memory": memory_json(predicted), "artefacts": made})
         return
     console = stdout_console()
     for artefact in artefacts:

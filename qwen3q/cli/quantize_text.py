@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qwen3q.cli.output import format_bytes, note
@@ -11,7 +10,6 @@ from qwen3q.cli.output import format_bytes, note
 if TYPE_CHECKING:
     from qwen3q.models.source import ModelSource
     from qwen3q.plan.engines import Engines, Legality
-    from qwen3q.plan.job import QuantizeJob
     from qwen3q.plan.targets import Target
     from qwen3q.quantize.footprint import Footprint
 
@@ -27,26 +25,31 @@ def legality_of(source: ModelSource, targets: Sequence[Target]) -> list[Legality
     return [legality(scheme, source.config, dtypes=dtypes) for scheme in schemes]
 
 
-def show_legality(known: Sequence[Legality]) -> None:
-    """A block per format, on stderr: who loads it, its groups, over how many GPUs it splits."""
+def show_job(
+    known: Sequence[Legality], notes: Sequence[str], predicted: Footprint | None = None
+) -> None:
+    """On stderr, a block per folder: who loads it, its groups, over how many GPUs it splits; what
+    the process will take at most; and what else to know."""
     for legality in known:
         note("\n  ".join(_lines(legality)))
+    if predicted is not None:
+        rest = predicted.total - predicted.activations
+        note(
+            f"Peak memory of the process, predicted: {format_bytes(predicted.total)} "
+            f"({format_bytes(predicted.activations)} of it activations, {format_bytes(rest)} for "
+            f"{predicted.stage})."
+        )
+    for text in notes:
+        note(text)
 
 
-def show_matrix(imatrix: Path | None, job: QuantizeJob) -> None:
-    """Where GGUF files take their importance from, should a calibration be run too."""
-    if imatrix is not None and job.calibrates:
-        note(f"The GGUF files take their importance from {imatrix}, not from the calibration.")
+def job_json(known: Sequence[Legality], notes: Sequence[str]) -> dict[str, Any]:
+    """The same for scripts, but for memory."""
+    return {"engines": [_legality_json(legality) for legality in known], "notes": list(notes)}
 
 
-def show_overrides(job: QuantizeJob) -> None:
-    """That exceptions by tensor are not for GGUF files, should a recipe have both."""
-    if job.has_gguf and job.has_overrides:
-        note("The recipe's overrides are for the folders: GGUF files keep the mix of their type.")
-
-
-def legality_json(legality: Legality) -> dict[str, Any]:
-    """The same for scripts; ``transformers`` lists packages it needs, or is null."""
+def _legality_json(legality: Legality) -> dict[str, Any]:
+    """``transformers`` lists packages it needs, or is null."""
     engines = legality.engines
     return {
         "format": legality.scheme.name,
@@ -68,18 +71,6 @@ def legality_json(legality: Legality) -> dict[str, Any]:
             for split in legality.splits
         ],
     }
-
-
-def show_predicted(predicted: Footprint | None) -> None:
-    """What the process will take at most, on stderr."""
-    if predicted is None:
-        return
-    rest = predicted.total - predicted.activations
-    note(
-        f"Peak memory of the process, predicted: {format_bytes(predicted.total)} "
-        f"({format_bytes(predicted.activations)} of it activations, {format_bytes(rest)} for "
-        f"{predicted.stage})."
-    )
 
 
 def show_measured(predicted: Footprint | None) -> None:

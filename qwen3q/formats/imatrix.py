@@ -32,20 +32,23 @@ class ImportanceMatrix:
         label: file or calibration set, for the metadata.
         entries: tensors it holds.
         chunks: text chunks it was made from.
+        dataset: the text and how much of it was asked for, for the metadata; None if not known.
     """
 
     values: Mapping[str, NDArray[np.float32]]
     label: str
     entries: int
     chunks: int
+    dataset: str | None = None
 
     def metadata(self) -> dict[str, Value]:
         """The keys that ``llama-quantize`` writes beside the weights."""
-        return {
-            "quantize.imatrix.file": Value(ValueType.STRING, self.label),
-            "quantize.imatrix.entries_count": Value(ValueType.U32, self.entries),
-            "quantize.imatrix.chunks_count": Value(ValueType.U32, self.chunks),
-        }
+        keys = {"file": Value(ValueType.STRING, self.label)}
+        if self.dataset is not None:
+            keys["dataset"] = Value(ValueType.STRING, self.dataset)
+        keys["entries_count"] = Value(ValueType.U32, self.entries)
+        keys["chunks_count"] = Value(ValueType.U32, self.chunks)
+        return {f"quantize.imatrix.{key}": value for key, value in keys.items()}
 
 
 def read_imatrix(path: Path, config: Qwen3Config) -> ImportanceMatrix:

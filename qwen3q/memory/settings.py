@@ -185,8 +185,8 @@ def _split_reason(config: Qwen3Config, fmt: str, gpus: int) -> str:
         return f"{heads} attention heads do not divide by {gpus}"
     if kv_heads % gpus and gpus % kv_heads:
         return f"{kv_heads} key-value heads do not divide by {gpus}"
-    from qwen3q.plan.folder import tensor_parallel_legality
     from qwen3q.plan.schemes import parse_scheme, scheme_names
+    from qwen3q.plan.tensor_parallel import tensor_parallel_legality
 
     if fmt not in scheme_names():
         return ""

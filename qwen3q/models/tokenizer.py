@@ -126,10 +126,18 @@ def split_pattern(raw: dict[str, Any]) -> str | None:
 
 
 def read_chat_template(folder: Path, tokenizer_config: dict[str, Any]) -> str | None:
-    """The Jinja chat template: ``chat_template.jinja`` (5.x) before ``tokenizer_config.json``."""
+    """The Jinja chat template: ``chat_template.jinja`` (5.x) before ``tokenizer_config.json``.
+
+    Raises:
+        ModelError: the file can't be read, or is no UTF-8.
+    """
     jinja = folder / "chat_template.jinja"
     if jinja.is_file():
-        return jinja.read_text(encoding="utf-8")
+        try:
+            return jinja.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            why = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
+            raise ModelError(f"Can't read {jinja}: {why}.", REFETCH_MODEL) from None
     template = tokenizer_config.get("chat_template")
     if isinstance(template, list):
         entries = [entry for entry in template if isinstance(entry, dict)]

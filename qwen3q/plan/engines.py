@@ -7,8 +7,13 @@ from dataclasses import dataclass, replace
 
 from qwen3q.models.config import Qwen3Config
 from qwen3q.models.tensors import Role, model_tensors
-from qwen3q.plan.folder import TensorParallel, suggest_group_size, tensor_parallel_legality
-from qwen3q.plan.schemes import PER_CHANNEL, Layout, Scheme, fitting_group_sizes
+from qwen3q.plan.scheme_fit import fitting_group_sizes
+from qwen3q.plan.schemes import PER_CHANNEL, Layout, Scheme
+from qwen3q.plan.tensor_parallel import (
+    TensorParallel,
+    suggest_group_size,
+    tensor_parallel_legality,
+)
 
 _TRANSFORMERS_NEEDS = {
     Layout.GPTQ: ("gptqmodel", "optimum"),

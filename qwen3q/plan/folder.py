@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
 from math import prod
 
 from qwen3q.checkpoint.shards import (
@@ -13,16 +12,15 @@ from qwen3q.checkpoint.shards import (
     layout_overhead_bytes,
 )
 from qwen3q.models.config import Qwen3Config
-from qwen3q.models.tensors import Role, TensorSpec, model_tensors
+from qwen3q.models.tensors import TensorSpec, model_tensors
 from qwen3q.plan.plan import Plan, PlannedTensor
+from qwen3q.plan.scheme_fit import check_scheme
 from qwen3q.plan.schemes import (
     FP8_BLOCK,
     NF4_BLOCK,
     NVFP4_GROUP,
-    PER_CHANNEL,
     Layout,
     Scheme,
-    check_scheme,
 )
 
 FLOAT_DTYPES = {"bf16": "bfloat16", "fp16": "float16"}
@@ -156,87 +154,3 @@ def _parts(
 def _tokenizer_bytes(config: Qwen3Config) -> int:
     """At 151,936 entries tokenizer.json has 11.42 MB, vocab.json and merges.txt 4.45 MB."""
     return round(config.vocab_size * 104.5)
-
-
-@dataclass(frozen=True, slots=True)
-class TensorParallel:
-    """Whether engines can split a scheme over ``size`` GPUs.
-
-    Attributes:
-        reason: why not, naming the first linear; empty if they can.
-    """
-
-    size: int
-    reason: str
-
-    @property
-    def is_legal(self) -> bool:
-        return not self.reason
-
-
-def tensor_parallel_legality(
-    config: Qwen3Config, scheme: Scheme, sizes: tuple[int, ...] = (1, 2, 4, 8)
-) -> list[TensorParallel]:
-    """Which tensor-parallel sizes this scheme allows.
-
-    o_proj and down_proj are cut along their inputs, so each part must hold whole groups; q, k, v,
-    gate and up along their outputs, so each part must hold whole packed words (vLLM's
-    ``RowParallelLinear`` and ``ColumnParallelLinear``; k and v are copied when heads run out).
-    """
-    return [TensorParallel(size, _split_misfit(config, scheme, size)) for size in sizes]
-
-
-def suggest_group_size(config: Qwen3Config, scheme: Scheme, size: int) -> int | None:
-    """The largest group size that ``size`` GPUs can split, or None if no group size helps."""
-    for group in (128, 64, 32, PER_CHANNEL):
-        candidate = replace(scheme, group_size=group)
-        if scheme.is_uniform and not _split_misfit(config, candidate, size):
-            return group
-    return None
-
-
-def _split_misfit(config: Qwen3Config, scheme: Scheme, size: int) -> str:
-    if config.num_attention_heads % size:
-        return f"{config.num_attention_heads} attention heads do not divide by {size}"
-    seen: set[tuple[Role, tuple[int, ...], Scheme]] = set()
-    for spec in model_tensors(config):
-        chosen = scheme.at(spec.name) if spec.is_linear else None
-        if chosen is None or (spec.role, spec.shape, chosen) in seen:
-            continue
-        seen.add((spec.role, spec.shape, chosen))
-        reason = _linear_split_misfit(config, chosen, spec, size)
-        if reason:
-            return f"{spec.name}: {reason}"
-    return ""
-
-
-def _linear_split_misfit(config: Qwen3Config, scheme: Scheme, spec: TensorSpec, size: int) -> str:
-    out, columns = spec.shape
-    if spec.role in (Role.O, Role.DOWN):
-        whole, unit, what = columns, _input_unit(scheme), "inputs"
-    else:
-        whole, unit, what = out, _output_unit(scheme), "outputs"
-    if spec.role in (Role.K, Role.V):
-        size = min(size, config.num_key_value_heads)
-    if whole % size:
-        return f"{whole} {what} do not divide by {size}"
-    part = whole // size
-    return f"{part} of {whole} {what} per GPU do not divide by {unit}" if part % unit else ""
-
-
-def _input_unit(scheme: Scheme) -> int:
-    if scheme.layout is Layout.FP8:
-        return FP8_BLOCK
-    if scheme.group_size != PER_CHANNEL and scheme.layout is not Layout.BNB_NF4:
-        return scheme.group_size
-    return 32 // scheme.bits if scheme.bits != 3 else 32
-
-
-def _output_unit(scheme: Scheme) -> int:
-    match scheme.layout:
-        case Layout.GPTQ | Layout.AWQ:
-            return 32 // scheme.bits if scheme.bits != 3 else 32
-        case Layout.FP8:
-            return FP8_BLOCK
-        case _:
-            return 1

@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from qwen3q.errors import UsageError
+from qwen3q.files import read_text
 from qwen3q.plan.schemes import GROUPED_LAYOUTS, Override, Scheme, parse_scheme
 
 MAX_RECIPE_BYTES = 1 << 20
@@ -174,8 +175,8 @@ def read_recipe(path: Path) -> Recipe:
     if path.stat().st_size > MAX_RECIPE_BYTES:
         raise UsageError(f"{path} has {path.stat().st_size} bytes; that is no recipe.")
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raw = yaml.safe_load(read_text(path))
+    except (yaml.YAMLError, RecursionError) as error:
         raise UsageError(f"{path} is not valid YAML: {_first_line(error)}.") from None
     if not isinstance(raw, dict):
         raise UsageError(f"{path} holds no keys; a recipe has at least `formats`.")

@@ -1,4 +1,4 @@
-"""Schemes of the safetensors formats: what ``gptq:int4`` means, and which models it fits."""
+"""Schemes of the safetensors formats: what ``gptq:int4`` means."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from qwen3q.errors import UsageError
-from qwen3q.models.config import Qwen3Config
-from qwen3q.models.tensors import TensorSpec, model_tensors
 from qwen3q.plan.gguf_types import FILE_TYPES
 
 PER_CHANNEL = -1
@@ -258,89 +256,14 @@ def parse_scheme(
     return scheme
 
 
-def check_scheme(scheme: Scheme, config: Qwen3Config) -> None:
-    """Refuses a scheme that a linear of this model can't be stored in.
-
-    Raises:
-        UsageError: names the first such linear and a group size that fits, if one does; or an
-            override that is about no linear of the model; or overrides that leave it none.
-    """
-    linears = [spec for spec in model_tensors(config) if spec.is_linear]
-    for override in scheme.overrides:
-        if not any(override.matches(spec.name.removesuffix(".weight")) for spec in linears):
-            raise UsageError(
-                f"The override for {override.pattern!r} matches no linear of this model.",
-                f"They are called {linears[0].name.removesuffix('.weight')} and so on; "
-                "* stands for any text.",
-            )
-    if scheme.overrides and all(scheme.at(spec.name) is None for spec in linears):
-        raise UsageError(
-            f"The overrides keep every linear in float: nothing is left for {scheme.name}.",
-            "Take one of them out, or write bf16.",
-        )
-    for spec in linears:
-        chosen = scheme.at(spec.name)
-        if chosen is None:
-            continue
-        reason = misfit(chosen, spec.shape)
-        if reason:
-            fitting = fitting_group_sizes(scheme, config)
-            raise UsageError(
-                f"{chosen.name} can't hold {spec.name}: {reason}.",
-                f"Group sizes that fit this model: {', '.join(map(_group_name, fitting))}."
-                if fitting
-                else "Take another format, or keep this tensor in float with an override.",
-            )
-
-
-def fitting_group_sizes(scheme: Scheme, config: Qwen3Config) -> list[int]:
-    """The group sizes in which every linear of this model can be stored, largest group last."""
-    if not scheme.is_uniform or scheme.layout is Layout.INT_QUANTIZED:
-        return []
-    shapes = {spec.shape for spec in model_tensors(config) if _stored(scheme, spec)}
-    return [
-        size
-        for size in GROUP_SIZES
-        if not any(misfit(replace(scheme, group_size=size), shape) for shape in shapes)
-    ]
-
-
-def misfit(scheme: Scheme, shape: tuple[int, ...]) -> str:
-    """Why a linear of this shape ``[out, in]`` can't be stored, or an empty string."""
-    out, columns = shape
-    group = scheme.group_of(columns)
-    if scheme.is_uniform and columns % group:
-        return f"its {columns} inputs do not divide into groups of {group}"
-    match scheme.layout:
-        case Layout.GPTQ | Layout.AWQ:
-            if out % _pack(scheme.bits):
-                return f"its {out} outputs do not divide by {_pack(scheme.bits)}"
-            if scheme.layout is Layout.GPTQ and columns % _pack(scheme.bits):
-                return f"its {columns} inputs do not divide by {_pack(scheme.bits)}"
-        case Layout.PACK_QUANTIZED:
-            if columns % _pack(scheme.bits):
-                return f"its {columns} inputs do not divide by {_pack(scheme.bits)}"
-            if not scheme.symmetric and out % _pack(scheme.bits):
-                return f"its {out} outputs do not divide by {_pack(scheme.bits)}"
-        case Layout.BNB_NF4:
-            if out * columns % NF4_BLOCK or out % 32:
-                return f"its {out} outputs do not divide by 32"
-        case Layout.BNB_INT8:
-            if out % 32:
-                return f"its {out} outputs do not divide by 32"
-        case Layout.NVFP4:
-            if columns % NVFP4_GROUP:
-                return f"its {columns} inputs do not divide by {NVFP4_GROUP}"
-    return ""
-
-
-def _stored(scheme: Scheme, spec: TensorSpec) -> bool:
-    return spec.is_linear and scheme.at(spec.name) is not None
-
-
-def _pack(bits: int) -> int:
+def codes_per_pack(bits: int) -> int:
     """Values after which packed codes end on a word of 32 bits."""
     return 32 if bits == 3 else 32 // bits
+
+
+def group_size_name(size: int) -> str:
+    """A group size as options and errors spell it."""
+    return "-1 (per channel)" if size == PER_CHANNEL else str(size)
 
 
 def _apply(scheme: Scheme, change: Override) -> Scheme:
@@ -364,7 +287,7 @@ def _apply(scheme: Scheme, change: Override) -> Scheme:
     if group_size not in GROUP_SIZES:
         raise UsageError(
             f"{group_size} is no group size.",
-            f"Known: {', '.join(map(_group_name, GROUP_SIZES))}.",
+            f"Known: {', '.join(map(group_size_name, GROUP_SIZES))}.",
         )
     name = scheme.name
     if scheme.layout is Layout.GPTQ:
@@ -381,10 +304,6 @@ def _check_override(scheme: Scheme, override: Override) -> None:
             f"AWQ has one group size for all linears, so {override.pattern!r} can't have its own.",
             "It can be kept in float; bits and groups by tensor are for gptq and int4.",
         )
-
-
-def _group_name(size: int) -> str:
-    return "-1 (per channel)" if size == PER_CHANNEL else str(size)
 
 
 def _suggest(key: str) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -138,8 +139,7 @@ def arithmetic_for(config: Qwen3Config, device: str, length: int) -> Arithmetic:
     tokens = _TOKENS_FOR_EXPERTS if config.is_moe else _TOKENS_ON_CORE
     if kind != "cpu":
         tokens = _TOKENS_ON_ACCELERATOR
-    fast = torch.cuda.is_bf16_supported() if kind == "cuda" else kind == "cpu" and _fast_bfloat16()
-    dtype = torch.bfloat16 if fast else torch.float32
+    dtype = _dtype(device)
     factors = dtype if kind == "cpu" and not _has("amx_tile") else torch.float32
     return Arithmetic(device, dtype, factors, max(1, tokens // length), _team_for(config, kind))
 
@@ -160,6 +160,30 @@ def workload_of(config: Qwen3Config, device: str, rows: int, length: int) -> Wor
         product_bytes=arithmetic.dtype.itemsize,
         process=resident_bytes() or peak_since_start(),
     )
+
+
+def arithmetic_name(device: str) -> str:
+    """What computes and how, on which a solved layer's last bits depend:
+    ``AMD EPYC, AVX512, bfloat16 products``."""
+    return f"{_hardware(device)}, {str(_dtype(device)).removeprefix('torch.')} products"
+
+
+def _hardware(device: str) -> str:
+    kind = device.partition(":")[0]
+    if kind == "cuda":
+        return str(torch.cuda.get_device_name(device))
+    if kind != "cpu":
+        return device
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    name = capabilities.get("cpu_name") or platform.processor() or platform.machine()
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
+
+
+def _dtype(device: str) -> torch.dtype:
+    """bfloat16 where the hardware multiplies it fast, else float32."""
+    kind = device.partition(":")[0]
+    fast = torch.cuda.is_bf16_supported() if kind == "cuda" else kind == "cpu" and _fast_bfloat16()
+    return torch.bfloat16 if fast else torch.float32
 
 
 def _fast_bfloat16() -> bool:

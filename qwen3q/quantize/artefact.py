@@ -25,6 +25,7 @@ from qwen3q.plan.plan import Plan
 from qwen3q.plan.schemes import Layout, Scheme
 from qwen3q.quantize.card import model_card
 from qwen3q.quantize.journal import Unit
+from qwen3q.quantize.layer_notes import mixed_machines, notes_by_layers
 from qwen3q.quantize.local_plan import copied_files
 from qwen3q.quantize.names import (
     CARD_NAME,
@@ -103,12 +104,20 @@ def write_side_files(
     if job.scheme.layout is Layout.GPTQ:
         _write_json(folder / GPTQ_CONFIG_NAME, config["quantization_config"])
     rows = [row for unit in units for row in unit.report]
-    notes = [note for unit in units for note in unit.notes]
+    mixed = mixed_machines(units)
     card = model_card(
-        job.target.name, job.scheme, job.plan, source, calibration, job.options, rows, notes
+        job.target.name,
+        job.scheme,
+        job.plan,
+        source,
+        calibration,
+        job.options,
+        rows,
+        [*mixed, *notes_by_layers(units)],
     )
     _write_text(folder / CARD_NAME, card)
-    _write_json(folder / REPORT_NAME, report(job, source, calibration, rows, notes, run))
+    notes = [f"model.layers.{unit.layer}: {note}" for unit in units for note in unit.notes]
+    _write_json(folder / REPORT_NAME, report(job, source, calibration, rows, [*mixed, *notes], run))
     _write_json(
         folder / MANIFEST_NAME, manifest(folder, job, source, calibration, inputs, fingerprint)
     )

@@ -14,15 +14,15 @@ from qwen3q.devices import best_device
 from qwen3q.formats.imatrix import ImportanceMatrix
 from qwen3q.models.config import Qwen3Config
 from qwen3q.models.source import ModelSource
-from qwen3q.models.tensors import model_tensors
-from qwen3q.plan.gguf import gguf_name
 from qwen3q.plan.job import QuantizeJob
 from qwen3q.plan.plan import Plan
+from qwen3q.plan.recipes import CalibrationRecipe
 from qwen3q.progress import ProgressFn, silent
 from qwen3q.quantize.artefacts import Artefact
 from qwen3q.quantize.folder import RunOptions, folder_jobs, predicted_peak, quantize_folders
 from qwen3q.quantize.footprint import Footprint
 from qwen3q.quantize.importance import ImportanceStore
+from qwen3q.quantize.own_matrix import importance_prefix, own_matrix
 from qwen3q.quantize.self_rows import self_rows
 from qwen3q.quantize.solve import SolveOptions
 from qwen3q.quantize.stream import StreamOptions
@@ -47,29 +47,19 @@ def quantize_calibrated(
         Qwen3qError: whatever is wrong with model, text, options or disk, by name.
     """
     assert source.folder is not None
-    rows: TokenRows | None = None
+    text, rows = job.calibration, None
     solve = SolveOptions(**job.algorithm.options())  # type: ignore[arg-type]
     with Checkpoint(source.folder) as checkpoint:
         jobs = folder_jobs(source, checkpoint, job.schemes, out, solve)
         if importance or any(scheme.is_uniform for scheme in job.schemes):
-            text = job.calibration
-            options = CalibrationOptions(
-                samples=text.samples,
-                most=rows_enough(source.config, text.tokens_per_channel, text.length),
-                length=text.length,
-                thinking=text.thinking,
-            )
-            if text.source == SELF:
-                rows = self_rows(source, options, threads=threads, progress=progress)
-            else:
-                rows = load_calibration(text.source, source, options)
+            rows = _calibration_rows(source, text, threads=threads, progress=progress)
         results = quantize_folders(
             source,
             checkpoint,
             jobs,
             rows,
             run,
-            importance=out if importance else None,
+            importance=importance_prefix(source.config, text, out) if importance else None,
             progress=progress,
         )
     artefacts = [
@@ -77,8 +67,26 @@ def quantize_calibrated(
         for path, job in zip(results.folders, jobs, strict=True)
     ]
     store = results.importance
-    matrix = _matrix(source, store, rows) if store and rows else None
+    matrix = None
+    if store and rows:
+        values = store.load(source.config.num_hidden_layers)
+        matrix = own_matrix(source.config, text, len(rows.rows), values)
     return artefacts, matrix, store
+
+
+def _calibration_rows(
+    source: ModelSource, text: CalibrationRecipe, *, threads: int | None, progress: ProgressFn
+) -> TokenRows:
+    """The tokens that ``text`` asks for: of a set or a file, or sampled from the model."""
+    options = CalibrationOptions(
+        samples=text.samples,
+        most=rows_enough(source.config, text.tokens_per_channel, text.length),
+        length=text.length,
+        thinking=text.thinking,
+    )
+    if text.source == SELF:
+        return self_rows(source, options, threads=threads, progress=progress)
+    return load_calibration(text.source, source, options)
 
 
 def _as_written(plan: Plan, folder: Path) -> Plan:
@@ -97,10 +105,3 @@ def predicted_footprint(
     rows = text.samples or rows_enough(config, text.tokens_per_channel, text.length)
     stream = StreamOptions(devices or (best_device(),), job.activation_memory_bytes)
     return predicted_peak(config, solved, (rows, text.length), stream)
-
-
-def _matrix(source: ModelSource, store: ImportanceStore, rows: TokenRows) -> ImportanceMatrix:
-    values = store.load(source.config.num_hidden_layers)
-    names = {gguf_name(spec) for spec in model_tensors(source.config) if spec.name in values}
-    label = str(rows.description.get("name", "calibration"))
-    return ImportanceMatrix(values, label, len(names), len(rows.rows))

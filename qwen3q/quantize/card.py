@@ -98,8 +98,9 @@ def _table(
         ("format", scheme.describe()),
         ("layout", str(scheme.layout)),
         ("weights", f"{plan.tensor_bytes:,} bytes, {plan.bits_per_weight:.2f} bits per weight"),
-        ("kept in float", ", ".join(_kept(config))),
     ]
+    if scheme.layout is not Layout.FLOAT:
+        rows.append(("kept in float", ", ".join(_kept(config))))
     for override in scheme.overrides:
         rows.append(("exception", f"`{override.pattern}`: {_override_words(override)}"))
     rows += [(key.replace("_", " "), str(value)) for key, value in options.items()]

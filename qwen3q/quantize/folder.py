@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from qwen3q.calibrate.rows import TokenRows
 from qwen3q.checkpoint.reader import Checkpoint, check_all_finite
 from qwen3q.checkpoint.shards import INDEX_NAME
@@ -27,7 +29,7 @@ from qwen3q.models.source import ModelSource
 from qwen3q.plan.schemes import Scheme
 from qwen3q.process_memory import peak_since_start
 from qwen3q.progress import ProgressFn, silent
-from qwen3q.quantize.arithmetic import workload_of
+from qwen3q.quantize.arithmetic import arithmetic_name, workload_of
 from qwen3q.quantize.artefact import (
     FolderJob,
     artefact_name,
@@ -37,15 +39,18 @@ from qwen3q.quantize.artefact import (
     require_writable,
     write_side_files,
 )
-from qwen3q.quantize.folder_work import OUTSIDE, FolderWork, unit_name
+from qwen3q.quantize.folder_work import FolderWork
 from qwen3q.quantize.footprint import Footprint, predict_peak
 from qwen3q.quantize.importance import ImportanceStore
 from qwen3q.quantize.job_fingerprint import job_fingerprint
+from qwen3q.quantize.journal import OUTSIDE, unit_name
 from qwen3q.quantize.local_plan import copied_files, float_dtypes, plan_local
 from qwen3q.quantize.names import CONFIG_NAME
 from qwen3q.quantize.solve import SolvedLayer, SolveOptions, solve_layer
 from qwen3q.quantize.stream import StreamOptions, stream_layers
+from qwen3q.quantize.team import torch_threads
 from qwen3q.quantize.weights_only import pack_unit, unsolved_units
+from qwen3q.threads import worthwhile_threads
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +128,8 @@ def quantize_folders(
     Args:
         jobs: from ``folder_jobs``.
         calibration: needed by uniform schemes and by ``importance``.
-        importance: folder to collect mean squared inputs under, for GGUF's importance matrix.
+        importance: how the path begins of the folder that mean squared inputs are collected in,
+            for GGUF's importance matrix; fingerprints of model and rows are added to it.
         progress: told units of work done and in all.
 
     Raises:
@@ -140,7 +146,8 @@ def quantize_folders(
     weights = weights_fingerprint(checkpoint)
     store = None
     if importance:
-        store = ImportanceStore(importance, f"{weights}-{rows_fingerprint(rows)}")
+        name = f"{importance.name}{weights}-{rows_fingerprint(rows)}"
+        store = ImportanceStore(importance.with_name(name))
     with ExitStack() as stack:
         for job in jobs:
             stack.enter_context(sole_writer(job.target))
@@ -153,10 +160,13 @@ def quantize_folders(
                 work = FolderWork(job, fingerprint, resume=run.resume, replace=run.replace)
                 works.append(stack.enter_context(work))
             steps = _Steps(progress, sum(len(work.missing) for work in works))
-            for work in works:
-                for unit in unsolved_units(work):
-                    pack_unit(work, unit, checkpoint)
-                    steps.step()
+            with torch_threads(
+                worthwhile_threads(torch.get_num_threads(), source.config.hidden_size)
+            ):
+                for work in works:
+                    for unit in unsolved_units(work):
+                        pack_unit(work, unit, checkpoint)
+                        steps.step()
             _solve_layers(source, checkpoint, works, rows, run.stream, store, steps)
             spent = _spent(time.perf_counter() - started, predicted)
             inputs = _inputs(source, checkpoint) if works else {}
@@ -245,6 +255,7 @@ def _solve_layers(
 
     options = {scheme: SolveOptions(**work.job.options) for scheme, work in solving.items()}
     strides = [chosen.float_stride(scheme) for scheme, chosen in options.items()]
+    made_on = arithmetic_name(stream.devices[0])
 
     def restore(layer: int, scheme: Scheme) -> SolvedLayer:
         return solving[scheme].restore(layer, checkpoint)
@@ -271,7 +282,8 @@ def _solve_layers(
                 solved = solve_layer(layer, scheme, options[scheme])
                 report = [asdict(row) for row in solved.report]
                 tensors = work.packed(solved, layer.index, checkpoint)
-                work.finish_unit(unit_name(layer.index), tensors.items(), report, solved.notes)
+                unit = unit_name(layer.index)
+                work.finish_unit(unit, tensors.items(), report, solved.notes, made_on)
                 del tensors
                 layer.keep(scheme, solved)
                 steps.step()

@@ -20,16 +20,8 @@ from qwen3q.formats.grid import QuantizedLinear
 from qwen3q.models.tensors import TensorSpec
 from qwen3q.plan.plan import PlannedTensor
 from qwen3q.quantize.artefact import FolderJob
-from qwen3q.quantize.journal import Journal, Unit, continue_journal, start_journal
+from qwen3q.quantize.journal import Journal, Unit, continue_journal, start_journal, unit_name
 from qwen3q.quantize.solve import SolvedLayer
-
-OUTSIDE = "outside layers"
-"""The unit of embeddings, final norm and lm_head."""
-
-
-def unit_name(layer: int | None) -> str:
-    """The name of a layer's unit of work."""
-    return OUTSIDE if layer is None else f"layer {layer}"
 
 
 class FolderWork:
@@ -124,6 +116,7 @@ class FolderWork:
         tensors: Iterable[tuple[str, torch.Tensor]],
         rows: Sequence[Mapping[str, Any]],
         notes: Sequence[str] = (),
+        made_on: str = "",
     ) -> None:
         """Writes a unit's tensors and notes it in the journal; durable when this returns.
 
@@ -131,6 +124,7 @@ class FolderWork:
             tensors: every tensor the plan has for this unit, by name in the artefact; each is
                 written before the next is asked for.
             rows: one report row per quantized linear, complete once ``tensors`` are.
+            notes, made_on: of a ``Unit``.
 
         Raises:
             CheckpointError: a tensor is missing, is not in the plan, or has another form.
@@ -150,7 +144,7 @@ class FolderWork:
         for name in planned.keys() - hashes.keys():
             raise CheckpointError(f"{self.job.target.name}: tensor {name} was not made.")
         self._writer.sync()
-        self._journal.append(Unit(unit, hashes, tuple(rows), tuple(notes)))
+        self._journal.append(Unit(unit, hashes, tuple(rows), tuple(notes), made_on))
 
     def packed(
         self, solved: SolvedLayer, layer: int, checkpoint: Checkpoint

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
 
+from qwen3q.counts import counted
 from qwen3q.models.decoder import (
     DOWN,
     GATE_UP,
@@ -66,12 +68,18 @@ class Folds:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        folded = sorted({_kind(name) for name in self.inputs})
-        return (f"scales folded ahead of {', '.join(folded)}",) if folded else ()
+        """Ahead of which linears scales are folded, in forward order."""
+        words = [
+            f"{kind} of {counted(count, 'expert')}" if is_expert else kind
+            for (kind, is_expert), count in Counter(map(_kind, self.inputs)).items()
+        ]
+        return (f"scales folded ahead of {', '.join(words)}",) if words else ()
 
 
-def _kind(name: str) -> str:
-    return name.rpartition(".")[2]
+def _kind(name: str) -> tuple[str, bool]:
+    """What a linear is, and whether it is an expert's."""
+    kind = "the router" if name == ROUTER else name.rpartition(".")[2]
+    return kind, ".experts." in name
 
 
 def search_folds(layer: StreamedLayer, scheme: Scheme, options: SolveOptions) -> Folds:

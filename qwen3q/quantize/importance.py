@@ -13,7 +13,6 @@ from safetensors.numpy import load_file, save
 
 from qwen3q.checkpoint.writer import sync_folder
 from qwen3q.errors import DiskError
-from qwen3q.quantize.names import IMPORTANCE_PREFIX
 
 if TYPE_CHECKING:
     from qwen3q.calibrate.statistics import InputMoments
@@ -26,8 +25,8 @@ class ImportanceStore:
         folder: its name holds a fingerprint of model and calibration, so no run reads another's.
     """
 
-    def __init__(self, out: Path, fingerprint: str) -> None:
-        self.folder = out / f"{IMPORTANCE_PREFIX}{fingerprint}"
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
 
     def first_missing_layer(self, layers: int) -> int:
         """The first decoder layer that is not kept; ``layers`` if all are."""

@@ -15,7 +15,15 @@ from typing import Any
 
 from qwen3q.errors import DiskError, UsageError
 
-FORMAT = 1
+FORMAT = 2
+OUTSIDE = "outside layers"
+"""The unit of embeddings, final norm and lm_head."""
+_LAYER = "layer "
+
+
+def unit_name(layer: int | None) -> str:
+    """The name of a layer's unit of work."""
+    return OUTSIDE if layer is None else f"{_LAYER}{layer}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,16 +31,23 @@ class Unit:
     """A piece of work that is done, such as a decoder layer.
 
     Attributes:
-        name: ``layer 3``, or ``outside layers``.
+        name: as ``unit_name`` gives it.
         tensors: sha256 of the bytes of each stored tensor, by name.
         report: one row per quantized linear, as ``report.json`` has them.
         notes: what a person should know.
+        made_on: the processor and its arithmetic, where the bytes depend on it.
     """
 
     name: str
     tensors: Mapping[str, str]
     report: tuple[Mapping[str, Any], ...] = ()
     notes: tuple[str, ...] = ()
+    made_on: str = ""
+
+    @property
+    def layer(self) -> int | None:
+        """The decoder layer it is; None outside layers."""
+        return None if self.name == OUTSIDE else int(self.name.removeprefix(_LAYER))
 
 
 @dataclass(slots=True)
@@ -54,6 +69,7 @@ class Journal:
             "tensors": dict(unit.tensors),
             "report": [dict(row) for row in unit.report],
             "notes": list(unit.notes),
+            "made_on": unit.made_on,
         }
         _write_line(self.path, line, "ab")
         self.units[unit.name] = unit
@@ -87,7 +103,13 @@ def continue_journal(path: Path, fingerprint: Mapping[str, str]) -> Journal:
         )
     _compare(path, head["fingerprint"], fingerprint)
     units = (
-        Unit(line["unit"], line["tensors"], tuple(line["report"]), tuple(line["notes"]))
+        Unit(
+            line["unit"],
+            line["tensors"],
+            tuple(line["report"]),
+            tuple(line["notes"]),
+            line["made_on"],
+        )
         for line in lines[1:]
     )
     return Journal(path, {unit.name: unit for unit in units})

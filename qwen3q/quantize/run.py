@@ -2,56 +2,42 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qwen3q.checkpoint.reader import Checkpoint
-from qwen3q.devices import best_device, check_device
-from qwen3q.errors import DiskError, MissingPackageError, ModelError, UsageError, telling
-from qwen3q.files import require_free_space
+from qwen3q.devices import best_device
+from qwen3q.errors import MissingPackageError, telling
+from qwen3q.files import require_free_space, sole_writer
 from qwen3q.formats.gguf_metadata import Provenance
 from qwen3q.formats.imatrix import ImportanceMatrix, read_imatrix
-from qwen3q.models.config import Qwen3Config
 from qwen3q.models.source import ModelSource
 from qwen3q.models.tensors import check_tensors
-from qwen3q.models.tokenizer import read_tokenizer
-from qwen3q.models.yarn import with_yarn
 from qwen3q.plan.gguf_types import FileType
 from qwen3q.plan.job import QuantizeJob
 from qwen3q.plan.plan import Plan
-from qwen3q.plan.schemes import Layout, Scheme, check_scheme
+from qwen3q.plan.recipes import CalibrationRecipe
+from qwen3q.plan.schemes import Layout, Scheme
 from qwen3q.plan.targets import Target, plan_target, target_name
 from qwen3q.progress import ProgressFn, silent
 from qwen3q.quantize.artefacts import Artefact
+from qwen3q.quantize.checks import check_job, check_targets, require_gguf_targets
 from qwen3q.quantize.footprint import Footprint
 from qwen3q.quantize.gguf import gguf_file_name, gguf_jobs, write_gguf
-from qwen3q.quantize.gguf_whole import is_whole
 from qwen3q.quantize.local_plan import plan_local
-from qwen3q.quantize.names import IMPORTANCE_PREFIX
-from qwen3q.threads import available_threads
+from qwen3q.quantize.options import QuantizeOptions, extended, importance_text
+from qwen3q.quantize.own_matrix import kept_importance, own_matrix
+from qwen3q.threads import available_threads, calm_openmp
 
-
-@dataclass(frozen=True, slots=True)
-class QuantizeOptions:
-    """How a job is done, apart from its formats and calibration.
-
-    Attributes:
-        yarn: factor of a YaRN context extension to write into GGUF metadata.
-        imatrix: llama.cpp importance matrix for GGUF files.
-        threads: cores to use; None for every one.
-        replace: overwrite what exists.
-    """
-
-    yarn: float | None = None
-    imatrix: Path | None = None
-    threads: int | None = None
-    replace: bool = False
-
-
-def extended(config: Qwen3Config, options: QuantizeOptions) -> Qwen3Config:
-    """The config as the files will state it."""
-    return with_yarn(config, options.yarn) if options.yarn is not None else config
+__all__ = [
+    "QuantizeOptions",
+    "plan_targets",
+    "predict_memory",
+    "quantize_gguf",
+    "quantize_targets",
+]
 
 
 def plan_targets(
@@ -59,12 +45,12 @@ def plan_targets(
     targets: Sequence[Target],
     options: QuantizeOptions,
     *,
-    calibrated: bool = False,
+    calibration: CalibrationRecipe | None = None,
 ) -> list[Plan]:
     """What each target would be, without reading a weight; exact where the model is on disk.
 
     Args:
-        calibrated: the job's calibration will make an importance matrix (``shares_importance``).
+        calibration: the text that GGUF files get an importance matrix from (``importance_text``).
 
     Raises:
         UsageError: the model does not fit a format.
@@ -72,12 +58,15 @@ def plan_targets(
             can't run that.
     """
     config = extended(source.config, options)
-    imatrix = read_imatrix(options.imatrix, source.config) if options.imatrix else None
+    imatrix = None
+    if options.imatrix is not None:
+        imatrix = read_imatrix(options.imatrix, source.config)
+    elif calibration is not None:
+        imatrix = own_matrix(source.config, calibration)
     plans = []
-    has_imatrix = calibrated or imatrix is not None
     has_weights = source.folder is not None and any(source.folder.glob("*.safetensors"))
     for target in targets:
-        if isinstance(target, FileType) and source.folder is not None and not calibrated:
+        if isinstance(target, FileType) and source.folder is not None:
             provenance = Provenance(source.title, source.repo, source.revision)
             jobs = gguf_jobs(source.folder, config, provenance, [target], Path(), imatrix=imatrix)
             plans.append(jobs[0].plan)
@@ -86,141 +75,9 @@ def plan_targets(
             with Checkpoint(source.folder) as checkpoint:
                 plans.append(plan_local(source, checkpoint, target))
         else:
+            has_imatrix = imatrix is not None
             plans.append(plan_target(source.title, config, target, has_imatrix=has_imatrix))
     return plans
-
-
-def check_job(
-    source: ModelSource, job: QuantizeJob, options: QuantizeOptions, devices: Sequence[str] = ()
-) -> None:
-    """Whether a job can be done, from the model's config and what lies beside: reads no weight, so
-    that it can be asked before they are downloaded.
-
-    Raises:
-        ModelError: the model is quantized already, or its tokenizer is missing or broken.
-        UsageError: the importance matrix, the calibration text or a device is not there, or the
-            text's rows or a format do not fit the model.
-        MissingPackageError: a device needs torch, which is not installed.
-    """
-    for device in devices:
-        check_device(device)
-    if not job.has_gguf:
-        for option, value in (("--yarn", options.yarn), ("--imatrix", options.imatrix)):
-            if value is not None:
-                raise UsageError(
-                    f"{option} {value} is for GGUF files, and none is asked for.",
-                    "Add --to gguf:Q4_K_M, for instance, or leave it out.",
-                )
-    if options.imatrix is not None and not options.imatrix.is_file():
-        raise UsageError(
-            f"There is no importance matrix {options.imatrix}.",
-            "--calibration balanced makes one on the way.",
-        )
-    config = source.config
-    if config.quant_method is not None:
-        raise ModelError(
-            f"{source.title} is quantized already ({config.quant_method}).",
-            "Give the float model that it was made from.",
-        )
-    if job.calibrates:
-        from qwen3q.calibrate.load import check_calibration
-
-        check_calibration(job.calibration.source)
-        length, context = job.calibration.length, config.max_position_embeddings
-        if length > context:
-            raise UsageError(
-                f"--calibration-length {length} is longer than the context of {source.title}, "
-                f"{context} tokens.",
-                "Rows of 512 to 2048 tokens are enough.",
-            )
-    for scheme in job.schemes:
-        check_scheme(scheme, config)
-    if job.schemes and source.folder is not None:
-        read_tokenizer(source.folder)  # copied into every folder
-
-
-def check_targets(
-    source: ModelSource,
-    job: QuantizeJob,
-    out: Path,
-    options: QuantizeOptions,
-    *,
-    resume: bool = False,
-) -> list[FileType]:
-    """Whether everything may be written, before a model is downloaded or text is run.
-
-    Returns:
-        The job's file types that are still to be written.
-
-    Raises:
-        UsageError: a folder is there, or a format that can't be written, or ``resume`` together
-            with replacing.
-        DiskError: a file is there.
-    """
-    if resume and options.replace:
-        raise UsageError(
-            "--resume goes on with what is there, and --force throws it away.", "Give one of them."
-        )
-    file_types = _gguf_left(source, job, out, options, resume=resume)
-    if not job.schemes:
-        return file_types
-    from qwen3q.quantize.artefact import artefact_name, require_target, require_writable
-
-    for scheme in job.schemes:
-        require_writable(scheme)
-        if not resume:
-            require_target(out / artefact_name(source.title, scheme), replace=options.replace)
-    return file_types
-
-
-def _gguf_left(
-    source: ModelSource, job: QuantizeJob, out: Path, options: QuantizeOptions, *, resume: bool
-) -> list[FileType]:
-    """The job's file types that are still to be written.
-
-    Files come after all folders, and the importance for them is kept until every file is there. So
-    where importance is kept, a run that goes on makes all files again; else it leaves alone those
-    that are there and whole.
-
-    Raises:
-        DiskError: a file is there that may not be replaced.
-    """
-    file_types = [target for target in job.targets if isinstance(target, FileType)]
-    if resume and any(out.glob(f"{IMPORTANCE_PREFIX}*")):
-        return file_types
-    if resume and file_types:
-        if source.folder is None:  # asked again once the model is downloaded
-            return file_types
-        text = job.calibration if shares_importance(job, options) else None
-        config = extended(source.config, options)
-        file_types = [
-            t
-            for t in file_types
-            if not is_whole(source, config, t, out, imatrix=options.imatrix, calibration=text)
-        ]
-    _require_gguf_targets(source, file_types, out, options)
-    return file_types
-
-
-def shares_importance(job: QuantizeJob, options: QuantizeOptions) -> bool:
-    """Whether the job's GGUF files get the importance matrix of its own calibration."""
-    return job.has_gguf and job.calibrates and options.imatrix is None
-
-
-def _require_gguf_targets(
-    source: ModelSource, file_types: Sequence[FileType], out: Path, options: QuantizeOptions
-) -> None:
-    """Whether each type's file may be written.
-
-    Raises:
-        DiskError: one exists and may not be replaced.
-    """
-    for file_type in file_types:
-        target = out / gguf_file_name(source.title, file_type)
-        if target.is_dir():
-            raise DiskError(f"{target} is a folder.", "Choose another folder with --out.")
-        if target.exists() and not options.replace:
-            raise DiskError(f"{target} exists already.", "Add --force to replace it.")
 
 
 def quantize_gguf(
@@ -244,7 +101,7 @@ def quantize_gguf(
     """
     options = options or QuantizeOptions()
     assert source.folder is not None
-    _require_gguf_targets(source, file_types, out, options)
+    require_gguf_targets(source, file_types, out, options)
     if options.imatrix:
         imatrix = read_imatrix(options.imatrix, source.config)
     provenance = Provenance(source.title, source.repo, source.revision)
@@ -276,7 +133,8 @@ def quantize_targets(
     """Writes every target of a job under ``out``, calibrating at most once.
 
     GGUF files get the importance matrix of that calibration, unless one was given as a file or
-    nobody asked for a calibration.
+    nobody asked for a calibration. Where torch is not loaded yet, its threads are told not to spin
+    (``calm_openmp``).
 
     Args:
         source: resolved, so that its folder is on disk.
@@ -286,68 +144,106 @@ def quantize_targets(
         MissingPackageError: a target needs torch, which is not installed.
         Qwen3qError: whatever is wrong with model, text, options or disk, by name.
     """
+    calm_openmp()
     options = options or QuantizeOptions()
     check_job(source, job, options, devices)
     file_types = check_targets(source, job, out, options, resume=resume)
-    files = replace(options, replace=options.replace or resume)
-    share = bool(file_types) and shares_importance(job, options)
-    kept = [
+    text = importance_text(job, options)
+    run = _Run(source, job, out, options, devices, resume, progress)
+    if job.schemes or (file_types and text is not None):
+        made = _write_with_torch(run, file_types, text)
+    else:
+        made = _write_files(run, file_types)
+    if text is not None and resume:
+        for folder in kept_importance(source, text, out):
+            shutil.rmtree(folder, ignore_errors=True)
+    made += [
         _kept_gguf(source, job, target, out, options)
         for target in job.targets
         if isinstance(target, FileType) and target not in file_types
     ]
-    if not job.schemes and not share:
-        if file_types:
-            kept += quantize_gguf(source, file_types, out, files, progress=progress)
-        return sorted(kept, key=lambda artefact: _position(job, artefact))
-    _require_packages(job)
-    _require_room(source, [*([] if resume else job.schemes), *file_types], out, options, share)
+    order = [target_name(target) for target in job.targets]
+    return sorted(made, key=lambda artefact: order.index(artefact.plan.format))
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """The arguments of ``quantize_targets``."""
+
+    source: ModelSource
+    job: QuantizeJob
+    out: Path
+    options: QuantizeOptions
+    devices: tuple[str, ...]
+    resume: bool
+    progress: ProgressFn
+
+
+def _write_with_torch(
+    run: _Run, file_types: Sequence[FileType], text: CalibrationRecipe | None
+) -> list[Artefact]:
+    """The job's folders, and these GGUF files with the importance that ``text`` gives them."""
+    _require_packages(run.job)
+    _require_room(run, file_types, text)
     from qwen3q.quantize.calibrated import quantize_calibrated
     from qwen3q.quantize.folder import RunOptions
     from qwen3q.quantize.stream import StreamOptions
     from qwen3q.quantize.team import torch_threads
 
-    stream = StreamOptions(devices or (best_device(),), job.activation_memory_bytes, out)
-    with torch_threads(options.threads):
-        artefacts, matrix, store = quantize_calibrated(
-            source,
-            job,
-            out,
-            RunOptions(resume, options.replace, stream),
-            importance=share,
-            threads=options.threads,
-            progress=progress,
+    devices = run.devices or (best_device(),)
+    stream = StreamOptions(devices, run.job.activation_memory_bytes, run.out)
+    with torch_threads(run.options.threads):
+        made, matrix, store = quantize_calibrated(
+            run.source,
+            run.job,
+            run.out,
+            RunOptions(run.resume, run.options.replace, stream),
+            importance=bool(file_types) and text is not None,
+            threads=run.options.threads,
+            progress=run.progress,
         )
-    if file_types:
-        with telling(lambda: store.what_is_kept() if store else ""):
-            artefacts += quantize_gguf(
-                source, file_types, out, files, imatrix=matrix, progress=progress
-            )
+    with telling(lambda: store.what_is_kept() if store else ""):
+        made += _write_files(run, file_types, matrix)
     if store:
         store.discard()
-    return sorted(artefacts + kept, key=lambda artefact: _position(job, artefact))
+    return made
+
+
+def _write_files(
+    run: _Run, file_types: Sequence[FileType], matrix: ImportanceMatrix | None = None
+) -> list[Artefact]:
+    """GGUF files, which a run that goes on may replace: it was asked before whether it may."""
+    if not file_types:
+        return []
+    options = replace(run.options, replace=run.options.replace or run.resume)
+    return quantize_gguf(
+        run.source, file_types, run.out, options, imatrix=matrix, progress=run.progress
+    )
 
 
 def _require_room(
-    source: ModelSource, targets: Sequence[Target], out: Path, options: QuantizeOptions, share: bool
+    run: _Run, file_types: Sequence[FileType], text: CalibrationRecipe | None
 ) -> None:
     """Whether all that will be written fits, files that come after hours of calibration too.
 
     Raises:
         DiskError: it does not, or can't be written.
     """
-    plans = plan_targets(source, targets, options, calibrated=share)
-    there = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    targets: list[Target] = [*([] if run.resume else run.job.schemes), *file_types]
+    plans = plan_targets(run.source, targets, run.options, calibration=text)
+    there = next(f for f in (run.out, *run.out.absolute().parents) if f.exists())
     require_free_space(there, sum(plan.file_bytes for plan in plans))
 
 
 def _kept_gguf(
     source: ModelSource, job: QuantizeJob, file_type: FileType, out: Path, options: QuantizeOptions
 ) -> Artefact:
-    """A file that an earlier run completed."""
+    """A file that an earlier run completed, if not all that it did after it."""
     path = out / gguf_file_name(source.title, file_type)
+    with sole_writer(path):
+        pass  # a run that was killed left its lock
     config = extended(source.config, options)
-    weighted = options.imatrix is not None or shares_importance(job, options)
+    weighted = options.imatrix is not None or importance_text(job, options) is not None
     plan = plan_target(source.title, config, file_type, has_imatrix=weighted)
     beside = path.stat().st_size - plan.tensor_bytes
     return Artefact(path, replace(plan, overhead_bytes=beside, overhead_exact=True), 0.0)
@@ -362,8 +258,9 @@ def predict_memory(
     Raises:
         MissingPackageError: a target needs torch, which is not installed.
     """
-    if not any(s.is_uniform for s in job.schemes) and not shares_importance(job, options):
+    if not any(s.is_uniform for s in job.schemes) and importance_text(job, options) is None:
         return None
+    calm_openmp()
     _require_packages(job)
     from qwen3q.quantize.calibrated import predicted_footprint
     from qwen3q.quantize.team import torch_threads
@@ -390,7 +287,3 @@ def _require_packages(job: QuantizeJob) -> None:
         from qwen3q.formats.bitsandbytes import load_bitsandbytes
 
         load_bitsandbytes()
-
-
-def _position(job: QuantizeJob, artefact: Artefact) -> int:
-    return [target_name(target) for target in job.targets].index(artefact.plan.format)

@@ -21,7 +21,8 @@ from qwen3q.models.source import ModelSource
 from qwen3q.models.tokenizer import load_tokenizer
 from qwen3q.plan.gguf_types import file_type
 from qwen3q.progress import ProgressFn, silent
-from qwen3q.quantize.run import QuantizeOptions, quantize_gguf
+from qwen3q.quantize.options import QuantizeOptions
+from qwen3q.quantize.run import quantize_gguf
 
 GGUF_TYPE = "Q8_0"
 """What a model is sampled in: near to float, and half its size."""

@@ -14,7 +14,8 @@ from qwen3q.errors import CheckpointError
 from qwen3q.formats.folder import dequantize_packed, pack_weight
 from qwen3q.plan.folder import FLOAT_DTYPES
 from qwen3q.plan.schemes import Scheme
-from qwen3q.quantize.folder_work import OUTSIDE, FolderWork
+from qwen3q.quantize.folder_work import FolderWork
+from qwen3q.quantize.journal import OUTSIDE
 
 
 def unsolved_units(work: FolderWork) -> list[str]:

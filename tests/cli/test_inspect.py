@@ -126,10 +126,24 @@ def test_a_folder_whose_config_is_of_another_format_is_told(cli, tmp_path):
             },
             "compressed-tensors pack-quantized, 4 bits, group_size 128, symmetric",
         ),
+        (
+            {
+                "quant_method": "compressed-tensors",
+                "format": "int-quantized",
+                "config_groups": {
+                    "group_0": {
+                        "input_activations": {"num_bits": 8, "strategy": "token", "dynamic": True},
+                        "weights": {"num_bits": 8, "group_size": None, "symmetric": True},
+                        "targets": ["Linear"],
+                    }
+                },
+            },
+            "compressed-tensors int-quantized, 8 bits, symmetric, activations 8 bits",
+        ),
     ],
-    ids=["Qwen/Qwen3-8B-AWQ", "llmcompressor's W4A16"],
+    ids=["Qwen/Qwen3-8B-AWQ", "llmcompressor's W4A16", "llmcompressor's W8A8"],
 )
-def test_zero_points_are_told_of_what_others_wrote(quantization, said):
+def test_widths_and_zero_points_are_told_of_what_others_wrote(quantization, said):
     assert describe_format(quantization) == said
 
 

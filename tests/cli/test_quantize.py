@@ -37,6 +37,34 @@ def test_plan_and_file_agree(cli, tmp_path):
     assert "--force" in again.stderr
 
 
+@pytest.mark.parametrize("words", [("--calibration", "balanced"), ("--recipe",)])
+def test_the_plan_of_a_calibrated_file_is_exact_before_any_text_is_read(
+    cli, moe_folder, tmp_path, words
+):
+    """All that a file states of its importance matrix but the number of rows is known before."""
+    gguf = pytest.importorskip("gguf")
+    if words == ("--recipe",):
+        text = tmp_path / "texts" / "own.jsonl"
+        text.parent.mkdir()
+        text.write_text(json.dumps({"text": "One two three four five six seven. " * 40}) + "\n")
+        recipe = tmp_path / "own.yaml"
+        recipe.write_text(f"formats: [gguf:IQ2_XS]\ncalibration: {{source: {text}, thinking: yes}}")
+        words = (*words, recipe)
+    more = ("--calibration-length", "32", "--json")
+    call = ("quantize", moe_folder, "--to", "gguf:IQ2_XS", "--to", "gguf:Q4_K_M", *words, *more)
+    planned = json.loads(cli(*call, "--dry-run").stdout)["plans"]
+    done = cli(*call, "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    for plan, artefact in zip(planned, json.loads(done.stdout)["artefacts"], strict=True):
+        file = Path(artefact["path"])
+        assert plan["file_bytes_exact"]
+        assert plan["file_bytes"] == artefact["file_bytes"] == file.stat().st_size
+    read = gguf.GGUFReader(file)
+    linears = [t for t in read.tensors if t.name.startswith("blk.") and len(t.shape) > 1]
+    stated = read.fields["quantize.imatrix.entries_count"].contents()
+    assert stated == sum("ffn_gate_inp" not in tensor.name for tensor in linears)
+
+
 def restored(demo_folder, folder, dtype: str, chosen: str):
     """The demo with the tensors whose name holds ``chosen`` stored in another dtype."""
     torch = pytest.importorskip("torch")
@@ -312,3 +340,24 @@ def test_a_format_that_is_only_estimated_is_refused_before_a_download(cli, tmp_p
     run = cli("quantize", "qwen3-8b", "--to", "nvfp4", "--out", tmp_path / "out", **offline)
     assert run.returncode == 2
     assert "nvfp4 can be estimated but not written" in run.stderr
+
+
+@pytest.mark.parametrize("dry_run", [(), ("--dry-run",)])
+def test_a_gguf_without_a_chat_template_is_told(cli, demo_folder, tmp_path, dry_run):
+    """Some folders come without tokenizer_config.json; chat_template.jinja does as well."""
+    model = shutil.copytree(demo_folder, tmp_path / "tune")
+    config = json.loads((model / "tokenizer_config.json").read_text())
+    (model / "tokenizer_config.json").unlink()
+    said = f"{model} has no chat template"
+    call = ("quantize", model, "--to", "gguf:Q8_0", "--out", tmp_path, "--force", *dry_run)
+    run = cli(*call)
+    assert run.returncode == 0, run.stderr
+    assert said in " ".join(run.stderr.split())
+    assert said in json.loads(cli(*call, "--json").stdout)["notes"][0]
+    folders = ("quantize", model, "--to", "fp8", "--dry-run")
+    assert said not in " ".join(cli(*folders).stderr.split())
+    (model / "chat_template.jinja").write_text(config["chat_template"])
+    assert said not in " ".join(cli(*call).stderr.split())
+    if not dry_run:
+        inspected = json.loads(cli("inspect", tmp_path / "tune-Q8_0.gguf", "--json").stdout)
+        assert inspected["facts"]["chat template"] == "yes"

@@ -14,25 +14,51 @@ import pytest
 SHORT = ("--calibration-samples", "2", "--calibration-length", "32")
 
 
-def test_a_run_cut_after_its_files_goes_on(cli, tmp_path):
-    """Files are renamed one after another, and what they need is kept until all are there."""
+def limited(*words: object) -> subprocess.CompletedProcess[str]:
+    """A run that may write no file of more than 8 MB: Q8_0 does not fit, importance does."""
+    call = [sys.executable, "-m", "qwen3q", *map(str, words)]
+    shell = ["bash", "-c", 'ulimit -f 8000; exec "$@"', "bash", *call]
+    return subprocess.run(shell, capture_output=True, text=True, check=False)
+
+
+def test_a_run_cut_before_its_files_replaces_what_it_was_to_replace(cli, tmp_path):
     formats = ("--to", "bnb:nf4", "--to", "gguf:Q4_K_M", "--to", "gguf:Q8_0")
     call = ("quantize", "demo", *formats, "--calibration", "balanced", *SHORT, "--out", tmp_path)
     assert cli(*call).returncode == 0
     made = {path.name: path.read_bytes() for path in tmp_path.glob("*.gguf")}
     first, second = sorted(made)
-
-    done = cli(*call, "--resume", "--json")
-    assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)["artefacts"]
-    assert [a["file_bytes"] for a in told[1:]] == [len(made[first]), len(made[second])]
-
-    (tmp_path / ".importance-of-this-run").mkdir()
     (tmp_path / first).write_bytes(b"from a file that the cut run was to replace")
     (tmp_path / second).unlink()
-    resumed = cli(*call, "--resume")
+    assert limited(*call, "--force").returncode == 1
+    assert list(tmp_path.glob(".importance-*"))
+
+    resumed = cli(*call, "--resume", "--json")
     assert resumed.returncode == 0, resumed.stderr
     assert {path.name: path.read_bytes() for path in tmp_path.glob("*.gguf")} == made
+    told = json.loads(resumed.stdout)["artefacts"]
+    assert [a["file_bytes"] for a in told[1:]] == [len(made[first]), len(made[second])]
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_what_another_run_kept_neither_remakes_nor_replaces_files(cli, tmp_path):
+    """Importance of rows of another length, whose run was cut in the same folder."""
+    words = ("--calibration", "balanced", *SHORT, "--out", tmp_path)
+    other = ("--calibration-length", "48")
+    assert limited("quantize", "demo", "--to", "gguf:Q8_0", *words, *other).returncode == 1
+    [kept] = tmp_path.iterdir()
+
+    call = ("quantize", "demo", "--to", "gguf:Q4_K_M", "--to", "gguf:Q4_0", *words)
+    assert cli(*call).returncode == 0
+    made = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.gguf")}
+    assert cli(*call, "--resume").returncode == 0
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.gguf")} == made
+    assert kept.exists()
+
+    stranger = min(made)
+    stranger.write_bytes(b"somebody's")
+    refused = cli(*call, "--resume")
+    assert refused.returncode == 1
+    assert f"{stranger} exists already" in refused.stderr
 
 
 def test_resuming_leaves_a_file_alone_that_no_cut_run_explains(cli, tmp_path):
@@ -102,19 +128,21 @@ def test_a_file_of_other_weights_is_not_taken_for_whole(cli, demo_folder, tmp_pa
 
 
 def test_a_file_of_another_text_is_not_taken_for_whole(cli, tmp_path):
-    """The text was edited under its name, or more of it is asked for."""
+    """The text was edited under its name, or is cut into other rows."""
     text = tmp_path / "text.txt"
     text.write_text("one two three four five six " * 50)
     call = ("quantize", "demo", "--to", "gguf:Q8_0", "--calibration", text, "--out", tmp_path)
-    short, more = [("--calibration-length", "32", "--calibration-samples", n) for n in "23"]
+    length, samples = "--calibration-length", "--calibration-samples"
+    short = (length, "32", samples, "2")
+    others = [(length, "32", samples, "3"), (length, "48", samples, "2"), (length, "32")]
     assert cli(*call, *short).returncode == 0
     assert cli(*call, *short, "--resume").returncode == 0
     made = (tmp_path / "Qwen3-demo-Q8_0.gguf").stat()
-    changed = made.st_mtime_ns + 10**9
-    for words, time in ((more, made.st_mtime_ns), (short, changed)):
+    edited = (short, made.st_mtime_ns + 10**9)
+    for words, time in (*((words, made.st_mtime_ns) for words in others), edited):
         os.utime(text, ns=(time, time))
         refused = cli(*call, *words, "--resume")
-        assert refused.returncode == 1
+        assert refused.returncode == 1, words
         assert "Qwen3-demo-Q8_0.gguf exists already" in refused.stderr
 
 
@@ -160,14 +188,35 @@ def test_a_disk_that_is_full_at_the_end_is_told_and_the_layers_are_kept(tmp_path
 
 
 def test_importance_that_a_full_disk_cut_is_told_and_gone_on_with(cli, tmp_path):
-    """Files of at most 8 MB: the importance fits, Q8_0 does not."""
-    words = [sys.executable, "-m", "qwen3q", "quantize", "demo", "--to", "gguf:Q8_0"]
-    words += ["--calibration", "balanced", "--calibration-samples", "2"]
-    words += ["--calibration-length", "32", "--out", str(tmp_path)]
-    shell = ["bash", "-c", 'ulimit -f 8000; exec "$@"', "bash", *words]
-    run = subprocess.run(shell, capture_output=True, text=True, check=False)
+    words = ("quantize", "demo", "--to", "gguf:Q8_0", "--calibration", "balanced", *SHORT)
+    run = limited(*words, "--out", tmp_path)
     assert run.returncode == 1
     [kept] = tmp_path.iterdir()
     assert f"The layers that were run are kept in {kept}: go on with --resume." in run.stderr
-    assert cli(*words[3:], "--resume").returncode == 0
+    assert cli(*words, "--out", tmp_path, "--resume").returncode == 0
     assert [path.suffix for path in tmp_path.iterdir()] == [".gguf"]
+
+
+KILLED_WHEN_BEGUN = """
+import os, signal
+from qwen3q.cli.app import main
+from qwen3q.quantize import gguf
+
+gguf._quantize_all = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+main()
+"""
+
+
+def test_a_replacement_of_a_file_that_was_killed_goes_on(cli, tmp_path):
+    target = tmp_path / "Qwen3-demo-Q4_0.gguf"
+    call = ["quantize", "demo", "--to", "gguf:Q4_0", "--out", str(tmp_path)]
+    assert cli(*call).returncode == 0
+    made = target.read_bytes()
+    target.write_bytes(b"of an older version")
+    words = [sys.executable, "-c", KILLED_WHEN_BEGUN, *call, "--force"]
+    assert subprocess.run(words, capture_output=True, check=False).returncode == -9
+    assert cli(*call).returncode == 1
+    resumed = cli(*call, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert target.read_bytes() == made
+    assert list(tmp_path.iterdir()) == [target]

@@ -64,3 +64,10 @@ def test_a_misshapen_tokenizer_is_refused(folder, place, value):
 )
 def test_the_default_template_is_taken(tmp_path, stated, found):
     assert read_chat_template(tmp_path, {"chat_template": stated}) == found
+
+
+def test_a_template_that_is_no_text_is_refused(tmp_path):
+    path = tmp_path / "chat_template.jinja"
+    path.write_bytes("größer".encode("latin-1"))
+    with pytest.raises(ModelError, match=r"chat_template\.jinja: it is no UTF-8 text"):
+        read_chat_template(tmp_path, {})

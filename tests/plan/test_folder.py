@@ -16,8 +16,9 @@ from qwen3q.checkpoint.writer import ShardWriter
 from qwen3q.models.catalog import find_release
 from qwen3q.models.config import Qwen3Config
 from qwen3q.models.tensors import model_tensors
-from qwen3q.plan.folder import plan_folder, suggest_group_size, tensor_parallel_legality
+from qwen3q.plan.folder import plan_folder
 from qwen3q.plan.schemes import parse_scheme, scheme_names
+from qwen3q.plan.tensor_parallel import suggest_group_size, tensor_parallel_legality
 
 PUBLISHED = list(
     csv.DictReader((Path(__file__).parent / "published_folder_sizes.csv").read_text().splitlines())

@@ -9,9 +9,10 @@ import pytest
 
 from qwen3q.errors import UsageError
 from qwen3q.models.catalog import find_release
-from qwen3q.plan.folder import plan_folder, tensor_parallel_legality
+from qwen3q.plan.folder import plan_folder
 from qwen3q.plan.job import QuantizeRequest, job_of
 from qwen3q.plan.recipes import load_recipe, recipe_names, recipes_folder
+from qwen3q.plan.tensor_parallel import tensor_parallel_legality
 from qwen3q.quantize.solve import SolveOptions
 
 

@@ -9,11 +9,10 @@ import pytest
 from qwen3q.errors import UsageError
 from qwen3q.models.catalog import find_release
 from qwen3q.models.config import Qwen3Config
+from qwen3q.plan.scheme_fit import check_scheme, fitting_group_sizes
 from qwen3q.plan.schemes import (
     PER_CHANNEL,
     Override,
-    check_scheme,
-    fitting_group_sizes,
     parse_scheme,
 )
 from qwen3q.plan.targets import parse_target

@@ -23,8 +23,10 @@ from tiny import random_rows, tiny_scheme
 
 from qwen3q.checkpoint.reader import Checkpoint
 from qwen3q.errors import Qwen3qError
-from qwen3q.models.source import describe
+from qwen3q.models.source import ModelSource, describe
+from qwen3q.plan.job import QuantizeRequest, job_of
 from qwen3q.quantize import folder as driver
+from qwen3q.quantize.run import QuantizeOptions, quantize_targets
 from qwen3q.quantize.solve import SolveOptions
 from qwen3q.quantize.stream import StreamOptions
 
@@ -78,6 +80,9 @@ def serve(request: dict[str, Any]) -> None:
 def quantize(request: dict[str, Any], out: Path) -> None:
     source = describe(request["model"])
     assert source.folder is not None
+    if "formats" in request:
+        quantize_job(request, source, out)
+        return
     schemes = [tiny_scheme(name, request.get("group_size")) for name in request["schemes"]]
     with Checkpoint(source.folder) as checkpoint:
         stream = StreamOptions(memory_bytes=request.get("memory_bytes", 1 << 30))
@@ -93,8 +98,16 @@ def quantize(request: dict[str, Any], out: Path) -> None:
                 replace=request.get("replace", False),
                 stream=stream,
             ),
-            importance=out if request.get("importance") else None,
+            importance=out / ".importance-" if request.get("importance") else None,
         )
+
+
+def quantize_job(request: dict[str, Any], source: ModelSource, out: Path) -> None:
+    """Folders and GGUF files as the command line asks for them."""
+    formats = tuple(request["formats"])
+    asked = QuantizeRequest(formats, calibration="balanced", samples=2, length=32)
+    options = QuantizeOptions(threads=1, replace=request.get("replace", False))
+    quantize_targets(source, job_of(asked), out, options, resume=request.get("resume", False))
 
 
 def count_changes(kill_at: int | None) -> list[int]:

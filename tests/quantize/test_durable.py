@@ -82,7 +82,8 @@ def test_folders_and_what_they_are_resumed_from(model: Path, disk: Disk) -> None
         options = SolveOptions("rtn", smoothing=False)
         jobs = folder_jobs(source, checkpoint, schemes, disk.root, options)
         rows = random_rows(source.config.vocab_size)
-        made = quantize_folders(source, checkpoint, jobs, rows, importance=disk.root)
+        kept = disk.root / ".importance-"
+        made = quantize_folders(source, checkpoint, jobs, rows, importance=kept)
     assert {*disk.renamed} > {job.target.name for job in jobs}
     assert disk.noted == 2 * (source.config.num_hidden_layers + 1)
     listed = disk.lasting[disk.root.stat().st_ino]

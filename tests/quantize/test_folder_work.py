@@ -15,7 +15,8 @@ from qwen3q.errors import CheckpointError
 from qwen3q.models.source import describe
 from qwen3q.plan.schemes import parse_scheme
 from qwen3q.quantize.folder import folder_jobs
-from qwen3q.quantize.folder_work import OUTSIDE, FolderWork
+from qwen3q.quantize.folder_work import FolderWork
+from qwen3q.quantize.journal import OUTSIDE
 from qwen3q.quantize.solve import SolvedLayer
 
 

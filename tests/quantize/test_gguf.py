@@ -23,8 +23,9 @@ from qwen3q.models.source import describe
 from qwen3q.models.yarn import with_yarn
 from qwen3q.plan.gguf_types import FILE_TYPES
 from qwen3q.plan.job import QuantizeRequest, job_of
+from qwen3q.quantize.checks import check_targets
 from qwen3q.quantize.gguf import gguf_jobs, write_gguf
-from qwen3q.quantize.run import QuantizeOptions, check_targets
+from qwen3q.quantize.run import QuantizeOptions
 
 WITHOUT_IMATRIX = [
     "F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K_S", "Q3_K_M",

@@ -43,7 +43,7 @@ def quantized(
             driver.folder_jobs(source, checkpoint, schemes, out, options),
             random_rows(source.config.vocab_size),
             driver.RunOptions(stream=StreamOptions(devices)),
-            importance=out,
+            importance=out / ".importance-",
         )
     return {
         str(path.relative_to(out)): load_file(path) for path in sorted(out.rglob("*.safetensors"))

@@ -94,6 +94,27 @@ def check_kills(worker: Worker, tmp_path: Path, points: int, **request: Any) -> 
         assert contents(out) == expected, point
 
 
+@pytest.mark.parametrize("formats", [["fp8"], []], ids=["a folder", "nothing"])
+def test_gguf_files_with_importance_beside(
+    worker: Worker, experts: Path, tmp_path: Path, formats: list[str]
+) -> None:
+    """Killed while text is run, rows are written, files get their names, and what was kept goes."""
+    formats = [*formats, "gguf:Q4_0", "gguf:IQ4_NL"]
+    request = {"model": experts, "formats": formats}
+    whole = worker(out=tmp_path / "whole", **request)
+    assert whole["error"] is None, whole
+    expected = contents(tmp_path / "whole")
+    assert sum(name.endswith(".gguf") for name in expected) == 2
+    changes = whole["changes"]
+    for point in {*spread(changes, 4), *range(changes - 6, changes)}:
+        out = tmp_path / f"killed-{point}"
+        assert worker(out=out, kill_at=point, **request)["killed"]
+        answer = worker(out=out, resume=True, **request)
+        assert answer["error"] is None, (point, answer)
+        assert contents(out) == expected, point
+        assert [path.name for path in out.iterdir() if path.name.startswith(".")] == [], point
+
+
 def check_verified(out: Path, model: Path) -> None:
     folders = [path for path in sorted(out.iterdir()) if not path.name.startswith(".")]
     assert folders
