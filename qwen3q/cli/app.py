@@ -14,6 +14,7 @@ from inspect import cleandoc
 import typer
 
 from qwen3q import __version__
+from qwen3q.control_characters import without_controls
 from qwen3q.errors import DiskError, Interrupted, Qwen3qError, memory_error
 from qwen3q.threads import calm_openmp
 
@@ -139,9 +140,9 @@ def _say_interrupted() -> None:
 
 def _explain(error: Qwen3qError) -> None:
     with suppress(OSError):
-        sys.stderr.write(f"qwen3q: {error.message}\n")
+        sys.stderr.write(without_controls(f"qwen3q: {error.message}\n"))
         if error.hint:
-            sys.stderr.write(f"{error.hint}\n")
+            sys.stderr.write(without_controls(f"{error.hint}\n"))
 
 
 def _version(wanted: bool) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from qwen3q.control_characters import CONTROL, without_controls
 from qwen3q.progress import ProgressFn, silent
 
 if TYPE_CHECKING:
@@ -32,12 +33,17 @@ def stderr_console() -> Console:
 
 
 def _console(*, stderr: bool) -> Console:
-    """Brackets and colons are what they are, as names of files hold some; a table that goes into a
-    file or a pipe is not folded."""
+    """Brackets and colons are what they are, as names of files hold some, and control characters
+    are not let through; a table that goes into a file or a pipe is not folded."""
     from rich.console import Console
+    from rich.text import Text
+
+    class PlainConsole(Console):
+        def render_str(self, text: str, **options: Any) -> Text:
+            return super().render_str(without_controls(text), **options)
 
     terminal = (sys.stderr if stderr else sys.stdout).isatty()
-    return Console(
+    return PlainConsole(
         stderr=stderr,
         markup=False,
         emoji=False,
@@ -48,8 +54,9 @@ def _console(*, stderr: bool) -> Console:
 
 
 def print_json(value: dict[str, Any]) -> None:
-    """One JSON object on stdout."""
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    """One JSON object on stdout, with control characters escaped."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    sys.stdout.write(CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n")
 
 
 def note(message: str) -> None:
