@@ -8,6 +8,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from qwen3q.cli.output import format_bytes
+from qwen3q.control_characters import without_controls
 from qwen3q.memory.estimate import Estimate, Verdict
 from qwen3q.memory.gpus import MIB, Gpu
 from qwen3q.memory.settings import Engine, Settings, native_context
@@ -242,4 +243,4 @@ def _tokens(context: int) -> str:
 
 
 def _print(lines: Sequence[str]) -> None:
-    sys.stdout.write("\n".join(lines) + "\n")
+    sys.stdout.write(without_controls("\n".join(lines) + "\n"))

@@ -123,7 +123,7 @@ def split_paths(path: Path) -> list[Path]:
         CheckpointError: names the first part that is missing.
     """
     match = _SPLIT_NAME.fullmatch(path.name)
-    if match is None:
+    if match is None or not 0 < int(match[2]) <= int(match[3]):
         return [path]
     stem, _, count = match.groups()
     parts = [path.with_name(f"{stem}-{i + 1:05d}-of-{count}.gguf") for i in range(int(count))]

@@ -124,3 +124,8 @@ def test_split_parts_are_found(tmp_path):
     (tmp_path / "m-00002-of-00002.gguf").unlink()
     with pytest.raises(CheckpointError, match=r"m-00002-of-00002\.gguf is missing"):
         split_paths(tmp_path / "m-00001-of-00002.gguf")
+
+
+@pytest.mark.parametrize("name", ["m-00001-of-00000.gguf", "m-00003-of-00002.gguf", "m.gguf"])
+def test_a_name_that_is_no_part_is_a_whole_file(tmp_path, name):
+    assert split_paths(tmp_path / name) == [tmp_path / name]

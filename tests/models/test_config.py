@@ -18,6 +18,8 @@ from qwen3q.models.tensors import (
 )
 from qwen3q.models.yarn import with_yarn
 
+ORIGINAL = "original_max_position_embeddings"
+
 
 def raw_config(demo_folder, **changes):
     return json.loads((demo_folder / "config.json").read_text()) | changes
@@ -130,7 +132,7 @@ def test_yarn_in_both_spellings(demo_folder, key):
         ({"torch_dtype": "int4"}, "dtype is 'int4', not one of bfloat16"),
         ({"torch_dtype": {"a": 1}}, "dtype is {'a': 1}"),
         (
-            {"rope_scaling": {"type": "yarn", "factor": 4, "original_max_position_embeddings": "x"}},
+            {"rope_scaling": {"type": "yarn", "factor": 4, ORIGINAL: "x"}},
             "original_max_position_embeddings is 'x'",
         ),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8}}, "llama3"),
