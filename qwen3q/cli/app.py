@@ -34,6 +34,8 @@ VERBS = {
 }
 """Verb and summary; the code is ``qwen3q.cli.<verb>.register(app)``."""
 
+_SHOWN_OF_A_NAME = 80
+
 
 def build_app(arguments: Sequence[str]) -> typer.Typer:
     """The command line for ``arguments``.
@@ -93,15 +95,33 @@ def main() -> None:
         _drop_output()
         sys.exit(0)
     except OSError as error:
-        if error.errno != errno.ENOSPC or error.filename is not None:
+        explained = _of_a_name(error) or _of_the_output(error)
+        if explained is None:
             raise
-        _drop_output()
-        _explain(DiskError(f"Can't write the output: {error.strerror}."))
-        sys.exit(DiskError.exit_code)
+        _explain(explained)
+        sys.exit(explained.exit_code)
     except SystemExit as done:
         if done.code in stopped:
             _say_interrupted()
         raise
+
+
+def _of_a_name(error: OSError) -> Qwen3qError | None:
+    """What the system says of a file or folder, where no verb has more to say."""
+    if error.filename is None:
+        return None
+    name = os.fsdecode(error.filename) if not isinstance(error.filename, int) else "a file"
+    if len(name) > _SHOWN_OF_A_NAME:
+        name = f"{name[:_SHOWN_OF_A_NAME]}..."
+    return Qwen3qError(f"Can't use {name}: {error.strerror}.")
+
+
+def _of_the_output(error: OSError) -> DiskError | None:
+    """The disk that what is printed goes to is full."""
+    if error.errno != errno.ENOSPC:
+        return None
+    _drop_output()
+    return DiskError(f"Can't write the output: {error.strerror}.")
 
 
 def _exit_on_signals() -> set[int]:

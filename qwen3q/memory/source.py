@@ -17,6 +17,7 @@ from qwen3q.memory.weights import (
 )
 from qwen3q.models.catalog import Release, find_release
 from qwen3q.models.config import Qwen3Config, parse_config
+from qwen3q.plan.gguf_types import FILE_TYPES, GGUF_PREFIX
 
 _DTYPES = {"BF16": "bf16", "F16": "fp16", "F32": "fp32", "F8_E4M3": "fp8"}
 
@@ -96,6 +97,14 @@ def folder_model(folder: Path, title: str, source: str) -> Model:
     fmt = _folder_format(quantization, dtypes)
     stored = sum_tensors(fmt, sizes.items(), config, nbytes)
     return Model(source, title, config, source, stored=stored)
+
+
+def split_format(name: str) -> tuple[str, str | None]:
+    """``qwen3-8b:Q4_K_M`` is a model and ``gguf:Q4_K_M``; None where a name holds no file type."""
+    model, _, kind = name.rpartition(":")
+    if not model or kind.upper() not in FILE_TYPES or Path(name).exists():
+        return name, None
+    return model, GGUF_PREFIX + kind.upper()
 
 
 def canonical_format(fmt: str) -> str:

@@ -131,6 +131,14 @@ def test_wrong_input_is_one_sentence_and_a_choice(arguments: tuple[str, ...], hi
     assert "Traceback" not in done.stderr
 
 
+def test_a_type_after_the_model_is_its_quantization() -> None:
+    """As ``chat`` and ``eval`` take it."""
+    whole = qwen3q("estimate", "qwen3-8b", "--quant", "gguf:Q4_K_M", "--json")
+    short = qwen3q("estimate", "qwen3-8b:q4_k_m", "--json")
+    assert whole.returncode == short.returncode == 0
+    assert whole.stdout == short.stdout
+
+
 def table(*arguments: str) -> dict[str, list[str]]:
     """The cells of each quantization's row."""
     lines = qwen3q("estimate", *arguments).stdout.splitlines()
