@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -42,6 +42,9 @@ def _console(*, stderr: bool) -> Console:
         def render_str(self, text: str, **options: Any) -> Text:
             return super().render_str(without_controls(text), **options)
 
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError  # rich would exit with 1; to ``main`` it is no failure
+
     terminal = (sys.stderr if stderr else sys.stdout).isatty()
     return PlainConsole(
         stderr=stderr,
@@ -56,7 +59,20 @@ def _console(*, stderr: bool) -> Console:
 def print_json(value: dict[str, Any]) -> None:
     """One JSON object on stdout, with control characters escaped."""
     text = json.dumps(value, indent=2, ensure_ascii=False)
-    sys.stdout.write(CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n")
+    _write(CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n")
+
+
+def print_lines(lines: Sequence[str]) -> None:
+    """Lines that no terminal's width folds, on stdout."""
+    _write(without_controls("\n".join(lines) + "\n"))
+
+
+def _write(text: str) -> None:
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise BrokenPipeError from None  # without an errno, over which click would exit with 1
 
 
 def note(message: str) -> None:

@@ -144,6 +144,17 @@ def test_other_errors_of_the_system_are_not_hidden():
     assert run.returncode == 1
 
 
+@pytest.mark.parametrize(
+    "words", [("models",), ("inspect", "demo", "--tensors"), ("estimate", "demo")]
+)
+def test_a_reader_that_has_enough_is_no_failure(words):
+    """As in ``qwen3q models | head -1``; the pipe is closed before anything is printed."""
+    words = [sys.executable, "-m", "qwen3q", *words]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
+        run.stdout.close()
+        assert (run.stderr.read(), run.wait()) == (b"", 0)
+
+
 def test_other_errors_of_torch_are_not_taken_for_full_memory():
     run = main_that("raise_(RuntimeError('mat1 and mat2 shapes cannot be multiplied'))")
     assert "RuntimeError: mat1 and mat2" in run.stderr
