@@ -84,6 +84,7 @@ def test_fit_in_json_and_text() -> None:
     ("arguments", "hint"),
     [
         (("estimate", "qwen3-8b", "--gpu", "RTX 4091"), "RTX 4090"),
+        (("estimate", "qwen3-8b", "--gpu", "CPU"), "--gpu-layers 0"),
         (("estimate", "qwen3-8b", "--context", "200000"), "131072"),
         (("estimate", "qwen3-8b", "--quant", "gguf:Q4_K_M", "--kv", "q4_k"), "q4_1"),
         (("estimate", "qwen3-8b", "--quant", "gguf:Q4_KM"), "Q4_K_M"),
