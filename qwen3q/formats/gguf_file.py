@@ -155,6 +155,8 @@ class _Cursor:
         metadata: dict[str, Any] = {}
         for _ in range(n_values):
             key = self.string()
+            if key in metadata:
+                raise CheckpointError(f"{self.path} has the metadata key {key} twice.", REFETCH)
             metadata[key] = self.value(self.value_type())
         self.room(n_tensors, 24, "tensors")
         alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
@@ -164,6 +166,8 @@ class _Cursor:
         data_start = -(-self.position // alignment) * alignment
         tensors = {}
         for tensor in entries:
+            if tensor.name in tensors:
+                raise CheckpointError(f"{self.path} has the tensor {tensor.name} twice.", REFETCH)
             start = data_start + tensor.start
             if tensor.start % alignment or start + tensor.nbytes > len(self.data):
                 raise CheckpointError(
