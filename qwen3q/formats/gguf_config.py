@@ -48,7 +48,7 @@ def gguf_config(metadata: Mapping[str, Any], where: str, *, tied: bool) -> Qwen3
     raw: dict[str, Any] = {name: get(key) for name, key in _KEYS.items()}
     raw["model_type"] = MODEL_TYPES.get(architecture, architecture)
     tokens = metadata.get("tokenizer.ggml.tokens")
-    if raw["vocab_size"] is None and isinstance(tokens, list):
+    if isinstance(tokens, list) and tokens:  # they count for llama.cpp, not vocab_size
         raw["vocab_size"] = len(tokens)
     hidden, heads = raw["hidden_size"], raw["num_attention_heads"]
     if raw["head_dim"] is None and isinstance(hidden, int) and isinstance(heads, int) and heads:

@@ -23,6 +23,9 @@ def test_what_is_left_out_has_llama_cpps_default():
     """``llama_hparams``: heads share the embedding, and the vocabulary is the tokens'."""
     config = gguf_config(METADATA, "m.gguf", tied=True)
     assert (config.head_dim, config.vocab_size, config.yarn) == (32, 96, None)
+    stated = METADATA | {"qwen3.vocab_size": 128}
+    assert gguf_config(stated, "m.gguf", tied=True).vocab_size == 96
+    assert gguf_config(stated | {"tokenizer.ggml.tokens": []}, "m", tied=True).vocab_size == 128
 
 
 @pytest.mark.parametrize(
