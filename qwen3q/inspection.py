@@ -235,7 +235,8 @@ def _gguf_facts(
     ):
         if key in metadata:
             facts[label] = str(metadata[key])
-    if "tokenizer.ggml.tokens" in metadata:
-        facts["vocabulary"] = f"{len(metadata['tokenizer.ggml.tokens']):,}"
+    tokens = metadata.get("tokenizer.ggml.tokens")
+    if isinstance(tokens, list):
+        facts["vocabulary"] = f"{len(tokens):,}"
     facts["chat template"] = "yes" if "tokenizer.chat_template" in metadata else "no"
     return facts

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from qwen3q.chat.session import ChatSession, Piece, Turn
+from qwen3q.control_characters import without_controls
 from qwen3q.errors import Qwen3qError, UsageError
 from qwen3q.files import write_text
 from qwen3q.llama.generate import StopReason, Timings
@@ -33,7 +33,6 @@ _STOPPED = {
     StopReason.CONTEXT: "The context is full. /reset starts over; --context N gives more room.",
     StopReason.INTERRUPTED: "Stopped.",
 }
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class AnswerPrinter:
@@ -50,7 +49,7 @@ class AnswerPrinter:
         if self._last is not None and self._last.thinking and not piece.thinking:
             self._console.print("\n" if self._last.text.endswith("\n") else "\n\n", end="")
         self._last = piece
-        text = Text(_CONTROL.sub("\N{REPLACEMENT CHARACTER}", piece.text))
+        text = Text(without_controls(piece.text))
         style = "dim" if piece.thinking else ""
         self._console.print(text, style=style, end="", soft_wrap=True)
 

@@ -106,7 +106,7 @@ def _parse(raw: bytes, path: Path) -> dict[str, Any]:
 
     try:
         entries = json.loads(raw.decode("utf-8"), object_pairs_hook=unique)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         raise CheckpointError(
             f"{path} is no safetensors file: its header is not JSON.", REFETCH
         ) from None
@@ -123,7 +123,7 @@ def _entry(name: str, value: Any, path: Path, data_start: int) -> TensorInfo:
             f"{path}: tensor {name} lacks dtype, shape or data_offsets.",
             REFETCH,
         ) from None
-    if dtype not in DTYPE_BYTES:
+    if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
         raise CheckpointError(f"{path}: tensor {name} has unknown dtype {dtype!r}.", REFETCH)
     if not isinstance(shape, list) or len(shape) > MAX_DIMENSIONS or not all(map(_count, shape)):
         raise CheckpointError(f"{path}: tensor {name} has shape {shape!r}.", REFETCH)

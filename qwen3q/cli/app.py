@@ -14,6 +14,7 @@ from inspect import cleandoc
 import typer
 
 from qwen3q import __version__
+from qwen3q.control_characters import without_controls
 from qwen3q.errors import DiskError, Interrupted, Qwen3qError, memory_error
 from qwen3q.threads import calm_openmp
 
@@ -32,6 +33,8 @@ VERBS = {
     "demo": "The whole path on the embedded demo model.",
 }
 """Verb and summary; the code is ``qwen3q.cli.<verb>.register(app)``."""
+
+_SHOWN_OF_A_NAME = 80
 
 
 def build_app(arguments: Sequence[str]) -> typer.Typer:
@@ -92,15 +95,33 @@ def main() -> None:
         _drop_output()
         sys.exit(0)
     except OSError as error:
-        if error.errno != errno.ENOSPC or error.filename is not None:
+        explained = _of_a_name(error) or _of_the_output(error)
+        if explained is None:
             raise
-        _drop_output()
-        _explain(DiskError(f"Can't write the output: {error.strerror}."))
-        sys.exit(DiskError.exit_code)
+        _explain(explained)
+        sys.exit(explained.exit_code)
     except SystemExit as done:
         if done.code in stopped:
             _say_interrupted()
         raise
+
+
+def _of_a_name(error: OSError) -> Qwen3qError | None:
+    """What the system says of a file or folder, where no verb has more to say."""
+    if error.filename is None:
+        return None
+    name = os.fsdecode(error.filename) if not isinstance(error.filename, int) else "a file"
+    if len(name) > _SHOWN_OF_A_NAME:
+        name = f"{name[:_SHOWN_OF_A_NAME]}..."
+    return Qwen3qError(f"Can't use {name}: {error.strerror}.")
+
+
+def _of_the_output(error: OSError) -> DiskError | None:
+    """The disk that what is printed goes to is full."""
+    if error.errno != errno.ENOSPC:
+        return None
+    _drop_output()
+    return DiskError(f"Can't write the output: {error.strerror}.")
 
 
 def _exit_on_signals() -> set[int]:
@@ -139,9 +160,9 @@ def _say_interrupted() -> None:
 
 def _explain(error: Qwen3qError) -> None:
     with suppress(OSError):
-        sys.stderr.write(f"qwen3q: {error.message}\n")
+        sys.stderr.write(without_controls(f"qwen3q: {error.message}\n"))
         if error.hint:
-            sys.stderr.write(f"{error.hint}\n")
+            sys.stderr.write(without_controls(f"{error.hint}\n"))
 
 
 def _version(wanted: bool) -> None:

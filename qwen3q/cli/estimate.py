@@ -36,7 +36,9 @@ def register(app: typer.Typer) -> None:
 def estimate(
     model: Annotated[
         str,
-        typer.Argument(help="Alias, Hub id, folder, .gguf, or .safetensors beside config.json."),
+        typer.Argument(
+            help="Alias, Hub id, folder, MODEL:TYPE, .gguf, or .safetensors beside config.json."
+        ),
     ],
     quant: Annotated[
         str | None, typer.Option("--quant", help="Such as gguf:Q4_K_M or awq:int4; all if absent.")
@@ -79,8 +81,10 @@ def estimate(
 ) -> None:
     """Memory and speed of a model before it is downloaded: per device, in the loader's names."""
     from qwen3q.memory.settings import DEFAULT_UBATCH, DEFAULT_UTILIZATION, Settings
-    from qwen3q.memory.source import find_model
+    from qwen3q.memory.source import find_model, split_format
 
+    if quant is None:
+        model, quant = split_format(model)
     found = find_model(model)
     gpus, notes = choose_gpus(gpu, vram)
     if utilization is not None and not 0.0 < utilization <= 1.0:

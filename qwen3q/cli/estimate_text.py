@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from qwen3q.cli.output import format_bytes
+from qwen3q.cli.output import format_bytes, print_lines
 from qwen3q.memory.estimate import Estimate, Verdict
 from qwen3q.memory.gpus import MIB, Gpu
 from qwen3q.memory.settings import Engine, Settings, native_context
@@ -54,7 +53,7 @@ def show_estimate(
         lines += [f"  {a.text}: {a.options}  ({a.total / GIB:.2f} GiB)" for a in advice]
     elif found.verdict is Verdict.NO:
         lines += ["", "No change of cache, context, placement or quantization makes it fit."]
-    _print(lines)
+    print_lines(lines)
 
 
 def show_table(
@@ -104,7 +103,7 @@ def show_table(
     beyond = [c for c in contexts if c > native_context(model.config)]
     if beyond:
         lines.append(f"Contexts from {_tokens(beyond[0])} on need YaRN.")
-    _print([*lines, *notes])
+    print_lines([*lines, *notes])
 
 
 def show_fits(
@@ -141,7 +140,7 @@ def show_fits(
         "tok/s: decode with the context full. Expected quality is a rule on size and bits, not a "
         "measurement.",
     ]
-    _print([*lines, *notes])
+    print_lines([*lines, *notes])
 
 
 def _device_table(found: Estimate) -> list[str]:
@@ -239,7 +238,3 @@ def _mib(nbytes: int) -> str:
 
 def _tokens(context: int) -> str:
     return f"{context // 1024}k" if context % 1024 == 0 else str(context)
-
-
-def _print(lines: Sequence[str]) -> None:
-    sys.stdout.write("\n".join(lines) + "\n")

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from qwen3q.control_characters import CONTROL, without_controls
 from qwen3q.progress import ProgressFn, silent
 
 if TYPE_CHECKING:
@@ -32,12 +33,20 @@ def stderr_console() -> Console:
 
 
 def _console(*, stderr: bool) -> Console:
-    """Brackets and colons are what they are, as names of files hold some; a table that goes into a
-    file or a pipe is not folded."""
+    """Brackets and colons are what they are, as names of files hold some, and control characters
+    are not let through; a table that goes into a file or a pipe is not folded."""
     from rich.console import Console
+    from rich.text import Text
+
+    class PlainConsole(Console):
+        def render_str(self, text: str, **options: Any) -> Text:
+            return super().render_str(without_controls(text), **options)
+
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError  # rich would exit with 1; to ``main`` it is no failure
 
     terminal = (sys.stderr if stderr else sys.stdout).isatty()
-    return Console(
+    return PlainConsole(
         stderr=stderr,
         markup=False,
         emoji=False,
@@ -48,8 +57,22 @@ def _console(*, stderr: bool) -> Console:
 
 
 def print_json(value: dict[str, Any]) -> None:
-    """One JSON object on stdout."""
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    """One JSON object on stdout, with control characters escaped."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    _write(CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n")
+
+
+def print_lines(lines: Sequence[str]) -> None:
+    """Lines that no terminal's width folds, on stdout."""
+    _write(without_controls("\n".join(lines) + "\n"))
+
+
+def _write(text: str) -> None:
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise BrokenPipeError from None  # without an errno, over which click would exit with 1
 
 
 def note(message: str) -> None:

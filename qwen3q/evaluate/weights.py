@@ -10,7 +10,6 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from qwen3q.errors import CheckpointError
 from qwen3q.evaluate.artefact import Artefact
 from qwen3q.evaluate.input_rounding import (
     Rounding,
@@ -20,8 +19,8 @@ from qwen3q.evaluate.input_rounding import (
     int8_beside_outliers,
     int8_per_token,
 )
-from qwen3q.formats.gguf_config import gguf_config
-from qwen3q.formats.gguf_file import GgufTensor, read_header, split_paths
+from qwen3q.formats.gguf_file import GgufTensor
+from qwen3q.formats.gguf_model import read_gguf_model
 from qwen3q.formats.packed import PackedWeight
 from qwen3q.formats.reader import QuantizedFolder
 from qwen3q.formats.recognise import Storage
@@ -79,14 +78,9 @@ class GgufWeights:
     """A GGUF file, dequantized by gguf-py; inputs are rounded as llama.cpp's CPU kernels do."""
 
     def __init__(self, artefact: Artefact) -> None:
-        headers = [read_header(part) for part in split_paths(artefact.path)]
-        self._tensors = {
-            name: (header.path, tensor)
-            for header in headers
-            for name, tensor in header.tensors.items()
-        }
-        tied = "output.weight" not in self._tensors
-        self.config = gguf_config(headers[0].metadata, str(artefact.path), tied=tied)
+        model = read_gguf_model(artefact.path)
+        self._tensors = model.tensors
+        self.config = model.config
         self._specs = {spec.name: spec for spec in model_tensors(self.config)}
 
     def weight(self, name: str) -> torch.Tensor:
@@ -94,10 +88,7 @@ class GgufWeights:
 
     def packed(self, name: str) -> PackedWeight:
         spec = self._specs[name]
-        stored = gguf_name(spec)
-        if stored not in self._tensors:
-            raise CheckpointError(f"The GGUF file has no tensor {stored}.")
-        path, tensor = self._tensors[stored]
+        path, tensor = self._tensors[gguf_name(spec)]
         raw = torch.from_numpy(_raw(path, tensor, spec))
         return PackedWeight({"raw": raw}, partial(_dequantize, tensor, spec), host_only=True)
 
@@ -114,11 +105,6 @@ def open_weights(artefact: Artefact) -> WeightSource:
 def _raw(path: Path, tensor: GgufTensor, spec: TensorSpec) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """What is stored of one checkpoint tensor; of stacked experts only the wanted one."""
     experts = tensor.shape[0] if spec.expert is not None else 1
-    shape = tensor.shape[1:] if spec.expert is not None else tensor.shape
-    if shape != spec.shape:
-        raise CheckpointError(
-            f"{tensor.name} has shape {list(shape)}, but its metadata give {list(spec.shape)}."
-        )
     each = tensor.nbytes // experts
     start = tensor.start + each * (spec.expert or 0)
     return np.fromfile(path, np.uint8, each, offset=start)

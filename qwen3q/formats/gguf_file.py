@@ -123,7 +123,7 @@ def split_paths(path: Path) -> list[Path]:
         CheckpointError: names the first part that is missing.
     """
     match = _SPLIT_NAME.fullmatch(path.name)
-    if match is None:
+    if match is None or not 0 < int(match[2]) <= int(match[3]):
         return [path]
     stem, _, count = match.groups()
     parts = [path.with_name(f"{stem}-{i + 1:05d}-of-{count}.gguf") for i in range(int(count))]
@@ -155,6 +155,8 @@ class _Cursor:
         metadata: dict[str, Any] = {}
         for _ in range(n_values):
             key = self.string()
+            if key in metadata:
+                raise CheckpointError(f"{self.path} has the metadata key {key} twice.", REFETCH)
             metadata[key] = self.value(self.value_type())
         self.room(n_tensors, 24, "tensors")
         alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
@@ -164,6 +166,8 @@ class _Cursor:
         data_start = -(-self.position // alignment) * alignment
         tensors = {}
         for tensor in entries:
+            if tensor.name in tensors:
+                raise CheckpointError(f"{self.path} has the tensor {tensor.name} twice.", REFETCH)
             start = data_start + tensor.start
             if tensor.start % alignment or start + tensor.nbytes > len(self.data):
                 raise CheckpointError(

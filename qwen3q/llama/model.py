@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from qwen3q.closing import Closing
 from qwen3q.errors import LlamaError
+from qwen3q.formats.gguf_model import check_gguf
 from qwen3q.llama.capi import collect_log, has_amx, lib, log
 
 _LONGEST_PIECE = 256
@@ -39,10 +40,13 @@ class LlamaModel(Closing):
 
         Raises:
             LlamaError: no such file, or llama.cpp refuses it; carries its reason.
+            CheckpointError, ModelError: llama.cpp would end the process over it.
         """
         if not path.is_file():
             raise LlamaError(f"There is no GGUF file at {path}.")
         options = options or LoadOptions()
+        if not options.vocab_only:
+            check_gguf(path)
         collect_log()
         params = lib.llama_model_default_params()
         params.n_gpu_layers = options.gpu_layers

@@ -30,7 +30,6 @@ from qwen3q.plan.gguf import padded, tensor_type
 from qwen3q.plan.gguf_types import GGML_TYPES
 from qwen3q.plan.plan import Plan
 
-_EXPERTS_PATTERN = rb"\.ffn_(up|down|gate)_exps"
 _CPU = 0
 _STARTUP_SECONDS = 30.0
 
@@ -42,7 +41,7 @@ class Load:
     Attributes:
         tensor_split: share of the layers per device; one entry per device in use, empty for CPU.
         gpu_layers: layers on the devices, the output layer counted; negative for all.
-        experts_on_cpu: keep the routed experts of every layer on the CPU.
+        cpu_experts: keep the routed experts of so many layers on the CPU, from the first on.
     """
 
     context: int
@@ -54,7 +53,7 @@ class Load:
     type_k: str = "F16"
     type_v: str = "F16"
     flash_attention: bool = True
-    experts_on_cpu: bool = False
+    cpu_experts: int = 0
 
 
 def load_of(settings: Settings, split: tuple[float, ...]) -> Load:
@@ -69,7 +68,7 @@ def load_of(settings: Settings, split: tuple[float, ...]) -> Load:
         type_k=settings.type_k,
         type_v=settings.type_v,
         flash_attention=settings.flash_attention,
-        experts_on_cpu=settings.cpu_experts > 0,
+        cpu_experts=settings.cpu_experts,
     )
 
 
@@ -185,8 +184,10 @@ def dry_run(path: Path, load: Load, endpoints: Sequence[str] = ()) -> dict[str, 
     split = (ctypes.c_float * max(lib.llama_max_devices(), 1))(*load.tensor_split)
     model_params.tensor_split = ctypes.cast(split, ctypes.POINTER(ctypes.c_float))
     overrides = (_Override * 2)()
-    if load.experts_on_cpu:
-        overrides[0] = _Override(_EXPERTS_PATTERN, _ggml_base().ggml_backend_cpu_buffer_type())
+    if load.cpu_experts:
+        layers = "|".join(map(str, range(load.cpu_experts)))
+        pattern = rf"blk\.({layers})\.ffn_(up|down|gate)_exps".encode()
+        overrides[0] = _Override(pattern, _ggml_base().ggml_backend_cpu_buffer_type())
         model_params.tensor_buft_overrides = ctypes.cast(overrides, ctypes.c_void_p)
 
     context_params = lib.llama_context_default_params()

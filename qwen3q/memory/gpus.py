@@ -191,6 +191,8 @@ def _without_size(gpu: Gpu) -> list[str]:
 
 
 def _suggestion(name: str) -> str:
+    if "".join(_words(name)) in ("cpu", "none"):
+        return "A run on the processor is --gpu-layers 0: what it takes is in the column CPU."
     aliases = _aliases()
     near = difflib.get_close_matches("".join(_words(name)), aliases, n=6, cutoff=0.55)
     names = list(dict.fromkeys(aliases[key].name for key in near))[:3]

@@ -83,6 +83,7 @@ class Batch:
         n_kv: cache cells of one stream.
         streams: sequences with a cache of their own.
         rotate_k, rotate_v: that half of the cache is quantized, so it is rotated first.
+        cast_k, cast_v: that half is read through a copy in F16, as flash attention does of F32.
         k_bytes, v_bytes: one layer's cache; matters only where it is copied to another device.
     """
 
@@ -93,6 +94,8 @@ class Batch:
     flash_attention: bool
     rotate_k: bool
     rotate_v: bool
+    cast_k: bool
+    cast_v: bool
     k_bytes: int = 0
     v_bytes: int = 0
 
@@ -247,6 +250,10 @@ class _Builder:
 
         q = _view(_view(q))
         k_all, v_all = _view(_view(k_cache)), _view(_view(v_cache))
+        if batch.cast_k:
+            k_all = self.half(k_all)
+        if batch.cast_v:
+            v_all = self.half(v_all)
         if batch.flash_attention:
             mixed = Tensor(
                 4 * config.q_size * tokens,
@@ -277,6 +284,11 @@ class _Builder:
         """``llama_mul_mat_hadamard``."""
         rotated = _result(("f32", "rotated", x.nbytes), (rotation, _view(x)), nbytes=x.nbytes)
         return _view(rotated, x.layout)
+
+    def half(self, x: Tensor) -> Tensor:
+        """An F16 copy of one layer's keys or values."""
+        nbytes = 2 * self.config.kv_size * self.batch.n_kv * self.batch.streams
+        return _result(("f16", nbytes), (x,), nbytes=nbytes)
 
     def feed_forward(self, layer: int, x: Tensor, tokens: int) -> Tensor:
         device, inner = self.placement.layers[layer], self.config.intermediate_size
@@ -321,7 +333,7 @@ class _Builder:
         for part in parts[1:]:
             mixed = _result(("f32", hidden, tokens), (mixed, part), in_place=True)
             graph.expand(mixed)
-        return mixed
+        return _result(("f32", hidden, tokens), (mixed,)) if top == 1 else mixed
 
 
 def _k_rotation_side(head_dim: int) -> int:

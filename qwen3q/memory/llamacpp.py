@@ -13,7 +13,7 @@ from itertools import accumulate, groupby
 from qwen3q.memory.devices import DeviceMemory, context_bytes, context_spread
 from qwen3q.memory.gpus import Family, Gpu
 from qwen3q.memory.llama_alloc import compute_bytes
-from qwen3q.memory.llama_graph import Batch, Placement, WeightBytes, build_graph
+from qwen3q.memory.llama_graph import HADAMARD_V, Batch, Placement, WeightBytes, build_graph
 from qwen3q.memory.settings import Settings, is_quantized, row_bytes
 from qwen3q.memory.weights import Weights
 from qwen3q.models.config import Qwen3Config
@@ -23,7 +23,7 @@ LOGICAL_BATCH = 2048
 
 _CELLS = 256
 _ALIGNMENT = 32
-_PERIOD_FROM, _PERIOD = 4, 2
+_PERIOD_FROM, _PERIOD = 8, 2
 """After this many layers on a device the allocator repeats itself every second layer."""
 
 _COPIES_WEIGHTS = frozenset(Family) - {Family.APPLE}
@@ -136,10 +136,11 @@ class _Run:
             weights[self.layer_device[layer]] += size.total - experts
             weights[self.expert_device[layer]] += experts
             kv[self.layer_device[layer]] += self.k_bytes + self.v_bytes
-        weights[self.cpu] += self.weights.embedding
-        weights[self.output_device] += self.weights.final_norm + self.weights.head
-        if self.weights.head == 0 and self.output_device != self.cpu:
-            weights[self.output_device] += self.weights.embedding
+        embedding, head = _aligned(self.weights.embedding), _aligned(self.weights.head)
+        weights[self.cpu] += embedding
+        weights[self.output_device] += self.weights.final_norm + head
+        if head == 0 and self.output_device != self.cpu:
+            weights[self.output_device] += embedding
         compute = self.compute(offload=False)
         moved = self.moved_bytes(compute)
         found = []
@@ -181,14 +182,17 @@ class _Run:
         settings = self.settings
         total = settings.context * settings.parallel
         tokens = min(total, settings.ubatch)
+        rotates = self.config.head_dim % HADAMARD_V == 0
         return Batch(
             tokens=-(-tokens // settings.parallel) * settings.parallel,
             outputs=min(tokens, max(LOGICAL_BATCH, settings.ubatch)),
             n_kv=_padded(settings.context),
             streams=settings.parallel,
             flash_attention=settings.flash_attention,
-            rotate_k=is_quantized(settings.type_k),
-            rotate_v=is_quantized(settings.type_v),
+            rotate_k=rotates and is_quantized(settings.type_k),
+            rotate_v=rotates and is_quantized(settings.type_v),
+            cast_k=settings.flash_attention and settings.type_k == "f32",
+            cast_v=settings.flash_attention and settings.type_v == "f32",
             k_bytes=self.k_bytes,
             v_bytes=self.v_bytes,
         )
@@ -226,6 +230,11 @@ class _Run:
 
 def _padded(context: int) -> int:
     return -(-context // _CELLS) * _CELLS
+
+
+def _aligned(nbytes: int) -> int:
+    """As a tensor lies in a buffer; only a vocabulary of odd length makes a difference."""
+    return -(-nbytes // _ALIGNMENT) * _ALIGNMENT
 
 
 @cache

@@ -17,6 +17,7 @@ from qwen3q.memory.weights import (
 )
 from qwen3q.models.catalog import Release, find_release
 from qwen3q.models.config import Qwen3Config, parse_config
+from qwen3q.plan.gguf_types import FILE_TYPES, GGUF_PREFIX
 
 _DTYPES = {"BF16": "bf16", "F16": "fp16", "F32": "fp32", "F8_E4M3": "fp8"}
 
@@ -98,6 +99,14 @@ def folder_model(folder: Path, title: str, source: str) -> Model:
     return Model(source, title, config, source, stored=stored)
 
 
+def split_format(name: str) -> tuple[str, str | None]:
+    """``qwen3-8b:Q4_K_M`` is a model and ``gguf:Q4_K_M``; None where a name holds no file type."""
+    model, _, kind = name.rpartition(":")
+    if not model or kind.upper() not in FILE_TYPES or Path(name).exists():
+        return name, None
+    return model, GGUF_PREFIX + kind.upper()
+
+
 def canonical_format(fmt: str) -> str:
     """``fmt`` in the spelling of ``FORMATS``.
 
@@ -118,19 +127,17 @@ def _repo(name: str, release: Release) -> str:
 
 
 def _gguf(path: Path) -> Model:
-    from qwen3q.formats.gguf_config import gguf_config
-    from qwen3q.formats.gguf_file import read_header, split_paths
+    from qwen3q.formats.gguf_model import read_gguf_model
     from qwen3q.plan.gguf_types import gguf_format
 
-    headers = [read_header(part) for part in split_paths(path)]
-    metadata = headers[0].metadata
-    sizes = {t.name: t.nbytes for header in headers for t in header.tensors.values()}
-    config = gguf_config(metadata, str(path), tied="output.weight" not in sizes)
+    found = read_gguf_model(path)
+    metadata = found.headers[0].metadata
+    sizes = {name: tensor.nbytes for name, (_, tensor) in found.tensors.items()}
     fmt = gguf_format(metadata.get("general.file_type"))
-    nbytes = sum(header.file_bytes for header in headers)
-    stored = sum_tensors(fmt, sizes.items(), config, nbytes)
+    nbytes = sum(header.file_bytes for header in found.headers)
+    stored = sum_tensors(fmt, sizes.items(), found.config, nbytes)
     title = str(metadata.get("general.name", path.stem))
-    return Model(str(path), title, config, str(path), stored=stored)
+    return Model(str(path), title, found.config, str(path), stored=stored)
 
 
 def _safetensors_file(path: Path) -> Model:

@@ -13,8 +13,12 @@ from qwen3q.models.nearby import did_you_mean
 from qwen3q.models.quantization_config import quant_method
 
 MODEL_TYPES = ("qwen3", "qwen3_moe")
+_SHOWN = 80
+_MOST = (1 << 31) - 1
+"""Of any number in a config: what llama.cpp counts with."""
 _LIMITS = {"num_hidden_layers": 512, "num_experts": 1024, "vocab_size": 1 << 24}
 """Several times what any release has: plans list tensors and tokens, and must not be endless."""
+_FLOAT_TYPES = ("bfloat16", "float16", "float32", "float64", "float8_e4m3fn", "float8_e5m2")
 _WANTED = "Give a folder that holds config.json, tokenizer.json and *.safetensors."
 _REFETCH = "Fetch the model's config.json again; qwen3q reads the text models of Qwen3 alone."
 
@@ -149,7 +153,7 @@ def parse_config(raw: Mapping[str, Any], where: str = "config.json") -> Qwen3Con
         yarn=_yarn(rope, fields),
         bos_token_id=raw.get("bos_token_id"),
         eos_token_ids=token_ids(raw.get("eos_token_id")),
-        dtype=str(raw.get("dtype") or raw.get("torch_dtype") or "bfloat16"),
+        dtype=fields.float_type(),
         quant_method=quant_method(raw, where),
     )
     _check(config, raw, where)
@@ -172,16 +176,18 @@ class _Fields:
         """The first of ``names`` that is present, a positive int."""
         for name in names:
             value = self.raw.get(name)
-            if value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
-                raise ModelError(
-                    f"{self.where}: {name} is {value!r}, not a positive whole number.", _REFETCH
-                )
-            return value
+            if value is not None:
+                return self.whole(name, value)
         if default is None:
             raise ModelError(f"{self.where} has no {names[0]}.", _REFETCH)
         return default
+
+    def whole(self, name: str, value: Any) -> int:
+        if type(value) is not int or not 0 < value <= _MOST:
+            raise ModelError(
+                f"{self.where}: {name} is {_shown(value)}, not a positive whole number.", _REFETCH
+            )
+        return value
 
     def indices(self, name: str) -> tuple[int, ...]:
         """A list of layers, empty if absent."""
@@ -196,9 +202,27 @@ class _Fields:
         return tuple(value)
 
     def number(self, name: str, value: Any) -> float:
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-            raise ModelError(f"{self.where}: {name} is {value!r}, not a positive number.", _REFETCH)
+        if type(value) not in (int, float) or not 0 < value <= _MOST:
+            raise ModelError(
+                f"{self.where}: {name} is {_shown(value)}, not a positive number.", _REFETCH
+            )
         return float(value)
+
+    def float_type(self) -> str:
+        """What the weights are stored in, by torch's name."""
+        value = self.raw.get("dtype") or self.raw.get("torch_dtype") or "bfloat16"
+        if value not in _FLOAT_TYPES:
+            raise ModelError(
+                f"{self.where}: dtype is {_shown(value)}, not one of {', '.join(_FLOAT_TYPES)}.",
+                _REFETCH,
+            )
+        return str(value)
+
+
+def _shown(value: Any) -> str:
+    """A value for a message; a file may hold one of any length."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def _rope_parameters(raw: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -215,12 +239,12 @@ def _yarn(rope: Mapping[str, Any], fields: _Fields) -> Yarn | None:
         raise ModelError(
             f"{fields.where}: RoPE type {kind!r} is not one Qwen3 uses.", "Known: default, yarn."
         )
+    original = rope.get("original_max_position_embeddings")
     return Yarn(
         factor=fields.number("rope factor", rope.get("factor")),
-        original_max_position_embeddings=int(
-            rope.get("original_max_position_embeddings")
-            or fields.positive("max_position_embeddings", default=32768)
-        ),
+        original_max_position_embeddings=fields.positive("max_position_embeddings", default=32768)
+        if original is None
+        else fields.whole("original_max_position_embeddings", original),
     )
 
 

@@ -19,7 +19,7 @@ def read_object(path: Path) -> dict[str, Any]:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ModelError(f"{path} is missing.", REFETCH_MODEL) from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"{path} is not valid JSON: {error}.", REFETCH_MODEL) from None
     if not isinstance(raw, dict):
         raise ModelError(f"{path} holds a {type(raw).__name__}, not an object.", REFETCH_MODEL)

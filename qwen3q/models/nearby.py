@@ -12,6 +12,7 @@ def near_names(path: Path) -> list[Path]:
     names: dict[str, str] = {}
     with suppress(OSError):
         names = {entry.name.lower(): entry.name for entry in sorted(path.parent.iterdir())}
+        names = {key: name for key, name in names.items() if name != path.name}
     near = difflib.get_close_matches(path.name.lower(), names, n=3, cutoff=0.6)
     return [path.with_name(names[key]) for key in near]
 

@@ -25,6 +25,7 @@ DEMO = "demo"
 GGUF_SUFFIX = ".gguf"
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_HUB_PAGE = re.compile(rf"https?://[^/]+/({_HUB_ID.pattern})(?:/.*)?")
 _KINDS = (
     "A model is a folder, a Hub id (org/name), an alias (`qwen3q models` lists them) or `demo`."
 )
@@ -197,6 +198,8 @@ def _find_local(name: str, revision: str | None) -> ModelSource | None:
 
     A folder with a config goes before an alias or Hub id of the same name.
     """
+    if not name.strip():
+        raise SourceError(f"{name!r} names no model.", _KINDS)
     path = Path(name).expanduser()
     is_release = find_release(name) is not None
     if name == DEMO:
@@ -207,6 +210,8 @@ def _find_local(name: str, revision: str | None) -> ModelSource | None:
         return None
     elif path.exists():
         raise _is_a_file(name, path)
+    elif page := _HUB_PAGE.fullmatch(name):
+        raise SourceError(f"{name} is an address, not a model.", f"Give its Hub id: {page[1]}.")
     elif _looks_like_path(name):
         kind = "file" if path.suffix == GGUF_SUFFIX else "folder"
         raise SourceError(f"There is no {kind} {name}.", did_you_mean(path) or _KINDS)

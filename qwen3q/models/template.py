@@ -1,7 +1,8 @@
 """A model's own chat template, rendered as transformers renders it but without trusting it.
 
 Templates come with downloaded files, so they run in Jinja's immutable sandbox, see plain data
-only, and are bounded in length, in loop rounds and in what they produce.
+only, and are bounded in length, in loop rounds and in what they produce. What a template pads,
+replaces or joins on the way is not bounded, so a hostile one can still take time and memory.
 """
 
 from __future__ import annotations

@@ -6,11 +6,12 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from os.path import isfile
 from pathlib import Path
 from typing import Any
 
 from qwen3q.checkpoint.reader import Checkpoint, check_all_finite
-from qwen3q.checkpoint.shards import INDEX_NAME, lay_out_shards
+from qwen3q.checkpoint.shards import DTYPES, INDEX_NAME, lay_out_shards
 from qwen3q.checkpoint.writer import file_sha256
 from qwen3q.counts import counted
 from qwen3q.errors import CheckpointError, Qwen3qError, UsageError
@@ -101,6 +102,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         parts = (manifest["scheme"], manifest["outputs"], manifest["source"]["files"])
         dtypes = manifest["source"]["dtypes"]
         sound = all(isinstance(part, dict) for part in (*parts, dtypes))
+        sound = sound and all(dtype in DTYPES for dtype in dtypes.values())
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         sound = False
     if not sound:
@@ -227,7 +229,7 @@ def _checksums(folder: Path, files: Mapping[str, Any], progress: ProgressFn) -> 
         if Path(name).name != name or not isinstance(entry, dict):
             raise CheckpointError(f"The manifest lists {name!r}, which is no file of the folder.")
         path = folder / name
-        if not path.is_file():
+        if not isfile(path):  # which takes a name that no file can have for a missing one
             raise CheckpointError(f"{name} is missing.")
         if path.stat().st_size != entry.get("bytes"):
             raise CheckpointError(

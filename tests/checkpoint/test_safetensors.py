@@ -78,6 +78,8 @@ def test_sharded_folder_is_one_checkpoint(demo_folder, tmp_path):
         ({"a": entry(0, 400, [100])}, bytes(40), "truncated"),
         ({"a": entry(0, 4, [1])}, bytes(9), "does not describe"),
         (b'{"a": {}, "a": {}}', b"", "twice"),
+        ({"a": entry(0, 4, [1], ["F32"])}, bytes(4), "unknown dtype"),
+        (b'{"a": ' + b"9" * 5000 + b"}", b"", "not JSON"),
     ],
 )
 def test_header_that_does_not_fit_is_refused(tmp_path, header, data, says):

@@ -131,6 +131,30 @@ def test_full_memory_is_told_in_a_sentence(does, says):
     assert "Traceback" not in run.stderr
 
 
+@pytest.mark.parametrize("verb", ["inspect", "estimate", "verify"])
+def test_a_name_that_no_disk_takes_is_told_and_cut_short(cli, verb):
+    run = cli(verb, "x" * 5000)
+    assert run.returncode == 1
+    assert run.stderr == f"qwen3q: Can't use {'x' * 80}...: File name too long.\n"
+
+
+def test_other_errors_of_the_system_are_not_hidden():
+    run = main_that("raise_(OSError(5, 'Input/output error'))")
+    assert "Traceback" in run.stderr
+    assert run.returncode == 1
+
+
+@pytest.mark.parametrize(
+    "words", [("models",), ("inspect", "demo", "--tensors"), ("estimate", "demo")]
+)
+def test_a_reader_that_has_enough_is_no_failure(words):
+    """As in ``qwen3q models | head -1``; the pipe is closed before anything is printed."""
+    words = [sys.executable, "-m", "qwen3q", *words]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
+        run.stdout.close()
+        assert (run.stderr.read(), run.wait()) == (b"", 0)
+
+
 def test_other_errors_of_torch_are_not_taken_for_full_memory():
     run = main_that("raise_(RuntimeError('mat1 and mat2 shapes cannot be multiplied'))")
     assert "RuntimeError: mat1 and mat2" in run.stderr

@@ -84,6 +84,7 @@ def test_fit_in_json_and_text() -> None:
     ("arguments", "hint"),
     [
         (("estimate", "qwen3-8b", "--gpu", "RTX 4091"), "RTX 4090"),
+        (("estimate", "qwen3-8b", "--gpu", "CPU"), "--gpu-layers 0"),
         (("estimate", "qwen3-8b", "--context", "200000"), "131072"),
         (("estimate", "qwen3-8b", "--quant", "gguf:Q4_K_M", "--kv", "q4_k"), "q4_1"),
         (("estimate", "qwen3-8b", "--quant", "gguf:Q4_KM"), "Q4_K_M"),
@@ -129,6 +130,14 @@ def test_wrong_input_is_one_sentence_and_a_choice(arguments: tuple[str, ...], hi
     assert hint in done.stderr
     assert len(done.stderr.strip().splitlines()) == 2
     assert "Traceback" not in done.stderr
+
+
+def test_a_type_after_the_model_is_its_quantization() -> None:
+    """As ``chat`` and ``eval`` take it."""
+    whole = qwen3q("estimate", "qwen3-8b", "--quant", "gguf:Q4_K_M", "--json")
+    short = qwen3q("estimate", "qwen3-8b:q4_k_m", "--json")
+    assert whole.returncode == short.returncode == 0
+    assert whole.stdout == short.stdout
 
 
 def table(*arguments: str) -> dict[str, list[str]]:

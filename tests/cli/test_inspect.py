@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import struct
 
@@ -47,6 +48,21 @@ def test_a_file_type_that_nobody_knows_is_called_the_same_everywhere(cli, tmp_pa
     inspected = json.loads(cli("inspect", path, "--json").stdout)["facts"]["format"]
     estimated = find_model(str(path)).stored.format
     assert inspected == estimated == find_artefact(str(path)).format == "gguf:unknown"
+
+
+def test_control_characters_of_a_file_do_not_reach_the_terminal(cli, tmp_path):
+    """Names in a file that somebody else wrote could move the cursor or retitle the window."""
+    cli("quantize", "demo", "--to", "gguf:Q8_0", "--out", tmp_path)
+    (path,) = tmp_path.iterdir()
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"Qwen3 demo", b"\x1b]0;ab\x07\xc2\x9bm"))
+    for words in (("inspect", path), ("estimate", path), ("inspect", tmp_path / "\x1b[31mx")):
+        run = cli(*words)
+        assert "\N{REPLACEMENT CHARACTER}" in run.stdout + run.stderr
+        assert not re.search(r"[\x07\x1b\x9b]", run.stdout + run.stderr)
+    told = cli("inspect", path, "--json").stdout
+    assert not re.search(r"[\x07\x1b\x9b]", told)
+    assert json.loads(told)["facts"]["model"] == "\x1b]0;ab\x07\x9bm"
 
 
 def test_a_folder_is_told_as_it_is_stored(demo_folder, tmp_path):

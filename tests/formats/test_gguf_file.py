@@ -124,3 +124,23 @@ def test_split_parts_are_found(tmp_path):
     (tmp_path / "m-00002-of-00002.gguf").unlink()
     with pytest.raises(CheckpointError, match=r"m-00002-of-00002\.gguf is missing"):
         split_paths(tmp_path / "m-00001-of-00002.gguf")
+
+
+@pytest.mark.parametrize("name", ["m-00001-of-00000.gguf", "m-00003-of-00002.gguf", "m.gguf"])
+def test_a_name_that_is_no_part_is_a_whole_file(tmp_path, name):
+    assert split_paths(tmp_path / name) == [tmp_path / name]
+
+
+def test_nothing_is_there_twice(tmp_path):
+    """llama.cpp refuses such a file; a sum over its tensors would be too small."""
+    key = encode_metadata({"general.name": Value(ValueType.STRING, "m")})
+    path = tmp_path / "m.gguf"
+    for metadata, tensors, says in (
+        (key + key, ["a"], "metadata key general.name twice"),
+        (key, ["a", "b", "a"], "tensor a twice"),
+    ):
+        entries = [(name, 0, (1,), 32 * i) for i, name in enumerate(tensors)]
+        header = encode_header(metadata, len(metadata) // len(key), entries)
+        path.write_bytes(header + bytes(32 * len(tensors)))
+        with pytest.raises(CheckpointError, match=says):
+            read_header(path)

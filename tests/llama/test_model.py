@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import struct
+import subprocess
 import sys
 
 import pytest
@@ -92,17 +95,35 @@ def test_vocabulary_alone_still_tokenizes(demo_gguf, demo_model):
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
-        (lambda raw: raw[: len(raw) // 2], "not within the file bounds"),
-        (lambda raw: raw[:3000], "failed to read key-value pairs"),
-        (lambda raw: b"hello" * 100, "invalid magic"),
         (lambda raw: raw.replace(b"qwen3", b"zwen3"), "unknown model architecture: 'zwen3'"),
+        (lambda raw: raw.replace(b"gpt2", b"tpg2"), "unknown tokenizer: 'tpg2'"),
     ],
 )
-def test_broken_files_are_refused_with_llama_cpps_reason(damage, reason, demo_gguf, tmp_path):
+def test_what_llama_cpp_refuses_is_told_with_its_reason(damage, reason, demo_gguf, tmp_path):
     path = tmp_path / "broken.gguf"
     path.write_bytes(damage(demo_gguf.read_bytes()))
     with pytest.raises(LlamaError, match=reason):
         LlamaModel(path)
+
+
+NUMBERS = {
+    "block_count": (struct.pack("<II", 4, 6), struct.pack("<II", 4, 600)),
+    "rope.dimension_count": (struct.pack("<II", 4, 64), struct.pack("<II", 4, 32)),
+    "attention.layer_norm_rms_epsilon": (struct.pack("<If", 6, 1e-6), struct.pack("<If", 6, -1)),
+}
+"""Metadata that llama.cpp ends the process over: its value and another."""
+
+
+@pytest.mark.parametrize("key", NUMBERS)
+def test_a_file_that_would_end_the_process_is_refused(key, demo_gguf, tmp_path):
+    good, bad = (b"qwen3." + key.encode() + value for value in NUMBERS[key])
+    data = demo_gguf.read_bytes()
+    assert data.count(good) == 1
+    (tmp_path / "bad.gguf").write_bytes(data.replace(good, bad))
+    code = f"from qwen3q.llama.model import *; LlamaModel(Path({str(tmp_path / 'bad.gguf')!r}))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.returncode == 1
+    assert re.search(r"qwen3q\.errors\.ModelError: .*bad\.gguf", run.stderr)
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -114,17 +114,18 @@ def test_layers_on_the_cpu_equal_the_dry_run(
 
 
 @pytest.mark.peer
+@pytest.mark.parametrize("layers", [1, 20, 48])
 def test_experts_on_the_cpu_equal_the_dry_run(
-    tmp_path: Path, measured: Callable[..., BuffersByDevice]
+    layers: int, tmp_path: Path, measured: Callable[..., BuffersByDevice]
 ) -> None:
     config = release("qwen3-30b-a3b").config
     path = tmp_path / "model.gguf"
     write_header(path, config, plan_gguf("", config, file_type("Q4_K_M")))
-    settings = replace(BASE, cpu_experts=config.num_hidden_layers)
+    settings = replace(BASE, cpu_experts=layers)
     for gpus in (1, 2):
         truth = measured(path, settings, (1.0,) * gpus)
         assert predicted(config, "Q4_K_M", settings, gpus) == truth
-    assert truth["CPU"][0] > 10 * truth["GPU0"][0]
+    assert layers < 48 or truth["CPU"][0] > 10 * truth["GPU0"][0]
 
 
 @pytest.mark.peer
@@ -140,6 +141,44 @@ def test_a_model_of_odd_shape_equals_the_dry_run(
         for gpus in (0, 1):
             truth = measured(path, BASE, (1.0,) * gpus)
             assert predicted(config, "Q4_0", BASE, gpus) == truth
+
+
+SMALL = Qwen3Config("qwen3", 512, 5, 8, 2, 64, 1056, 1000, True, 40960, 1e6, 1e-6)
+ODD = {
+    "F32 cache": (SMALL, replace(BASE, type_k="f32", type_v="f32"), 1),
+    "F32 cache without flash attention": (
+        SMALL, replace(BASE, type_k="f32", type_v="f32", flash_attention=False), 1
+    ),
+    "heads that can't be rotated": (
+        replace(SMALL, head_dim=96), replace(BASE, type_k="q8_0", type_v="q4_0"), 1
+    ),
+    "one expert per token": (
+        replace(
+            SMALL, model_type="qwen3_moe", hidden_size=2560, num_experts=4, num_experts_per_tok=1,
+            moe_intermediate_size=96,
+        ), replace(BASE, gpu_layers=2), 1,
+    ),
+    "a vocabulary of odd length": (replace(SMALL, vocab_size=1001, head_dim=32), BASE, 1),
+    "fragments that come late": (
+        replace(
+            SMALL, hidden_size=768, num_hidden_layers=6, num_attention_heads=5,
+            num_key_value_heads=1, intermediate_size=128,
+        ), Settings(255, 16, "iq4_nl", ubatch=4096), 1,
+    ),
+}  # fmt: skip
+"""What no release has, but a model that somebody changed, or an unusual option."""
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("name", ODD)
+def test_odd_models_and_caches_equal_the_dry_run(
+    name: str, tmp_path: Path, measured: Callable[..., BuffersByDevice]
+) -> None:
+    config, settings, gpus = ODD[name]
+    path = tmp_path / "model.gguf"
+    write_header(path, config, plan_gguf("", config, file_type("Q6_K")))
+    truth = measured(path, settings, (1.0,) * gpus)
+    assert predicted(config, "Q6_K", settings, gpus) == truth
 
 
 def test_simulated_layers_have_the_peak_of_all(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from qwen3q.errors import CheckpointError
 from qwen3q.memory.source import find_model
 from qwen3q.memory.weights import FORMATS, planned_weights, release_weights
 from qwen3q.models.catalog import catalog, find_release
@@ -83,7 +84,8 @@ def test_a_quantized_folder_is_taken_as_it_is(tmp_path: Path, demo_folder: Path)
     assert by_file.stored.total == model.stored.total
 
 
-def test_a_gguf_file_is_read_from_its_header(tmp_path: Path) -> None:
+@pytest.mark.parametrize("missing", ["", "blk.1.ffn_norm.weight"])
+def test_a_gguf_file_is_read_from_its_header(missing: str, tmp_path: Path) -> None:
     from gguf import GGMLQuantizationType, GGUFWriter
 
     path = tmp_path / "model.gguf"
@@ -97,19 +99,27 @@ def test_a_gguf_file_is_read_from_its_header(tmp_path: Path) -> None:
     ):  # fmt: skip
         add(value)
     writer.add_layer_norm_rms_eps(1e-6)
-    for name, shape in (
-        ("token_embd.weight", (96, 64)), ("blk.0.attn_q.weight", (128, 64)),
-        ("blk.1.ffn_down.weight", (64, 128)), ("blk.1.ffn_norm.weight", (64,)),
-        ("output_norm.weight", (64,)),
-    ):  # fmt: skip
-        writer.add_tensor(name, np.zeros(shape, np.float32))
-    writer.add_tensor(
-        "blk.0.attn_k.weight", np.zeros((64, 68), np.uint8), raw_dtype=GGMLQuantizationType.Q8_0
-    )
+    layer = {
+        "attn_norm": (64,), "attn_q": (128, 64), "attn_k": (64, 64), "attn_v": (64, 64),
+        "attn_q_norm": (32,), "attn_k_norm": (32,), "attn_output": (64, 128), "ffn_norm": (64,),
+        "ffn_gate": (128, 64), "ffn_up": (128, 64), "ffn_down": (64, 128),
+    }  # fmt: skip
+    shapes = {"token_embd.weight": (96, 64), "output_norm.weight": (64,)}
+    shapes |= {f"blk.{i}.{name}.weight": shape for i in (0, 1) for name, shape in layer.items()}
+    for name, shape in shapes.items():
+        if name == "blk.0.attn_k.weight":
+            blocks = np.zeros((64, 68), np.uint8)
+            writer.add_tensor(name, blocks, raw_dtype=GGMLQuantizationType.Q8_0)
+        elif name != missing:
+            writer.add_tensor(name, np.zeros(shape, np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+    if missing:
+        with pytest.raises(CheckpointError, match=f"model.gguf has no tensor {missing}"):
+            find_model(str(path))
+        return
     model = find_model(str(path))
     assert model.stored is not None
     assert model.formats() == ["gguf:Q8_0"]

@@ -18,6 +18,8 @@ from qwen3q.models.tensors import (
 )
 from qwen3q.models.yarn import with_yarn
 
+ORIGINAL = "original_max_position_embeddings"
+
 
 def raw_config(demo_folder, **changes):
     return json.loads((demo_folder / "config.json").read_text()) | changes
@@ -123,6 +125,16 @@ def test_yarn_in_both_spellings(demo_folder, key):
         ({"use_sliding_window": True}, "use_sliding_window"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
         ({"rms_norm_eps": 0}, "rms_norm_eps is 0"),
+        ({"rope_theta": float("inf")}, "rope_theta is inf, not a positive number"),
+        ({"rope_theta": 10**400}, r"rope_theta is 10{79}\.\.\., not a positive number"),
+        ({"head_dim": 10**30}, "head_dim is 1"),
+        ({"max_position_embeddings": 1 << 31}, "max_position_embeddings is 2147483648, not a"),
+        ({"torch_dtype": "int4"}, "dtype is 'int4', not one of bfloat16"),
+        ({"torch_dtype": {"a": 1}}, "dtype is {'a': 1}"),
+        (
+            {"rope_scaling": {"type": "yarn", "factor": 4, ORIGINAL: "x"}},
+            "original_max_position_embeddings is 'x'",
+        ),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8}}, "llama3"),
         ({"model_type": "qwen3_moe"}, "num_experts"),
     ],
@@ -147,6 +159,12 @@ def test_a_quantization_config_of_no_numbers_is_refused(demo_folder, stated, say
     with pytest.raises(ModelError, match=f"quantization_config: {says}") as caught:
         parse_config(raw_config(demo_folder, quantization_config=stated))
     assert caught.value.hint
+
+
+def test_a_number_that_python_reads_no_digits_of_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"a": ' + "9" * 5000 + "}")
+    with pytest.raises(ModelError, match=r"config\.json is not valid JSON"):
+        read_config(tmp_path)
 
 
 def test_tensors_that_do_not_fit_are_named(demo_folder):

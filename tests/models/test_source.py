@@ -121,6 +121,9 @@ def test_home_folder_is_expanded(demo_folder, tmp_path, monkeypatch, no_hub):
         ("some.gguf", "There is no file some.gguf", "A model is a folder"),
         ("some/where/deep", "There is no folder some/where/deep", "A model is a folder"),
         ("../../etc", "There is no folder", ""),
+        ("", "'' names no model", "A model is a folder"),
+        ("https://huggingface.co/Qwen/Qwen3-8B", "is an address", "its Hub id: Qwen/Qwen3-8B."),
+        ("https://hf.co/a/b/tree/main", "is an address", "Give its Hub id: a/b."),
     ],
 )
 def test_unknown_names(find, name, words, hint, no_hub, tmp_path, monkeypatch):
@@ -130,6 +133,15 @@ def test_unknown_names(find, name, words, hint, no_hub, tmp_path, monkeypatch):
     assert words in caught.value.message
     assert hint in caught.value.hint
     assert not no_hub.cache.exists()
+
+
+def test_a_link_to_nowhere_is_not_offered_as_itself(no_hub, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("model.gguf", "modal.gguf"):
+        (tmp_path / name).symlink_to("nowhere")
+    with pytest.raises(SourceError) as caught:
+        describe("model.gguf", site=no_hub)
+    assert caught.value.hint == "Did you mean modal.gguf?"
 
 
 @pytest.mark.parametrize("find", [describe, resolve])

@@ -343,6 +343,10 @@ def change_unlisted_config(folder: Path) -> None:
     change_json(folder / "config.json", lambda c: c["quantization_config"].clear())
 
 
+def list_a_name_too_long(folder: Path) -> None:
+    change_json(folder / "manifest.json", lambda m: m["outputs"].update({"x" * 999: {}}))
+
+
 def add_weights(folder: Path) -> None:
     save_file({"x": torch.zeros(1)}, folder / "adapter.safetensors")
 
@@ -358,6 +362,7 @@ def add_notes(folder: Path) -> None:
         (list_no_tokenizer, {"checksums"}),
         (list_no_inputs, {"source"}),
         (change_unlisted_config, {"layout", "checksums"}),
+        (list_a_name_too_long, {"checksums"}),
         (add_weights, {"checksums"}),
         (add_notes, set()),
         (flip_weights, {"checksums"}),
@@ -384,6 +389,15 @@ def test_verify_finds(
     except Qwen3qError as error:
         pytest.fail(f"verify stopped: {error}")
     assert found == failing
+
+
+@pytest.mark.parametrize("dtype", ["int3", None, True, []])
+def test_verify_wants_dtypes_that_there_are(dtype: object, model: Path, tmp_path: Path) -> None:
+    make(model, tmp_path, "fp8")
+    folder = tmp_path / "Tiny-FP8"
+    change_json(folder / "manifest.json", lambda m: m["source"]["dtypes"].update({"*": dtype}))
+    with pytest.raises(CheckpointError, match="no manifest of qwen3q"):
+        verify_folder(folder)
 
 
 def test_verify_wants_every_file_of_the_plan_in_the_manifest(model: Path, tmp_path: Path) -> None:
