@@ -18,6 +18,7 @@ from qwen3q.cli.quantize_text import (
     show_legality,
     show_matrix,
     show_measured,
+    show_missing_template,
     show_overrides,
     show_predicted,
 )
@@ -176,6 +177,7 @@ def quantize(
         show_legality(known)
         show_overrides(job)
         show_matrix(imatrix, job)
+        show_missing_template(source)
         return
     check_targets(source, job, out, options, resume=resume)
     share_heap()
@@ -188,6 +190,7 @@ def quantize(
             show_predicted(predicted)
             show_overrides(job)
             show_matrix(imatrix, job)
+            show_missing_template(source)
         artefacts = quantize_targets(
             source, job, out, options, devices=devices, resume=resume, progress=progress
         )

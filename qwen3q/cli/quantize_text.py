@@ -45,6 +45,21 @@ def show_overrides(job: QuantizeJob) -> None:
         note("The recipe's overrides are for the folders: GGUF files keep the mix of their type.")
 
 
+def show_missing_template(source: ModelSource) -> None:
+    """That what is made can't be talked with, should the model's folder have no chat template."""
+    from qwen3q.models.json_files import read_optional
+    from qwen3q.models.tokenizer import read_chat_template
+
+    if source.folder is None:
+        return
+    config = read_optional(source.folder / "tokenizer_config.json")
+    if read_chat_template(source.folder, config) is None:
+        note(
+            f"{source.title} has no chat template, neither as chat_template.jinja nor in "
+            "tokenizer_config.json: what is made of it can't be talked with."
+        )
+
+
 def legality_json(legality: Legality) -> dict[str, Any]:
     """The same for scripts; ``transformers`` lists packages it needs, or is null."""
     engines = legality.engines

@@ -312,3 +312,25 @@ def test_a_format_that_is_only_estimated_is_refused_before_a_download(cli, tmp_p
     run = cli("quantize", "qwen3-8b", "--to", "nvfp4", "--out", tmp_path / "out", **offline)
     assert run.returncode == 2
     assert "nvfp4 can be estimated but not written" in run.stderr
+
+
+def test_a_missing_chat_template_is_told_when_it_is_quantized_and_when_it_is_needed(
+    cli, demo_folder, tmp_path
+):
+    bare, out = tmp_path / "bare", tmp_path / "out"
+    bare.mkdir()
+    for name in ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json"):
+        shutil.copy(demo_folder / name, bare)
+    made = cli("quantize", bare, "--to", "gguf:Q8_0", "--out", tmp_path)
+    assert made.returncode == 0
+    assert "bare has no chat template" in made.stderr
+    assert "can't be talked with" in made.stderr
+    assert "template" not in cli("quantize", "demo", "--to", "gguf:Q8_0", "--dry-run").stderr
+    talked = cli("chat", tmp_path / "bare-Q8_0.gguf", "-p", "What is 1 + 1?")
+    asked = cli("eval", tmp_path / "bare-Q8_0.gguf", "--reference", "demo", "--gate", "--out", out)
+    for refused in (talked, asked):
+        assert refused.returncode == 1
+        said, hint = refused.stderr.splitlines()
+        assert "no chat template" in said
+        assert "chat_template.jinja" in hint
+    assert not out.exists()
