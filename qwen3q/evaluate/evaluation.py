@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -98,8 +97,9 @@ def evaluate(
     if options.resume and options.out is None:
         raise UsageError("--resume needs the folder of the earlier call.", "Give its --out.")
     kept = Kept(options.out, resume=options.resume)
-    alone = sole_writer(options.out / "report.json") if options.out else nullcontext()
-    with alone, telling(kept.what_is_kept):
+    if options.out is None:
+        return _evaluate(reference, names, text_name, text, options, kept, progress)
+    with sole_writer(options.out / "report.json"), telling(kept.what_is_kept):
         return _evaluate(reference, names, text_name, text, options, kept, progress)
 
 
