@@ -14,7 +14,7 @@ from qwen3q.llama.model import LlamaModel
 from qwen3q.llama.sampling import SamplerOptions
 from qwen3q.llama.text import TextStream
 from qwen3q.models import advised
-from qwen3q.models.template import ChatTemplate
+from qwen3q.models.template import NO_TEMPLATE, ChatTemplate
 
 THINKING_SAMPLING = SamplerOptions(**advised.THINKING)
 PLAIN_SAMPLING = SamplerOptions(**advised.PLAIN)
@@ -98,8 +98,7 @@ class ChatSession:
         source = model.chat_template()
         if source is None:
             raise ModelError(
-                f"{model.path} carries no chat template, so it is no chat model.",
-                "Quantize the instruct release, not the -Base one.",
+                f"{model.path} carries no chat template, so it can't be talked with.", NO_TEMPLATE
             )
         self.generator = generator
         self.thinking = thinking

@@ -52,14 +52,15 @@ def endpoint(
     Prompts have exactly the tokens asked for, and no two begin alike, so that prefix caches make
     none of them free; with the seed of an earlier call they may.
 
-    A key goes into QWEN3Q_API_KEY or OPENAI_API_KEY.
+    A key goes into QWEN3Q_API_KEY or OPENAI_API_KEY. Where more than half of the requests failed,
+    the exit code is 1.
     """
     from pathlib import Path
 
     from qwen3q.evaluate.endpoint import EndpointOptions, find_endpoint
     from qwen3q.evaluate.named_tokenizer import open_tokenizer
     from qwen3q.evaluate.report import machine_facts
-    from qwen3q.evaluate.streaming import StreamingOptions, stream_endpoint
+    from qwen3q.evaluate.streaming import StreamingOptions, require_answers, stream_endpoint
     from qwen3q.files import require_file_target, write_text
 
     options = StreamingOptions(tuple(concurrency or (1, 4)), prompt, generate, requests, seed)
@@ -75,10 +76,11 @@ def endpoint(
         write_text(Path(out), json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     if json_output:
         print_json(result)
-        return
-    show_streaming(result)
-    if out is not None:
-        note(out)
+    else:
+        show_streaming(result)
+        if out is not None:
+            note(out)
+    require_answers(rows)
 
 
 def show_streaming(report: Mapping[str, Any]) -> None:

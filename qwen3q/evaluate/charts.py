@@ -7,7 +7,7 @@ from html import escape
 from math import inf, log10
 from typing import Any
 
-from qwen3q.evaluate.groups import INDISTINGUISHABLE, Group, short_format
+from qwen3q.evaluate.groups import INDISTINGUISHABLE, Group, plot_labels
 from qwen3q.evaluate.svg import Canvas, Scale, axes, linear_ticks, log_ticks
 
 WIDTH = 860.0
@@ -58,8 +58,9 @@ def size_against_divergence(group: Group) -> str:
             f"{row['artefact']}: {row['file_bytes']:,} bytes, KL {row['kl_mean']:.6f} ± {error:.6f}"
         )
         canvas.dot(px, py, "best" if index in group.front else "beaten", tip)
-    for index, row, px, py in placed:
-        canvas.label(px, py, short_format(row), "label" if index in group.front else "label muted")
+    labels = plot_labels([row for _, row in shown])
+    for (index, _, px, py), label in zip(placed, labels, strict=True):
+        canvas.label(px, py, label, "label" if index in group.front else "label muted")
     return canvas.finish()
 
 

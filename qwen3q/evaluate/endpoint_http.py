@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from ipaddress import ip_address
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from qwen3q.errors import Qwen3qError, UsageError
@@ -113,7 +113,14 @@ def parse_address(url: str) -> Address:
     return Address(scheme, host, port, parts.path.rstrip("/") or "/v1")
 
 
-def api_key(address: Address, environment: Mapping[str, str] = os.environ) -> str | None:
+class ApiKey(NamedTuple):
+    """A key and the environment variable that it came from."""
+
+    variable: str
+    secret: str
+
+
+def api_key(address: Address, environment: Mapping[str, str] = os.environ) -> ApiKey | None:
     """The key for ``address`` from the environment.
 
     OPENAI_API_KEY, which is seldom meant for a server of one's own, does not go over plain HTTP
@@ -127,7 +134,7 @@ def api_key(address: Address, environment: Mapping[str, str] = os.environ) -> st
         if key:
             if not key.isascii() or not key.isprintable() or " " in key:
                 raise UsageError(f"{name} holds no key: it has blanks or odd characters.")
-            return key
+            return ApiKey(name, key)
     return None
 
 
@@ -139,7 +146,7 @@ class Client:
         address: Address,
         *,
         seconds: float = 600.0,
-        key: str | None = None,
+        key: ApiKey | None = None,
         attempts: int = ATTEMPTS,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -148,8 +155,9 @@ class Client:
         self._seconds = seconds
         self._attempts = attempts
         self._headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
+        self._key = key
         if key is not None:
-            self._headers["Authorization"] = f"Bearer {key}"
+            self._headers["Authorization"] = f"Bearer {key.secret}"
         self._sleep = sleep
         self._reached = False
         self._open: set[socket.socket] = set()
@@ -272,7 +280,7 @@ class Client:
         reason = _reason(response.read(1 << 16))
         said = f": {reason}" if reason else ""
         if status in (401, 403):
-            hint = f"Its key goes into the environment variable {KEY_VARIABLES[0]}."
+            hint = self._key_hint()
         elif status == 404:
             hint = "Check the URL (most servers: http://host:port/v1) and --endpoint-model."
         else:
@@ -283,6 +291,17 @@ class Client:
         if status in (408, 429) or status >= 500:
             return _PassingError(refused, _seconds(response.getheader("Retry-After")))
         return refused
+
+    def _key_hint(self) -> str:
+        if self._key is not None:
+            return f"It was sent the key in {self._key.variable}: check that it is this server's."
+        ours, general = KEY_VARIABLES
+        if not self.address.is_private and os.environ.get(general):
+            return (
+                f"{general} is not sent over plain HTTP to another machine: use https, or put the "
+                f"key into {ours}."
+            )
+        return f"No key was sent: it goes into the environment variable {ours}."
 
     @contextmanager
     def _failures(self) -> Iterator[None]:

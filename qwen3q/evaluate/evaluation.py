@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from qwen3q.errors import Interrupted, OutOfMemoryError, UsageError
+from qwen3q.errors import OutOfMemoryError, UsageError, telling
 from qwen3q.evaluate.artefact import Artefact, endpoint_artefact, find_artefact
 from qwen3q.evaluate.backends import BackendOptions, check_generation
 from qwen3q.evaluate.card import read_card, update_card
@@ -20,7 +20,7 @@ from qwen3q.evaluate.gate_run import GateOptions, check_gate, run_gate
 from qwen3q.evaluate.lm_eval_run import HarnessOptions, load_tasks, run_tasks
 from qwen3q.evaluate.measure import TextOptions, measure_fidelity
 from qwen3q.evaluate.report import machine_facts, run_report, write_report
-from qwen3q.evaluate.resume import Kept, holds_measurements
+from qwen3q.evaluate.resume import Kept
 from qwen3q.evaluate.speed_options import SpeedOptions
 from qwen3q.evaluate.tokens import open_codec
 from qwen3q.evaluate.windows import DocumentWindows
@@ -90,22 +90,17 @@ def evaluate(
 
     Raises:
         UsageError: ``resume`` without a folder.
-        Interrupted: by Ctrl-C or a signal, with measurements in ``out`` to go on from.
+        Interrupted: by Ctrl-C or a signal; the hint says how to go on from what is kept.
         DiskError: ``out`` can't be written, or another process writes there.
         Qwen3qError: a model is missing, broken or does not fit the reference.
     """
     if options.resume and options.out is None:
         raise UsageError("--resume needs the folder of the earlier call.", "Give its --out.")
+    kept = Kept(options.out, resume=options.resume)
     if options.out is None:
-        return _evaluate(reference, names, text_name, text, options, progress)
-    with sole_writer(options.out / "report.json"):
-        try:
-            return _evaluate(reference, names, text_name, text, options, progress)
-        except (KeyboardInterrupt, SystemExit) as stop:
-            if not holds_measurements(options.out):
-                raise
-            hint = f"What is measured is kept in {options.out}: go on with --resume."
-            raise Interrupted(hint, stop) from None
+        return _evaluate(reference, names, text_name, text, options, kept, progress)
+    with sole_writer(options.out / "report.json"), telling(kept.what_is_kept):
+        return _evaluate(reference, names, text_name, text, options, kept, progress)
 
 
 def _evaluate(
@@ -114,6 +109,7 @@ def _evaluate(
     text_name: str,
     text: str | DocumentWindows,
     options: EvaluationOptions,
+    kept: Kept,
     progress: ProgressFn,
 ) -> Evaluation:
     model = find_artefact(reference, offline=options.offline, progress=progress)
@@ -133,7 +129,6 @@ def _evaluate(
         if not artefact.is_gguf and artefact.endpoint is None:
             read_card(artefact.path / "README.md")
     harness = load_tasks(options.tasks, artefacts) if options.tasks is not None else None
-    kept = Kept(options.out, resume=options.resume)
     gate = _possible_gate(model, artefacts, options, kept)
     run = measure_fidelity(
         model,

@@ -24,7 +24,7 @@ from qwen3q.evaluate.sampling import GREEDY, Prompt, Sampling
 from qwen3q.evaluate.tasks import THINK_END, THINK_START, Task, is_correct
 from qwen3q.evaluate.tokens import TextCodec, open_codec
 from qwen3q.models import advised
-from qwen3q.models.template import ChatTemplate
+from qwen3q.models.template import NO_TEMPLATE, ChatTemplate
 from qwen3q.progress import ProgressFn, silent
 
 ADVISED = {
@@ -190,13 +190,24 @@ def longest_question(artefact: Artefact, tasks: Sequence[Task]) -> int:
     return max(len(codec.encode(text, parse_special=True)) for text in texts)
 
 
+def chat_template(artefact: Artefact, codec: TextCodec) -> ChatTemplate:
+    """The model's own, as ``codec``, its tokenizer, holds it.
+
+    Raises:
+        ModelError: there is none.
+    """
+    if codec.chat_template is None:
+        raise ModelError(
+            f"{artefact.name} has no chat template, so it can't be asked questions.", NO_TEMPLATE
+        )
+    return ChatTemplate(codec.chat_template)
+
+
 def _prompts(
     artefact: Artefact, codec: TextCodec, tasks: Sequence[Task]
 ) -> dict[tuple[Mode, int], str]:
     """Each task in each mode, in the model's own template."""
-    if codec.chat_template is None:
-        raise ModelError(f"{artefact.name} has no chat template, so it can't be asked questions.")
-    template = ChatTemplate(codec.chat_template)
+    template = chat_template(artefact, codec)
     return {
         (mode, number): template.render(
             [{"role": "user", "content": task.prompt}], enable_thinking=mode is Mode.THINKING

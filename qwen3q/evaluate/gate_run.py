@@ -18,6 +18,7 @@ from qwen3q.evaluate.gate import (
     Replies,
     Verdict,
     answer,
+    chat_template,
     compare,
     longest_question,
     reply_from_json,
@@ -84,12 +85,13 @@ def check_gate(reference: Artefact, artefacts: Sequence[Artefact], options: Gate
 
     Raises:
         UsageError: options that make no questions.
-        ModelError: the reference has no chat template.
+        ModelError: the reference or an artefact has no chat template.
         EndpointError: a server takes no prompts of ours, or too short ones.
     """
     rounds, _ = _fitting(reference, options)
     longest = max(longest_question(reference, asked.tasks) for asked in rounds)
     for artefact in artefacts:
+        chat_template(artefact, open_codec(artefact))
         require_generation(artefact)
         require_context(artefact, longest + options.max_tokens)
 

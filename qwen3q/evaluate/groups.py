@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,8 @@ Row = Mapping[str, Any]
 _SAME = ("artefact", "tokenizer", "chunks", "context", "first", "parse_special")
 INDISTINGUISHABLE = 1e-6
 """A mean divergence below this (nats) is the arithmetic's, not the quantization's."""
+_LONGEST_FORMAT = 24
+"""Letters of a format that labels a point."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +86,17 @@ def pareto_front(rows: Sequence[Row]) -> frozenset[int]:
     )
 
 
-def short_format(row: Row) -> str:
-    """How a plot names an artefact: its format without ``gguf:``, or its name if that is long."""
-    name = str(row["format"]).removeprefix("gguf:")
-    return name if len(name) <= 24 else str(row["artefact"])
+def plot_labels(rows: Sequence[Row]) -> list[str]:
+    """How a plot names artefacts: each by its format without ``gguf:`` if that is short and its
+    alone, by its format and run if those are, else by its name."""
+    formats = [str(row["format"]).removeprefix("gguf:") for row in rows]
+    with_runs = [f"{name} (run {row['run'] + 1})" for name, row in zip(formats, rows, strict=True)]
+    alone, alone_in_run = Counter(formats), Counter(with_runs)
+    labels = []
+    for row, name, with_run in zip(rows, formats, with_runs, strict=True):
+        told = name if alone[name] == 1 else with_run if alone_in_run[with_run] == 1 else ""
+        labels.append(told if told and len(name) <= _LONGEST_FORMAT else str(row["artefact"]))
+    return labels
 
 
 def missing_notes(rows: Sequence[Row]) -> list[str]:

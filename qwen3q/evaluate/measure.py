@@ -31,6 +31,7 @@ from qwen3q.evaluate.reference import ReferenceKey, ReferenceLogits, write_refer
 from qwen3q.evaluate.resume import LOGITS_NAME, Kept
 from qwen3q.evaluate.tokens import open_codec, require_same_tokenizer
 from qwen3q.evaluate.windows import DocumentWindows, text_chunks, text_digest
+from qwen3q.files import require_free_space
 from qwen3q.progress import ProgressFn, silent
 
 
@@ -130,6 +131,7 @@ def measure_fidelity(
     Raises:
         ModelError: an artefact has another tokenizer or vocabulary.
         UsageError: the text is too short, or ``out`` holds logits of something else.
+        DiskError: there is too little room for the reference's logits.
         Qwen3qError: a model can't be run.
     """
     options, backend = options or TextOptions(), backend or BackendOptions()
@@ -151,6 +153,7 @@ def measure_fidelity(
         facts = _reference(
             reference, chunks, codec.vocab_size, text, options, backend, folder, pool, progress
         )
+        kept.fits = True
         with ReferenceLogits(folder / LOGITS_NAME) as stored:
             results = tuple(_measure(a, stored, backend, pool, kept, progress) for a in artefacts)
     return Run(facts, results)
@@ -214,23 +217,32 @@ def _reference(
         with ReferenceLogits(path) as stored:
             stored.require(key)
     else:
+        with _telling_room(key):
+            require_free_space(folder, key.most_bytes)
         with _reading(artefact), open_backend(artefact, backend, options.context) as model:
             label = _label(progress, f"{artefact.name} (reference)")
             rows = _rows(artefact, model.logits(chunks, key.first, label))
-            try:
+            with _telling_room(key):
                 write_reference(path, key, chunks, rows, pool, model.facts, started)
-            except DiskError as error:
-                error.hint = (
-                    f"Logits of {key.rows:,} positions take up to {key.most_bytes / 1e9:.2f} GB: "
-                    "give --out a folder with so much room, or read less with --max-chunks."
-                )
-                raise
     with ReferenceLogits(path) as stored:
         ran = stored.backend
         perplexity, stderr = summarize(stored.nll)
         nbytes = stored.nbytes
         seconds = perf_counter() - started if stored.seconds is None else stored.seconds
     return ReferenceFacts(artefact, key, perplexity, stderr, ran, nbytes, seconds)
+
+
+@contextmanager
+def _telling_room(key: ReferenceKey) -> Iterator[None]:
+    """Tells how much room the logits may take where they can't be written."""
+    try:
+        yield
+    except DiskError as error:
+        error.hint = (
+            f"Logits of {key.rows:,} positions take up to {key.most_bytes / 1e9:.2f} GB: "
+            "give --out a folder with so much room, or read less with --max-chunks."
+        )
+        raise
 
 
 def _compare(

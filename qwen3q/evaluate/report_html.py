@@ -105,7 +105,7 @@ def _fidelity(group: Group) -> list[str]:
 
 def _layers(report: Mapping[str, Any]) -> list[str]:
     maps = []
-    for row in report["results"]:
+    for row in named_by_run(report["results"]):
         chart = layer_heat_map(row.get("layer_errors") or {}, f"Error by layer, {row['artefact']}")
         if chart:
             name = escape(str(row["artefact"]))

@@ -29,6 +29,7 @@ class Kept:
 
     Attributes:
         notes: what was taken or measured again, and why, as sentences.
+        fits: whether the folder's reference logits are this call's, and so its measurements.
     """
 
     def __init__(self, folder: Path | None, *, resume: bool = False) -> None:
@@ -36,6 +37,13 @@ class Kept:
         self._folder = folder
         self._resume = resume
         self.notes: list[str] = []
+        self.fits = False
+
+    def what_is_kept(self) -> str:
+        """How to go on from this call's measurements; empty if none are kept."""
+        if self._folder is None or not self.fits:
+            return ""
+        return f"What is measured is kept in {self._folder}: go on with --resume."
 
     def get(self, artefact: Artefact, section: str, asked: Any, measure: Callable[[], Any]) -> Any:
         """The section as an earlier call measured it, or ``measure()``, which is then kept.
@@ -91,12 +99,6 @@ class Kept:
 
 def _key(artefact: Artefact, asked: Any) -> dict[str, str]:
     return {"files": _digest(file_facts(artefact)), "asked": _digest((__version__, asked))}
-
-
-def holds_measurements(folder: Path) -> bool:
-    """Whether a call that is resumed finds anything there."""
-    names = (f"*{SUFFIX}", f"*{ANSWERS_SUFFIX}", LOGITS_NAME)
-    return any(any(folder.glob(name)) for name in names)
 
 
 def file_name(artefact: Artefact) -> str:

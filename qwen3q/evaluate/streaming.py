@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import secrets
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from time import perf_counter
@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from qwen3q.counts import counted
 from qwen3q.errors import UsageError
 from qwen3q.evaluate.endpoint import PROBE_TEXT, Endpoint, check_tokenizer
 from qwen3q.evaluate.endpoint_http import Client, EndpointError
@@ -200,6 +201,25 @@ def level_row(level: Level, options: StreamingOptions) -> dict[str, Any]:
         "first_token_ms": _percentiles([s.times[0] - s.sent for s in good]),
         "between_ms": _percentiles(gaps),
     }
+
+
+def require_answers(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Refuses to take a few answers for a measurement.
+
+    Args:
+        rows: as ``level_row``'s.
+
+    Raises:
+        EndpointError: at a number of clients more than half of the requests failed.
+    """
+    for row in rows:
+        if 2 * row["failed"] > row["requests"]:
+            reason = max(row["failures"], key=row["failures"].__getitem__)
+            raise EndpointError(
+                f"{row['failed']} of {counted(row['requests'], 'request')} failed with "
+                f"{counted(row['concurrency'], 'client')}, most of them so: {reason}",
+                "The server's log may say more; --concurrency with fewer clients asks less of it.",
+            )
 
 
 def _percentiles(seconds: Sequence[float]) -> dict[str, float] | None:

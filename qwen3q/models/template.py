@@ -23,6 +23,12 @@ from jinja2.utils import Namespace
 
 from qwen3q.errors import ModelError
 
+NO_TEMPLATE = (
+    "Quantize it again from a folder that has one: chat_template.jinja, or chat_template in "
+    "tokenizer_config.json."
+)
+"""The next step where a model has none."""
+
 MAX_TEMPLATE_CHARS = 1 << 19
 MAX_RENDERED_CHARS = 1 << 25
 MAX_STEPS = 1 << 18

@@ -11,7 +11,7 @@ from qwen3q.plan.job import QuantizeJob
 
 
 def job_notes(source: ModelSource, job: QuantizeJob, imatrix: Path | None) -> list[str]:
-    """Sentences on a job's GGUF files, from what of the model is on disk.
+    """Sentences on what a job makes, from what of the model is on disk.
 
     Args:
         imatrix: an importance matrix that was given.
@@ -20,13 +20,11 @@ def job_notes(source: ModelSource, job: QuantizeJob, imatrix: Path | None) -> li
         ModelError: ``tokenizer_config.json`` is broken.
     """
     notes: list[str] = []
-    if not job.has_gguf:
-        return notes
-    if job.has_overrides:
+    if job.has_gguf and job.has_overrides:
         notes.append(
             "The recipe's overrides are for the folders: GGUF files keep the mix of their type."
         )
-    if imatrix is not None and job.calibrates:
+    if job.has_gguf and job.calibrates and imatrix is not None:
         notes.append(
             f"The GGUF files take their importance from {imatrix}, not from the calibration."
         )
@@ -35,7 +33,7 @@ def job_notes(source: ModelSource, job: QuantizeJob, imatrix: Path | None) -> li
         if read_chat_template(source.folder, config) is None:
             notes.append(
                 f"{source.folder} has no chat template, in chat_template.jinja or "
-                "tokenizer_config.json, so the GGUF files get none: programs that chat with them "
-                "will guess one."
+                "tokenizer_config.json, so what is made of it gets none: programs that chat with "
+                "it will refuse, or guess one."
             )
     return notes

@@ -62,6 +62,31 @@ def test_streaming_clients(cli, served, tmp_path):
     assert json.loads(printed.stdout)["streaming"][0].keys() == row.keys()
 
 
+@pytest.mark.parametrize(("failing", "code"), [(1, 0), (2, 0), (3, 1), (4, 1)])
+def test_a_call_of_which_most_requests_failed_fails(cli, tmp_path, failing, code):
+    """Four requests after one to find the way and one to warm up."""
+    codec = open_codec(find_artefact("demo"))
+    number = iter(range(99))
+
+    def stream(write) -> None:
+        if 2 <= next(number) < 2 + failing:
+            write(b'data: {"error": {"message": "out of memory"}}\n\n')
+        write(event("one") + event(" two", "length") + usage_event(16, 2) + DONE)
+
+    out = tmp_path / "streaming.json"
+    numbers = ("--concurrency", "1", "--prompt", "16", "--generate", "2", "--requests", "4")
+    with serve(served_with(codec, stream=stream)) as server:
+        done = cli(
+            "eval", "endpoint", server.url, "--tokenizer", "demo", *numbers, "--out", out, "--json"
+        )
+    assert done.returncode == code, done.stderr
+    assert json.loads(out.read_text())["streaming"][0]["failed"] == failing
+    assert json.loads(done.stdout)["streaming"][0]["failed"] == failing
+    said = f"{failing} of 4 requests failed with 1 client"
+    assert (said in done.stderr) == bool(code)
+    assert ("out of memory" in done.stderr) == bool(code)
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [

@@ -343,7 +343,7 @@ def test_a_format_that_is_only_estimated_is_refused_before_a_download(cli, tmp_p
 
 
 @pytest.mark.parametrize("dry_run", [(), ("--dry-run",)])
-def test_a_gguf_without_a_chat_template_is_told(cli, demo_folder, tmp_path, dry_run):
+def test_a_model_without_a_chat_template_is_told(cli, demo_folder, tmp_path, dry_run):
     """Some folders come without tokenizer_config.json; chat_template.jinja does as well."""
     model = shutil.copytree(demo_folder, tmp_path / "tune")
     config = json.loads((model / "tokenizer_config.json").read_text())
@@ -355,9 +355,30 @@ def test_a_gguf_without_a_chat_template_is_told(cli, demo_folder, tmp_path, dry_
     assert said in " ".join(run.stderr.split())
     assert said in json.loads(cli(*call, "--json").stdout)["notes"][0]
     folders = ("quantize", model, "--to", "fp8", "--dry-run")
-    assert said not in " ".join(cli(*folders).stderr.split())
+    assert said in " ".join(cli(*folders).stderr.split())
     (model / "chat_template.jinja").write_text(config["chat_template"])
     assert said not in " ".join(cli(*call).stderr.split())
     if not dry_run:
         inspected = json.loads(cli("inspect", tmp_path / "tune-Q8_0.gguf", "--json").stdout)
         assert inspected["facts"]["chat template"] == "yes"
+
+
+def test_a_missing_chat_template_is_told_when_it_is_quantized_and_when_it_is_needed(
+    cli, demo_folder, tmp_path
+):
+    bare, out = tmp_path / "bare", tmp_path / "out"
+    bare.mkdir()
+    for name in ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json"):
+        shutil.copy(demo_folder / name, bare)
+    made = cli("quantize", bare, "--to", "gguf:Q8_0", "--out", tmp_path)
+    assert made.returncode == 0
+    assert "has no chat template" in made.stderr
+    assert "template" not in cli("quantize", "demo", "--to", "gguf:Q8_0", "--dry-run").stderr
+    talked = cli("chat", tmp_path / "bare-Q8_0.gguf", "-p", "What is 1 + 1?")
+    asked = cli("eval", tmp_path / "bare-Q8_0.gguf", "--reference", "demo", "--gate", "--out", out)
+    for refused in (talked, asked):
+        assert refused.returncode == 1
+        said, hint = refused.stderr.splitlines()
+        assert "no chat template" in said
+        assert "chat_template.jinja" in hint
+    assert not out.exists()

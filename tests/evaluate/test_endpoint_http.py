@@ -12,8 +12,11 @@ from qwen3q.errors import UsageError
 from qwen3q.evaluate.endpoint import find_endpoint
 from qwen3q.evaluate.endpoint_http import (
     ATTEMPTS,
+    KEY_VARIABLES,
+    Address,
     Client,
     EndpointError,
+    RefusedError,
     api_key,
     parse_address,
     plain,
@@ -136,8 +139,8 @@ def test_keys_come_from_the_environment_and_stay_with_their_server(codec, monkey
         ("http://127.0.0.1.example.org", "mine", None),
     ):
         address = parse_address(url)
-        assert api_key(address, both) == ours
-        assert api_key(address, openai) == theirs
+        assert api_key(address, both) == ("QWEN3Q_API_KEY", ours)
+        assert api_key(address, openai) == (theirs and ("OPENAI_API_KEY", theirs))
         assert api_key(address, {}) is None
     with pytest.raises(UsageError) as caught:
         api_key(address, {"QWEN3Q_API_KEY": "a\r\nX-Evil: 1"})
@@ -146,6 +149,50 @@ def test_keys_come_from_the_environment_and_stay_with_their_server(codec, monkey
     with serve(served_with(codec)) as server:
         find_endpoint(server.url)
     assert server.keys == ["Bearer mine"]
+
+
+@pytest.mark.parametrize(
+    ("environment", "says"),
+    [
+        ({}, "No key was sent: it goes into the environment variable QWEN3Q_API_KEY."),
+        ({"QWEN3Q_API_KEY": "old"}, "It was sent the key in QWEN3Q_API_KEY"),
+        ({"OPENAI_API_KEY": "old"}, "It was sent the key in OPENAI_API_KEY"),
+    ],
+)
+def test_a_missing_and_a_wrong_key_are_told_apart(environment, says, codec, monkeypatch):
+    def guard(handler) -> bool:
+        if handler.headers.get("Authorization") == "Bearer right":
+            return False
+        reply(handler, 401, {"error": {"message": "Invalid key"}})
+        return True
+
+    for name in KEY_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    with serve(served_with(codec, fault=guard)) as server:
+        for name, key in environment.items():
+            monkeypatch.setenv(name, key)
+        with pytest.raises(RefusedError, match="Invalid key") as refused:
+            find_endpoint(server.url)
+        assert says in refused.value.hint
+        assert "old" not in refused.value.hint
+        for name in environment or KEY_VARIABLES[:1]:
+            monkeypatch.setenv(name, "right")
+        assert find_endpoint(server.url).model == "served"
+
+
+def test_a_key_that_stays_here_is_told(codec, monkeypatch):
+    monkeypatch.delenv("QWEN3Q_API_KEY", raising=False)
+    monkeypatch.setenv("OPENAI_API_KEY", "general")
+    monkeypatch.setattr(Address, "is_private", False)
+
+    def guard(handler) -> bool:
+        reply(handler, 401, {})
+        return True
+
+    with serve(served_with(codec, fault=guard)) as server, pytest.raises(RefusedError) as refused:
+        find_endpoint(server.url)
+    assert server.keys == [None]
+    assert "OPENAI_API_KEY is not sent over plain HTTP" in refused.value.hint
 
 
 def test_a_servers_words_are_one_short_printable_line():

@@ -8,11 +8,13 @@ import os
 import re
 import shutil
 import subprocess
+from types import SimpleNamespace
 
 import pytest
 
 from qwen3q.data.texts import evaluation_text
-from qwen3q.errors import CheckpointError, ModelError, UsageError
+from qwen3q.errors import CheckpointError, DiskError, ModelError, UsageError
+from qwen3q.evaluate import measure as measure_module
 from qwen3q.evaluate.artefact import find_artefact
 from qwen3q.evaluate.backends import BackendKind, BackendOptions
 from qwen3q.evaluate.llama_backend import LlamaBackend
@@ -50,6 +52,25 @@ def test_fewer_bits_cost_more(llama_run):
     )
     assert fidelity[0].perplexity.value == pytest.approx(llama_run.reference.perplexity, rel=1e-6)
     assert {f.tokens for f in fidelity} == {8 * (128 - 1 - 64)}
+
+
+def test_room_for_the_logits_is_looked_for_before_the_model_runs(demo_ggufs, tmp_path, monkeypatch):
+    names = [str(demo_ggufs[kind]) for kind in ("BF16", "Q2_K")]
+    # every one of 8 chunks scores the 63 tokens after its first half, 16 bits for each of 8,192
+    needed = 8 * 63 * 8192 * 2
+    spare = 64 << 20
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=needed + spare - 1))
+    with monkeypatch.context() as unrun:
+        unrun.setattr(measure_module, "open_backend", None)
+        with pytest.raises(DiskError, match=r"has 0\.08 GB free; this needs 0\.08 GB") as refused:
+            measure(*names, out=tmp_path)
+    assert "504 positions take up to 0.01 GB" in refused.value.hint
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=needed + spare))
+    measure(*names, out=tmp_path)
+    assert needed / 2 < (tmp_path / "reference.logits").stat().st_size < needed + spare
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=0))
+    measure(*names, out=tmp_path)
 
 
 @pytest.mark.peer

@@ -64,6 +64,22 @@ def test_an_artefact_of_two_runs_is_told_apart_in_every_table():
     assert "(run " not in report_markdown(EVERYTHING)
 
 
+def test_points_and_maps_of_two_runs_are_told_apart():
+    """And those of two artefacts that have one format."""
+    other = json.loads(json.dumps(EXAMPLE))
+    other["runs"][0]["machine"]["processor"] = "two"
+    other["results"] += [
+        row("mine", 6_000_000, 0.004, format="gptq:int4"),
+        row("yours", 6_500_000, 0.003, format="gptq:int4"),
+    ]
+    page = report_html(merge_reports([EXAMPLE, other]))
+    labels = re.findall(r'<text class="label[^>]*>([^<]+)</text>', page)
+    assert len(labels) == len(set(labels)) == 10
+    assert {"Q2_K (run 1)", "Q2_K (run 2)", "mine", "yours"} <= set(labels)
+    titles = re.findall(r"<h3>(Q2_K[^<]*) <small>", page)
+    assert titles == ["Q2_K (run 1)", "Q2_K (run 2)"]
+
+
 def test_figures_that_round_to_nothing_have_no_sign():
     text = report_markdown(report(row("same", 10, -2e-9, kl_mean_stderr=3.0, kl_p99_stderr=3.0)))
     assert "0.00000 ± 3.00000" in text

@@ -15,10 +15,12 @@ import pytest
 
 from qwen3q.errors import DiskError, Interrupted, UsageError
 from qwen3q.evaluate import answers as answers_module
-from qwen3q.evaluate import evaluation as evaluation_module
+from qwen3q.evaluate import measure as measure_module
 from qwen3q.evaluate.answers import Answers
 from qwen3q.evaluate.artefact import find_artefact
+from qwen3q.evaluate.endpoint_http import EndpointError
 from qwen3q.evaluate.evaluation import Evaluation, evaluate
+from qwen3q.evaluate.measure import TextOptions
 from qwen3q.evaluate.resume import ANSWERS_SUFFIX, SUFFIX, Kept
 
 RUN = """
@@ -211,17 +213,36 @@ def test_without_a_folder_there_is_nothing_to_resume(names):
         evaluate(names[0], names[1:], "text", shared["TEXT"], replace(options, out=None))
 
 
-@pytest.mark.parametrize("name", [None, "reference.logits", f"demo{SUFFIX}"])
-def test_an_interruption_tells_of_what_is_kept(name, tmp_path, monkeypatch):
-    def interrupted(*_):
-        if name:
-            (tmp_path / name).touch()
-        raise KeyboardInterrupt
+@pytest.mark.parametrize(("step", "kept"), [("write_reference", False), ("_compare", True)])
+@pytest.mark.parametrize(
+    ("stop", "told"),
+    [
+        (KeyboardInterrupt(), Interrupted),
+        (SystemExit(143), Interrupted),
+        (EndpointError("Gone.", "Is it running?"), EndpointError),
+    ],
+)
+def test_what_ends_a_run_early_tells_of_what_is_kept(
+    step, kept, stop, told, names, tmp_path, monkeypatch
+):
+    def stopped(*_):
+        raise stop
 
-    monkeypatch.setattr(evaluation_module, "_evaluate", interrupted)
-    with pytest.raises(Interrupted if name else KeyboardInterrupt) as told:
-        run(["demo", "demo"], tmp_path)
-    assert ("--resume" in str(getattr(told.value, "hint", ""))) == bool(name)
+    monkeypatch.setattr(measure_module, step, stopped)
+    with pytest.raises(told) as ended:
+        run(names, tmp_path)
+    assert ("--resume" in ended.value.hint) == kept
+    assert (tmp_path / "reference.logits").exists() == kept
+    if told is EndpointError:
+        assert ended.value.hint.startswith("Is it running?")
+
+
+def test_a_folder_of_another_reference_is_not_called_this_runs(names, tmp_path):
+    run(names, tmp_path)
+    options = replace(shared["options"](tmp_path), text=TextOptions(context=64, max_chunks=3))
+    with pytest.raises(UsageError) as refused:
+        evaluate(names[0], names[1:], "text", shared["TEXT"], options)
+    assert "--resume" not in refused.value.hint
 
 
 def test_threads_change_no_figure_and_what_ran_the_reference_is_kept(names, tmp_path):
