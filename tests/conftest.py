@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
@@ -20,6 +21,12 @@ from qwen3q.threads import calm_openmp
 # Before torch is loaded: on models this small, threads wait for each other longer than they work.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 calm_openmp()
+
+# A shell's background ignores one, nohup the other, and what tests start would inherit that.
+for name, usual in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.SIG_DFL)):
+    number = getattr(signal, name, signal.SIGINT)
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, usual)
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
 

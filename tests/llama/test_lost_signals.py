@@ -14,7 +14,6 @@ from qwen3q.cli.app import _exit_on_signals
 from qwen3q.llama import capi
 from qwen3q.llama.model import LlamaModel
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background
 _exit_on_signals()
 keep, sent = capi.log.write, []
 
