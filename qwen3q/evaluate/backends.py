@@ -16,7 +16,7 @@ from qwen3q.errors import MissingPackageError, UsageError
 from qwen3q.evaluate.artefact import Artefact
 from qwen3q.evaluate.sampling import FinishedFn, Prompt, ignore
 from qwen3q.progress import ProgressFn, silent
-from qwen3q.threads import default_threads
+from qwen3q.threads import calm_openmp, default_threads
 
 
 class BackendKind(StrEnum):
@@ -138,6 +138,8 @@ def _kind_of(artefact: Artefact, options: BackendOptions) -> BackendKind:
 def open_backend(artefact: Artefact, options: BackendOptions, context: int) -> Backend:
     """Loads ``artefact`` for up to ``context`` tokens at a time; of an endpoint, asks for them.
 
+    Where torch is not loaded yet, its threads are told not to spin (``calm_openmp``).
+
     Raises:
         EndpointError: the server takes fewer tokens.
         MissingPackageError: torch or llama-cpp-python is needed and not installed.
@@ -164,6 +166,7 @@ def open_backend(artefact: Artefact, options: BackendOptions, context: int) -> B
             f"{artefact.name} is run by torch, which is not installed.",
             "pip install 'qwen3q[torch]'",
         )
+    calm_openmp()
     from qwen3q.evaluate.torch_backend import TorchBackend
 
     return TorchBackend(artefact, options)

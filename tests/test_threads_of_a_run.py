@@ -1,4 +1,4 @@
-"""Threads of a quantization that is called as a library wait without spinning, or not at all."""
+"""Threads of what is called as a library wait without spinning, or not at all."""
 
 from __future__ import annotations
 
@@ -26,25 +26,31 @@ def watch(event, arguments):
         seen.setdefault("torch", "GOMP_SPINCOUNT" in os.environ)
 
 sys.addaudithook(watch)
+from qwen3q.evaluate.artefact import find_artefact
+from qwen3q.evaluate.backends import BackendOptions, open_backend
 from qwen3q.models.source import resolve
 from qwen3q.plan.job import QuantizeRequest, job_of
 from qwen3q.quantize.run import predict_memory, quantize_targets, QuantizeOptions
 
 assert "GOMP_SPINCOUNT" not in os.environ
-source, job = resolve("demo"), job_of(QuantizeRequest((sys.argv[1],)))
-if sys.argv[1] == "fp8":
-    quantize_targets(source, job, Path(sys.argv[2]))
+def job(name):
+    return resolve("demo"), job_of(QuantizeRequest((name,)))
+
+if sys.argv[1] == "quantize":
+    quantize_targets(*job("fp8"), Path(sys.argv[2]))
+elif sys.argv[1] == "predict":
+    predict_memory(*job("gptq:int4"), QuantizeOptions())
 else:
-    predict_memory(source, job, QuantizeOptions())
+    open_backend(find_artefact("demo"), BackendOptions(device="cpu"), 64).close()
 assert seen == {"torch": True}, seen
 """
 
 
-@pytest.mark.parametrize("name", ["fp8", "gptq:int4"])
-def test_torch_is_loaded_when_its_threads_are_told_not_to_spin(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("what", ["quantize", "predict", "evaluate"])
+def test_torch_is_loaded_when_its_threads_are_told_not_to_spin(what: str, tmp_path: Path) -> None:
     """Importing the package changes nothing of the process."""
     env = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
-    words = [sys.executable, "-c", CALL, name, str(tmp_path)]
+    words = [sys.executable, "-c", CALL, what, str(tmp_path)]
     run = subprocess.run(words, env=env, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
 
