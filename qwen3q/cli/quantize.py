@@ -47,7 +47,7 @@ def quantize(
         float | None, typer.Option(help="GGUF: extend the context with YaRN, up to 4 times.")
     ] = None,
     imatrix: Annotated[
-        Path | None, typer.Option(help="GGUF: importance matrix written by llama-imatrix.")
+        Path | None, typer.Option(help="GGUF: importance matrix of llama-imatrix, .gguf or .dat.")
     ] = None,
     threads: CoresOption = None,
     recipe: Annotated[

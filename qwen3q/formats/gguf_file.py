@@ -99,6 +99,19 @@ class GgufHeader:
     file_bytes: int
 
 
+def is_gguf(path: Path) -> bool:
+    """Whether a file begins as GGUF files do.
+
+    Raises:
+        CheckpointError: it can't be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return file.read(len(MAGIC)) == MAGIC
+    except OSError as error:
+        raise CheckpointError(f"Can't read {path}: {error.strerror}.", UNREADABLE) from None
+
+
 def read_header(path: Path) -> GgufHeader:
     """Reads and validates the header of one GGUF file.
 

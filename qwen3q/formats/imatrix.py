@@ -1,26 +1,28 @@
-"""llama.cpp's importance matrix: mean squared input per channel of every linear, as a GGUF file.
+"""llama.cpp's importance matrix: mean squared input per channel of every linear.
 
-Layout of ``llama-imatrix`` (tools/imatrix): per tensor ``X.in_sum2`` ``[experts, in]`` and
-``X.counts`` ``[experts, 1]``, float32.
+A GGUF file in the layout of ``llama-imatrix`` (tools/imatrix): per tensor ``X.in_sum2``
+``[experts, in]`` and ``X.counts`` ``[experts, 1]``, float32; or an older ``imatrix.dat``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qwen3q.errors import CheckpointError, ModelError
-from qwen3q.formats.gguf_file import GgufTensor, Value, ValueType, read_header
+from qwen3q.formats.gguf_file import GgufTensor, Value, ValueType, is_gguf, read_header
+from qwen3q.formats.imatrix_dat import read_dat
 from qwen3q.models.config import Qwen3Config
 from qwen3q.models.tensors import model_tensors
 from qwen3q.plan.gguf import gguf_name
 
 _SUMS, _COUNTS = ".in_sum2", ".counts"
-_MAKE = "Make one with llama-imatrix (GGUF output), or use --calibration balanced."
+_MAKE = "Make one with llama-imatrix, or use --calibration balanced."
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +59,32 @@ def read_imatrix(path: Path, config: Qwen3Config) -> ImportanceMatrix:
     An expert that no token reached has a count of 0 and gets importance 1, as in llama.cpp.
 
     Raises:
-        CheckpointError: no GGUF, or no importance matrix.
+        CheckpointError: no importance matrix, or a damaged one.
         ModelError: it was made for another model.
     """
+    means, chunks = _read_gguf(path) if is_gguf(path) else _read_dat(path)
+    values = {}
+    for spec in model_tensors(config):
+        rows = means.get(gguf_name(spec))
+        if rows is None:
+            continue
+        shape = (1 if spec.expert is None else config.num_experts, spec.shape[-1])
+        if rows.shape not in (shape, (prod(shape),)):
+            raise ModelError(
+                f"{path} has importance of shape {list(rows.shape)} for {gguf_name(spec)}; "
+                f"this model's is {list(shape)}.",
+                "It was made for another model.",
+            )
+        values[spec.name] = np.ascontiguousarray(rows.reshape(shape)[spec.expert or 0])
+    if not values:
+        raise ModelError(
+            f"{path} covers no tensor of this model.", "It was made for another model."
+        )
+    return ImportanceMatrix(values, path.name, len(means), chunks)
+
+
+def _read_gguf(path: Path) -> tuple[dict[str, NDArray[np.float32]], int]:
+    """Mean squares ``[experts, in]`` by llama.cpp's tensor name, and chunks of text."""
     header = read_header(path)
     if header.metadata.get("general.type") != "imatrix":
         raise CheckpointError(f"{path} is no importance matrix.", _MAKE)
@@ -68,25 +93,14 @@ def read_imatrix(path: Path, config: Qwen3Config) -> ImportanceMatrix:
         for name, tensor in header.tensors.items()
         if name.endswith(_SUMS)
     }
-    values = {}
-    for spec in model_tensors(config):
-        rows = means.get(gguf_name(spec))
-        if rows is None:
-            continue
-        experts = 1 if spec.expert is None else config.num_experts
-        if rows.shape != (experts, spec.shape[-1]):
-            raise ModelError(
-                f"{path} has importance of shape {list(rows.shape)} for {gguf_name(spec)}; "
-                f"this model's is [{experts}, {spec.shape[-1]}].",
-                "It was made for another model.",
-            )
-        values[spec.name] = np.ascontiguousarray(rows[spec.expert or 0])
-    if not values:
-        raise ModelError(
-            f"{path} covers no tensor of this model.", "It was made for another model."
-        )
     chunks = header.metadata.get("imatrix.chunk_count", 0)
-    return ImportanceMatrix(values, path.name, len(means), chunks if isinstance(chunks, int) else 0)
+    return means, chunks if isinstance(chunks, int) else 0
+
+
+def _read_dat(path: Path) -> tuple[dict[str, NDArray[np.float32]], int]:
+    """The same of an older file, whose rows lie one after the other: ``[experts * in]``."""
+    stored = read_dat(path, _MAKE)
+    return stored.means, stored.chunks
 
 
 def _counts_of(name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import struct
 from dataclasses import replace
 from pathlib import Path
 
@@ -142,6 +143,52 @@ def test_unseen_expert_has_importance_one(small, tmp_path):
     values = read_imatrix(path, config).values
     assert (values["model.layers.0.mlp.experts.3.gate_proj.weight"] == 1).all()
     assert not (values["model.layers.0.mlp.experts.2.gate_proj.weight"] == 1).any()
+
+
+def older_file(path: Path, matrix: Path) -> Path:
+    """The same as llama.cpp's ``save_imatrix_legacy`` writes it (tools/imatrix/imatrix.cpp)."""
+    stored = {t.name: t.data for t in gguf.GGUFReader(matrix).tensors}
+    names = sorted(name.removesuffix(".counts") for name in stored if name.endswith(".counts"))
+    data = struct.pack("<i", len(names))
+    for name in names:
+        counts = stored[f"{name}.counts"]
+        calls = -(-int(counts.max()) // 512)
+        seen = np.where(counts > 0, stored[f"{name}.in_sum2"] / np.maximum(counts, 1), 1)
+        values = (seen * calls).astype("<f4")
+        data += struct.pack("<i", len(name)) + name.encode()
+        data += struct.pack("<ii", calls, values.size) + values.tobytes()
+    path.write_bytes(data + struct.pack("<ii", 5, 4) + b"text")
+    return path
+
+
+def test_an_older_file_holds_the_same_matrix(small, tmp_path):
+    config = read_config(small)
+    unseen = ("blk.0.ffn_gate_exps.weight", 3)
+    path = importance_file(tmp_path / "i.gguf", config, unseen=unseen)
+    matrix = read_imatrix(path, config)
+    older = read_imatrix(older_file(tmp_path / "imatrix.dat", path), config)
+    assert (older.label, older.entries, older.chunks) == ("imatrix.dat", matrix.entries, 5)
+    assert older.values.keys() == matrix.values.keys()
+    for name, values in matrix.values.items():
+        np.testing.assert_allclose(older.values[name], values, rtol=1e-6)
+    with pytest.raises(ModelError, match=r"has importance of shape"):
+        read_imatrix(tmp_path / "imatrix.dat", replace(config, hidden_size=512))
+
+
+def test_a_damaged_older_file_is_refused(small, tmp_path):
+    config = read_config(small)
+    whole = older_file(tmp_path / "i.dat", importance_file(tmp_path / "i.gguf", config))
+    data, path = whole.read_bytes(), tmp_path / "damaged.dat"
+    whole_entries = len(data) - 12  # files of the first months end there
+    cut = [data[:n] for n in (0, 3, 4, 7, 8, 30, 100, len(data) // 2, whole_entries - 1)]
+    huge = [data[:at] + b"\xff\xff\xff\x7f" + data[at + 4 :] for at in (0, 4)]
+    none = [b"{}", data[:4] + data[4:8] + b"\xff" + data[9:], b"\xff" * 64]
+    for damaged in (*cut, *huge, *none):
+        path.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=r"damaged\.dat is no importance matrix"):
+            read_imatrix(path, config)
+    path.write_bytes(data[:whole_entries])
+    assert read_imatrix(path, config).chunks == 0
 
 
 @pytest.mark.parametrize("damage", ["sums", "counts", "none"])
