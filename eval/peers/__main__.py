@@ -81,6 +81,9 @@ def main() -> int:
     from eval.peers.compare import QUANTIZERS, Setting, compare, runs_of
 
     quantizers = _names(args.quantizers) or list(QUANTIZERS)
+    unknown = [name for name in quantizers if name not in QUANTIZERS]
+    if unknown:
+        parser.error(f"no quantizer {unknown[0]!r}; known: {', '.join(QUANTIZERS)}")
     runs = list(runs_of(args.models, quantizers, _names(args.formats), args.option))
     again = tuple(_names(args.again))
     setting = Setting(
