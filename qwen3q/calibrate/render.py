@@ -157,11 +157,13 @@ def _content(answer: Message) -> list[str]:
 
 
 def _tool_calls(answer: Message) -> list[str]:
-    """Calls in Qwen3's form, for a template that has none of its own."""
-    calls = [call.get("function", call) for call in answer.get("tool_calls", ())]
-    return [
-        "<tool_call>\n"
-        + json.dumps({"name": call["name"], "arguments": call["arguments"]}, ensure_ascii=False)
-        + "\n</tool_call>"
-        for call in calls
-    ]
+    """Calls in Qwen3's form, for a template that has none of its own; arguments that are JSON text
+    already stay as they are."""
+    texts = []
+    for call in answer.get("tool_calls", ()):
+        function = call.get("function", call)
+        name, arguments = json.dumps(function["name"], ensure_ascii=False), function["arguments"]
+        if not isinstance(arguments, str):
+            arguments = json.dumps(arguments, ensure_ascii=False)
+        texts.append(f'<tool_call>\n{{"name": {name}, "arguments": {arguments}}}\n</tool_call>')
+    return texts

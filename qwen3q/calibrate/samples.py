@@ -80,10 +80,10 @@ def parse_record(record: Any, where: str, column: str | None = None) -> Sample:
         column = next((name for name in COLUMNS if record.get(name) is not None), None)
     if column is None or column not in record:
         wanted = column or "text, messages or conversations"
-        raise UsageError(
-            f"{where} has no {wanted}; it has {', '.join(map(str, record)) or 'none'}.",
-            _RECORD,
-        )
+        null = [name for name in COLUMNS if column is None and name in record]
+        names = ", ".join(map(str, record)) or "none"
+        has = f"its {null[0]} is null" if null else f"it has {names}"
+        raise UsageError(f"{where} has no {wanted}; {has}.", _RECORD)
     value = record[column]
     if given is None and column != "text" and isinstance(value, str):
         raise UsageError(f"{where}: {column} is text, not a list of messages.", _RECORD)
@@ -114,8 +114,26 @@ def _message(item: Any, where: str) -> Message:
     if message["role"] == "assistant":
         message |= _thinking(message["content"], item.get("reasoning_content"))
         if item.get("tool_calls"):
-            message["tool_calls"] = item["tool_calls"]
+            message["tool_calls"] = _tool_calls(item["tool_calls"], where)
     return message
+
+
+def _tool_calls(value: Any, where: str) -> Sequence[Mapping[str, Any]]:
+    """Calls in OpenAI's form: each a name and arguments, as an object or as JSON text, bare or
+    under ``function``."""
+    calls = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+    for call in calls:
+        function = call.get("function", call) if isinstance(call, Mapping) else None
+        if (
+            not isinstance(function, Mapping)
+            or not isinstance(function.get("name"), str)
+            or not isinstance(function.get("arguments"), (Mapping, str))
+        ):
+            raise UsageError(
+                f"{where}: a tool call has no name or no arguments.",
+                'A call is {"function": {"name": "...", "arguments": {...}}}, in a list.',
+            )
+    return list(calls)
 
 
 def _content(value: Any, where: str) -> str:

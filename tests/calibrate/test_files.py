@@ -127,6 +127,7 @@ def test_parquet_without_pyarrow(tmp_path, monkeypatch):
         ("a.jsonl", '{"conversations": "x"}', "line 1: conversations is text, not a list"),
         ("a.jsonl", '{"messages": [{"role": "user"}]}', "line 1: a message of role user has no"),
         ("a.jsonl", '{"messages": [{"role": "assistant"}]}', "of role assistant has no content"),
+        ("a.jsonl", '{"id": 1, "text": null}', "line 1 has no text, .*; its text is null"),
     ],
 )  # fmt: skip
 def test_bad_files(demo, tmp_path, name, content, message):
@@ -170,6 +171,14 @@ def test_names_that_lead_nowhere(demo, tmp_path):
         load_calibration(None, demo, options(length=1))
     with pytest.raises(UsageError, match="--calibration-samples 0"):
         load_calibration(None, demo, options(samples=0))
+
+
+@pytest.mark.parametrize("calls", [1, "x", [1], [{"function": {}}], [{"name": "f"}]])
+def test_a_broken_call_of_tools_is_refused(demo, tmp_path, calls):
+    messages = [{"role": "user", "content": "?"}, {"role": "assistant", "tool_calls": calls}]
+    name = write(tmp_path / "a.jsonl", json.dumps({"messages": messages}))
+    with pytest.raises(UsageError, match=r"line 1: a tool call has no name or no arguments\."):
+        load_calibration(name, demo, options())
 
 
 def test_a_call_of_tools_needs_no_content():

@@ -101,9 +101,12 @@ def test_calls_take_the_form_of_the_template():
     assert '<call>count{"of": "legs"}</call>' in text
 
 
-def test_calls_without_a_form_take_qwen3s():
+@pytest.mark.parametrize("arguments", [{"of": "legs"}, '{"of": "legs"}'])
+def test_calls_without_a_form_take_qwen3s(arguments):
+    """With arguments as an object, and as the JSON text that OpenAI's API gives."""
     source = "{% for m in messages %}{{ m.role }}:{{ m.content }}|{% endfor %}"
-    answer = {"role": "assistant", "content": "", "tool_calls": [CALL]}
+    call = {"type": "function", "function": {"name": "count", "arguments": arguments}}
+    answer = {"role": "assistant", "content": "", "tool_calls": [call]}
     text = render(source, [QUESTION, answer], thinking=False)
     expected = (
         '<tool_call>\n{"name": "count", "arguments": {"of": "legs"}}\n</tool_call><|im_end|>\n'
