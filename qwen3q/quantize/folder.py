@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -260,19 +260,24 @@ def _solve_layers(
     def restore(layer: int, scheme: Scheme) -> SolvedLayer:
         return solving[scheme].restore(layer, checkpoint)
 
-    with _scratch(works, store, stream) as stream:
-        for layer in stream_layers(
-            checkpoint,
-            source.config,
-            rows,
-            list(solving),
-            stream,
-            float_stride=1 if store is not None else min(filter(None, strides), default=None),
-            importance=store is not None,
-            start=start,
-            restore=restore,
-            progress=steps.progress,
-        ):
+    with (
+        _scratch(works, store, stream) as stream,
+        closing(
+            stream_layers(
+                checkpoint,
+                source.config,
+                rows,
+                list(solving),
+                stream,
+                float_stride=1 if store is not None else min(filter(None, strides), default=None),
+                importance=store is not None,
+                start=start,
+                restore=restore,
+                progress=steps.progress,
+            )
+        ) as streamed,
+    ):
+        for layer in streamed:
             if store is not None:
                 store.save(layer.index, layer.moments)
             for scheme, work in solving.items():
@@ -364,7 +369,7 @@ def _inputs(source: ModelSource, checkpoint: Checkpoint) -> dict[str, dict[str, 
 
 @contextmanager
 def _kept_if_begun(works: Sequence[FolderWork], store: ImportanceStore | None) -> Iterator[None]:
-    """On failure, keeps the folders that have a layer to continue from and removes the others."""
+    """On failure, keeps what has a layer to continue from, importance too, and removes the rest."""
     try:
         with telling(lambda: _what_is_kept(works, store)):
             yield
@@ -372,6 +377,8 @@ def _kept_if_begun(works: Sequence[FolderWork], store: ImportanceStore | None) -
         for work in works:
             if not _is_begun(work):
                 work.discard()
+        if store and not store.is_begun():
+            store.discard()
         raise
 
 

@@ -59,9 +59,13 @@ class ImportanceStore:
             for name, values in load_file(self._path(layer)).items()
         }
 
+    def is_begun(self) -> bool:
+        """Whether any layer is kept."""
+        return any(self.folder.glob("layer-*.safetensors"))
+
     def what_is_kept(self) -> str:
         """What to tell of it when a run ends early."""
-        if not self.folder.exists():
+        if not self.is_begun():
             return ""
         return f"The layers that were run are kept in {self.folder}: go on with --resume."
 

@@ -6,8 +6,8 @@ a work folder when they would not fit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -103,8 +103,7 @@ class StreamedLayer:
         self,
         index: int,
         config: Qwen3Config,
-        weights: Mapping[str, torch.Tensor],
-        dtypes: Mapping[str, torch.dtype],
+        weights: LayerWeights,
         store: ActivationStore,
         arithmetic: Arithmetic,
         rope: Rope,
@@ -116,8 +115,8 @@ class StreamedLayer:
         self.specs: dict[str, TensorSpec] = {
             short_name(spec.name): spec for spec in layer_tensors(config, index)
         }
-        self.weights = weights
-        self.dtypes = dtypes
+        self.weights: Mapping[str, torch.Tensor] = weights
+        self.dtypes = {short_name(name): weights.dtype(name) for name in weights}
         self.store = store
         self.arithmetic = arithmetic
         self.rope = rope
@@ -177,8 +176,8 @@ def stream_layers(
     start: int = 0,
     restore: Restore | None = None,
     progress: ProgressFn = silent,
-) -> Iterator[StreamedLayer]:
-    """Yields decoder layers ``start ..`` in order.
+) -> Generator[StreamedLayer, None, None]:
+    """Yields decoder layers ``start ..`` in order; close it where it is not run to its end.
 
     Each scheme's layers see the activations that its own quantized prefix makes, so between two
     layers the caller solves every scheme and hands the result to ``StreamedLayer.keep``::
@@ -225,36 +224,32 @@ def stream_layers(
             progress(index, config.num_hidden_layers, "layers")
             weights = LayerWeights(checkpoint, config, index)
             layer = StreamedLayer(
-                index,
-                config,
-                weights,
-                {short_name(name): weights.dtype(name) for name in weights},
-                store,
-                arithmetic,
-                rope,
-                options.devices,
-                prefixes,
+                index, config, weights, store, arithmetic, rope, options.devices, prefixes
             )
             if index < start:
-                if hidden is not None and float_stride is not None:
-                    run_float(layer, hidden, float_stride)
-                for scheme in schemes:
-                    assert restore is not None
-                    layer.keep(scheme, restore(index, scheme))
+                _run_again(layer, hidden, float_stride, schemes, restore)
                 continue
-            if hidden is None or float_stride is None:
-                yield layer
-                layer.require_kept()
-                continue
-            float_pass = _FloatPass(
+            with _float_pass(
                 layer, hidden, float_stride, record=bool(schemes), importance=importance
-            )
-            with closing(float_pass):
-                float_pass.run()
+            ):
                 yield layer
                 layer.require_kept()
-                float_pass.advance()
         progress(config.num_hidden_layers, config.num_hidden_layers, "layers")
+
+
+def _run_again(
+    layer: StreamedLayer,
+    hidden: Activations | None,
+    float_stride: int | None,
+    schemes: Sequence[Scheme],
+    restore: Restore | None,
+) -> None:
+    """Takes all activations through a layer that was solved before."""
+    if hidden is not None and float_stride is not None:
+        run_float(layer, hidden, float_stride)
+    for scheme in schemes:
+        assert restore is not None
+        layer.keep(scheme, restore(layer.index, scheme))
 
 
 def run_float(layer: StreamedLayer, hidden: Activations, stride: int = 1) -> None:
@@ -283,8 +278,23 @@ def run_quantized(
     arithmetic.each(layer.store, run)
 
 
+def _float_pass(
+    layer: StreamedLayer,
+    hidden: Activations | None,
+    stride: int | None,
+    *,
+    record: bool,
+    importance: bool,
+) -> AbstractContextManager[object]:
+    """Within, the layer has what the float model makes of it, if that runs at all."""
+    if hidden is None or stride is None:
+        return nullcontext()
+    return _FloatPass(layer, hidden, stride, record=record, importance=importance)
+
+
 class _FloatPass:
-    """Runs one layer of the float model, watching its linears' inputs."""
+    """Runs one layer of the float model on entering, watching its linears' inputs; after a body
+    that was run to its end, the layer's output is the next one's input."""
 
     def __init__(
         self,
@@ -312,7 +322,21 @@ class _FloatPass:
             layer.inputs = LayerInputs(hidden, mixed, middle, inner)
             self._room = [mixed, middle, *([inner] if inner else [])]
 
-    def run(self) -> None:
+    def __enter__(self) -> None:
+        try:
+            self._run()
+        except BaseException:
+            self._free()
+            raise
+
+    def __exit__(self, failure: object, *_: object) -> None:
+        try:
+            if failure is None:
+                self._hidden.take(self._next)
+        finally:
+            self._free()
+
+    def _run(self) -> None:
         """Fills the layer's ``inputs``, ``moments`` and ``sampled_moments``."""
         layer, config, inputs = self._layer, self._layer.config, self._layer.inputs
         weights = layer.prepared_weights()
@@ -352,11 +376,7 @@ class _FloatPass:
             if spec.is_linear
         }
 
-    def advance(self) -> None:
-        """The layer's output becomes the next one's input."""
-        self._hidden.take(self._next)
-
-    def close(self) -> None:
+    def _free(self) -> None:
         for activations in self._room:
             activations.free()
 

@@ -159,6 +159,39 @@ def test_a_disk_that_is_full_at_the_start_leaves_nothing(tmp_path, formats):
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
 
 
+INTERRUPTED_TWICE = """
+import os, signal
+from qwen3q.cli.app import main
+from qwen3q.quantize import folder
+from qwen3q.quantize.activations import ActivationStore
+
+def solve(*_):
+    os.kill(os.getpid(), signal.SIGINT)
+
+def leave(store, *_, real=ActivationStore.__exit__):
+    os.kill(os.getpid(), signal.SIGINT)
+    real(store)
+
+folder.solve_layer = solve
+ActivationStore.__exit__ = leave
+main()
+"""
+
+
+def test_a_second_interruption_while_the_first_is_cleaned_up_after_is_quiet(tmp_path):
+    words = ["quantize", "demo", "--to", "int4", *SHORT, "--out", str(tmp_path)]
+    run = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED_TWICE, *words],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 130
+    assert run.stderr.endswith("qwen3q: Interrupted.\n")
+    assert "Exception" not in run.stderr
+    assert not list(tmp_path.iterdir())
+
+
 OUT_OF_ROOM = """
 import errno, os, sys
 from pathlib import Path
@@ -195,6 +228,19 @@ def test_importance_that_a_full_disk_cut_is_told_and_gone_on_with(cli, tmp_path)
     assert f"The layers that were run are kept in {kept}: go on with --resume." in run.stderr
     assert cli(*words, "--out", tmp_path, "--resume").returncode == 0
     assert [path.suffix for path in tmp_path.iterdir()] == [".gguf"]
+
+
+def test_importance_of_which_no_layer_fitted_is_not_said_to_be_kept(cli, tmp_path):
+    """Files of at most 1 KB: not even the first layer's."""
+    out = tmp_path / "out"
+    words = ("quantize", "demo", "--to", "gguf:Q8_0", "--calibration", "balanced", *SHORT)
+    call = [sys.executable, "-m", "qwen3q", *words, "--out", str(out)]
+    shell = ["bash", "-c", 'ulimit -f 1; exec "$@"', "bash", *call]
+    run = subprocess.run(shell, capture_output=True, text=True, check=False)
+    assert run.returncode == 1
+    assert ".importance-" in run.stderr
+    assert "kept" not in run.stderr
+    assert not out.exists() or not list(out.iterdir())
 
 
 KILLED_WHEN_BEGUN = """
