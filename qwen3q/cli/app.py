@@ -80,6 +80,8 @@ def main() -> None:
         build_app(sys.argv[1:])()
         sys.stdout.flush()
     except Qwen3qError as error:
+        if isinstance(error, Interrupted):
+            _let_end()
         _explain(error)
         sys.exit(error.exit_code)
     except (MemoryError, RuntimeError) as error:
@@ -89,6 +91,7 @@ def main() -> None:
         _explain(full)
         sys.exit(full.exit_code)
     except KeyboardInterrupt:
+        _let_end()
         _say_interrupted()
         sys.exit(Interrupted.exit_code)
     except BrokenPipeError:
@@ -102,6 +105,7 @@ def main() -> None:
         sys.exit(explained.exit_code)
     except SystemExit as done:
         if done.code in stopped:
+            _let_end()
             _say_interrupted()
         raise
 
@@ -151,6 +155,12 @@ def _prepare_streams() -> None:
 def _drop_output() -> None:
     """What is still to be printed can't be: python would try once more at its end."""
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+
+
+def _let_end() -> None:
+    """Another Ctrl-C would only break into what Python does at its end, with a traceback."""
+    with suppress(ValueError):  # no main thread, so no Ctrl-C either
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _say_interrupted() -> None:

@@ -138,7 +138,7 @@ def quantize(
     from qwen3q.quantize.checks import check_job, check_targets
     from qwen3q.quantize.job_notes import job_notes
     from qwen3q.quantize.options import QuantizeOptions, importance_text
-    from qwen3q.quantize.run import plan_targets, predict_memory, quantize_targets
+    from qwen3q.quantize.run import plan_targets, predict_memory, quantize_targets, require_room
 
     request = QuantizeRequest(
         formats=tuple(dict.fromkeys(to or ())),
@@ -166,7 +166,9 @@ def quantize(
         show_plans(plans)
         show_job(known, notes)
         return
-    check_targets(source, job, out, options, resume=resume)
+    file_types = check_targets(source, job, out, options, resume=resume)
+    if source.folder is None:  # else asked at once where the work begins
+        require_room(source, job, out, options, file_types, resume=resume)
     share_heap()
     with progress_bar(quiet=json_output) as progress:
         source = resolve(model, revision=revision, offline=offline, progress=progress)

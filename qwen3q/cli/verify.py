@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from qwen3q.cli.output import JsonFlag, print_json, progress_bar, stdout_console
+from qwen3q.cli.output import JsonFlag, note, print_json, progress_bar, stdout_console
 from qwen3q.errors import Qwen3qError, UsageError
 from qwen3q.models.source import local_folder
 
@@ -29,6 +29,7 @@ def verify(
 
     A folder that another tool wrote has no manifest; of it, the first three are checked.
     """
+    from qwen3q.quantize.names import MANIFEST_NAME
     from qwen3q.quantize.verify import verify_folder
 
     path = _verified_folder(folder)
@@ -50,6 +51,8 @@ def verify(
             mark, style = ("ok", "green") if check.passed else ("FAILED", "red")
             console.print(f"{mark:<7}", style=style, end="")
             console.print(f"{check.name:<9} {check.detail}")
+        if not (path / MANIFEST_NAME).is_file():
+            note(f"No {MANIFEST_NAME} here: plan, report and checksums can't be checked.")
     if not passed:
         raise typer.Exit(1)
 

@@ -37,6 +37,7 @@ __all__ = [
     "predict_memory",
     "quantize_gguf",
     "quantize_targets",
+    "require_room",
 ]
 
 
@@ -184,7 +185,7 @@ def _write_with_torch(
 ) -> list[Artefact]:
     """The job's folders, and these GGUF files with the importance that ``text`` gives them."""
     _require_packages(run.job)
-    _require_room(run, file_types, text)
+    require_room(run.source, run.job, run.out, run.options, file_types, resume=run.resume)
     from qwen3q.quantize.calibrated import quantize_calibrated
     from qwen3q.quantize.folder import RunOptions
     from qwen3q.quantize.stream import StreamOptions
@@ -221,17 +222,27 @@ def _write_files(
     )
 
 
-def _require_room(
-    run: _Run, file_types: Sequence[FileType], text: CalibrationRecipe | None
+def require_room(
+    source: ModelSource,
+    job: QuantizeJob,
+    out: Path,
+    options: QuantizeOptions,
+    file_types: Sequence[FileType],
+    *,
+    resume: bool = False,
 ) -> None:
-    """Whether all that will be written fits, files that come after hours of calibration too.
+    """Whether all that will be written fits: files that come after hours of calibration, too.
+
+    Args:
+        source: its weights need not be on disk yet.
+        file_types: of the job, those that are still to be written.
 
     Raises:
         DiskError: it does not, or can't be written.
     """
-    targets: list[Target] = [*([] if run.resume else run.job.schemes), *file_types]
-    plans = plan_targets(run.source, targets, run.options, calibration=text)
-    there = next(f for f in (run.out, *run.out.absolute().parents) if f.exists())
+    targets: list[Target] = [*([] if resume else job.schemes), *file_types]
+    plans = plan_targets(source, targets, options, calibration=importance_text(job, options))
+    there = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
     require_free_space(there, sum(plan.file_bytes for plan in plans))
 
 

@@ -93,6 +93,26 @@ def test_ctrl_c_before_anything_is_imported_is_no_traceback():
     assert (run.returncode, run.stderr) == (130, "Interrupted.\n")
 
 
+@pytest.mark.parametrize(
+    "ends", ["KeyboardInterrupt", "SystemExit(143)", "errors.Interrupted('', SystemExit(130))"]
+)
+def test_ctrl_c_while_an_interrupted_run_ends_is_no_traceback(ends):
+    script = (
+        "import atexit, os, signal\n"
+        "from qwen3q import errors\n"
+        "from qwen3q.cli import app\n"
+        "def end(): raise " + ends + "\n"
+        "app.build_app = lambda words: end\n"
+        "atexit.register(lambda: os.kill(os.getpid(), signal.SIGINT))\n"
+        "app.main()\n"
+    )
+    words = [sys.executable, "-c", script]
+    run = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert run.returncode in (130, 143)
+    assert "Interrupted." in run.stderr
+    assert "Traceback" not in run.stderr
+
+
 def main_that(does):
     """What ``qwen3q`` prints where its verb is ``does``, an expression."""
     script = (

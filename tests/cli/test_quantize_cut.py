@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from hub_server import HubServer, Repo, folder_files
 
 SHORT = ("--calibration-samples", "2", "--calibration-length", "32")
 
@@ -84,6 +85,38 @@ def test_room_for_files_is_looked_for_before_the_calibration(demo_folder, tmp_pa
     with pytest.raises(DiskError, match="GB free"):
         quantize_targets(describe(str(demo_folder)), job, tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+NO_ROOM_FOR_THE_OUTPUT = """
+import shutil, sys
+from types import SimpleNamespace
+from qwen3q.cli.app import main
+
+def disk_usage(path, real=shutil.disk_usage):
+    return real(path) if "cache" in str(path) else SimpleNamespace(free=1 << 20)
+
+shutil.disk_usage = disk_usage
+main()
+"""
+
+
+@pytest.mark.parametrize("formats", [("--to", "gguf:Q8_0"), ("--to", "int4", *SHORT)])
+def test_room_for_the_output_is_looked_for_before_a_download(demo_folder, tmp_path, formats):
+    with HubServer() as hub:
+        hub.repos["someone/Tune"] = Repo(folder_files(demo_folder))
+        where = {"HF_ENDPOINT": hub.endpoint, "HF_HUB_CACHE": str(tmp_path / "cache")}
+        words = ["quantize", "someone/Tune", *formats, "--out", str(tmp_path / "out")]
+        run = subprocess.run(
+            [sys.executable, "-c", NO_ROOM_FOR_THE_OUTPUT, *words],
+            capture_output=True,
+            text=True,
+            env={**os.environ, **where},
+            check=False,
+        )
+        assert run.returncode == 1
+        assert "GB free; this needs" in run.stderr
+        assert hub.served_bytes("config.json") > 0
+        assert hub.served_bytes("model.safetensors") == 0
 
 
 @pytest.mark.parametrize(

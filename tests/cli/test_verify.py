@@ -16,6 +16,7 @@ def test_verify_says_what_it_saw(cli: Callable[..., Any], demo_folder: Path) -> 
     assert done.returncode == 0
     assert "layout" in done.stdout
     assert "all finite" in done.stdout
+    assert "No manifest.json here" in done.stderr
 
 
 def test_verify_fails_by_exit_code(
