@@ -15,14 +15,12 @@ BF16_BYTES = 2
 F16_BYTES = 2
 _HEADINGS = (
     "name",
-    "parameters",
+    "params",
     "active",
     "layers",
-    "heads/kv",
-    "head_dim",
+    "heads",
     "context",
     "BF16 size",
-    "tied",
 )
 
 
@@ -76,10 +74,8 @@ def _row(release: Release) -> tuple[str, ...]:
         _count(release.active_parameters),
         str(config.num_hidden_layers),
         f"{config.num_attention_heads}/{config.num_key_value_heads}",
-        str(config.head_dim),
         str(config.max_position_embeddings),
         format_bytes(release.parameters * BF16_BYTES),
-        "yes" if config.tie_word_embeddings else "no",
     )
 
 
@@ -135,10 +131,11 @@ def _explanation(releases: Sequence[Release]) -> list[str]:
     config, wrong = odd[0].config, odd[0].config.hidden_size / odd[0].config.num_attention_heads
     return [
         *lines,
-        "Published pages that derive head_dim as hidden_size / heads are wrong for these, and so",
-        f"is what they compute from it: {odd[0].name} would have a head_dim of {wrong:g}, and its",
-        f"KV cache {_kv_bytes(odd[0]) * wrong / config.head_dim:,.0f} bytes per token in f16 in "
-        f"place of {_kv_bytes(odd[0]):,}.",
+        "Published pages that derive head_dim as hidden_size / heads are wrong for these,",
+        "and so is what they compute from it:",
+        f"  {odd[0].name} would have a head_dim of {wrong:g}, and its KV cache",
+        f"  {_kv_bytes(odd[0]) * wrong / config.head_dim:,.0f} bytes per token in f16 "
+        f"in place of {_kv_bytes(odd[0]):,}.",
     ]
 
 

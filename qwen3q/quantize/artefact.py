@@ -23,6 +23,7 @@ from qwen3q.models.config import Qwen3Config, read_config_json
 from qwen3q.models.source import ModelSource
 from qwen3q.plan.plan import Plan
 from qwen3q.plan.schemes import Layout, Scheme
+from qwen3q.progress import ProgressFn, silent
 from qwen3q.quantize.card import model_card
 from qwen3q.quantize.journal import Unit
 from qwen3q.quantize.layer_notes import mixed_machines, notes_by_layers
@@ -78,6 +79,7 @@ def write_side_files(
     run: Mapping[str, Any],
     inputs: Mapping[str, Mapping[str, Any]],
     fingerprint: Mapping[str, str],
+    progress: ProgressFn = silent,
 ) -> None:
     """Writes everything beside the shards, the manifest last.
 
@@ -88,6 +90,7 @@ def write_side_files(
         run: seconds and peak memory, for the report alone.
         inputs: bytes and sha256 of the source's files, by name.
         fingerprint: what the journal compared.
+        progress: told files whose checksum is taken, and in all.
 
     Raises:
         DiskError: the folder can't be written.
@@ -118,9 +121,24 @@ def write_side_files(
     _write_text(folder / CARD_NAME, card)
     notes = [f"model.layers.{unit.layer}: {note}" for unit in units for note in unit.notes]
     _write_json(folder / REPORT_NAME, report(job, source, calibration, rows, [*mixed, *notes], run))
+    left_out = (MANIFEST_NAME, *NOT_CHECKSUMMED)
+    paths = [path for path in sorted(folder.iterdir()) if path.name not in left_out]
+    outputs = checksums(paths, progress, f"checksums of {job.target.name}")
     _write_json(
-        folder / MANIFEST_NAME, manifest(folder, job, source, calibration, inputs, fingerprint)
+        folder / MANIFEST_NAME, manifest(job, source, calibration, inputs, outputs, fingerprint)
     )
+
+
+def checksums(
+    paths: Sequence[Path], progress: ProgressFn = silent, label: str = "checksums"
+) -> dict[str, dict[str, Any]]:
+    """Bytes and sha256 of files by their names, as a manifest lists them."""
+    listed = {}
+    for done, path in enumerate(paths):
+        progress(done, len(paths), label)
+        listed[path.name] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+    progress(len(paths), len(paths), label)
+    return listed
 
 
 def artefact_config(raw: Mapping[str, Any], config: Qwen3Config, scheme: Scheme) -> dict[str, Any]:
@@ -182,19 +200,14 @@ def expert_tokens(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, int]
 
 
 def manifest(
-    folder: Path,
     job: FolderJob,
     source: ModelSource,
     calibration: Mapping[str, Any],
     inputs: Mapping[str, Mapping[str, Any]],
+    outputs: Mapping[str, Mapping[str, Any]],
     fingerprint: Mapping[str, str],
 ) -> dict[str, Any]:
     """sha256 of everything that went in and came out, and what verifies it."""
-    outputs = {
-        path.name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
-        for path in sorted(folder.iterdir())
-        if path.name not in (MANIFEST_NAME, *NOT_CHECKSUMMED)
-    }
     return {
         "manifest": MANIFEST_FORMAT,
         "qwen3q": __version__,
@@ -210,7 +223,7 @@ def manifest(
         },
         "calibration": dict(calibration),
         "fingerprint": dict(fingerprint),
-        "outputs": outputs,
+        "outputs": dict(outputs),
         "not_checksummed": list(NOT_CHECKSUMMED),
     }
 

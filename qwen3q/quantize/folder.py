@@ -20,7 +20,6 @@ import torch
 from qwen3q.calibrate.rows import TokenRows
 from qwen3q.checkpoint.reader import Checkpoint, check_all_finite
 from qwen3q.checkpoint.shards import INDEX_NAME
-from qwen3q.checkpoint.writer import file_sha256
 from qwen3q.errors import CheckpointError, UsageError, telling
 from qwen3q.files import partial_path, require_free_space, sole_writer
 from qwen3q.fingerprint import rows_fingerprint, weights_fingerprint
@@ -33,6 +32,7 @@ from qwen3q.quantize.arithmetic import arithmetic_name, workload_of
 from qwen3q.quantize.artefact import (
     FolderJob,
     artefact_name,
+    checksums,
     is_published,
     publish,
     require_target,
@@ -169,9 +169,9 @@ def quantize_folders(
                         steps.step()
             _solve_layers(source, checkpoint, works, rows, run.stream, store, steps)
             spent = _spent(time.perf_counter() - started, predicted)
-            inputs = _inputs(source, checkpoint) if works else {}
+            inputs = _inputs(source, checkpoint, progress) if works else {}
             for work in works:
-                _complete(work, source, calibration, run, inputs, spent)
+                _complete(work, source, calibration, run, inputs, spent, progress)
     return FolderResults(
         tuple(job.target for job in jobs),
         time.perf_counter() - started,
@@ -336,6 +336,7 @@ def _complete(
     run: RunOptions,
     inputs: Mapping[str, Mapping[str, Any]],
     spent: Mapping[str, Any],
+    progress: ProgressFn,
 ) -> None:
     """Writes what stands beside the shards and makes the folder appear."""
     if work.missing:
@@ -350,21 +351,21 @@ def _complete(
         {**spent, "resumed": work.resumed},
         inputs,
         work.fingerprint,
+        progress,
     )
     publish(work.partial, work.job, replace=run.replace or work.resumed)
 
 
-def _inputs(source: ModelSource, checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
+def _inputs(
+    source: ModelSource, checkpoint: Checkpoint, progress: ProgressFn
+) -> dict[str, dict[str, Any]]:
     """Bytes and sha256 of every file of the source that went into the artefacts."""
     assert source.folder is not None
     index = source.folder / INDEX_NAME
     paths = [source.folder / CONFIG_NAME, *copied_files(source.folder), *checkpoint.paths]
     if index.is_file():
         paths.append(index)
-    return {
-        path.name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
-        for path in sorted(paths)
-    }
+    return checksums(sorted(paths), progress, f"checksums of {source.title}")
 
 
 @contextmanager
