@@ -67,17 +67,19 @@ def run_demo(
     artefacts = quantize_gguf(source, types, out, options, progress=progress)
     text = evaluation_text(*TEXT)
     rows = []
-    for done, artefact in enumerate(artefacts):
-        progress(done, len(artefacts), "measure")
-        rows.append(_measure(artefact, text, threads))
-    progress(len(artefacts), len(artefacts), "measure")
+    for before, artefact in enumerate(artefacts):
+
+        def report(done: int, total: int, label: str, before: int = before) -> None:
+            progress(before * total + done, len(artefacts) * total, "measure")
+
+        rows.append(_measure(artefact, text, threads, report))
     return rows
 
 
-def _measure(artefact: Artefact, text: str, threads: int | None) -> DemoRow:
+def _measure(artefact: Artefact, text: str, threads: int | None, progress: ProgressFn) -> DemoRow:
     with LlamaModel(artefact.path) as model:
         perplexity = measure_perplexity(
-            model, text, context=CONTEXT, parse_special=True, threads=threads
+            model, text, context=CONTEXT, parse_special=True, threads=threads, progress=progress
         )
         thinking, answer = ask(model, QUESTION, threads)
     right = re.findall(r"\d+", answer)[-1:] == [EXPECTED]

@@ -60,10 +60,12 @@ def check_file(path: Path) -> None:
     """Looks at a file without reading it.
 
     Raises:
-        UsageError: not there, a folder, empty, or too large.
+        UsageError: not there, no file, empty, or too large.
     """
     if path.is_dir():
         raise UsageError(f"{path} is a folder.", "Give one text, jsonl or parquet file.")
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{path} is a pipe or device.", "Save the text to a file, and give that.")
     if not path.is_file():
         raise UsageError(f"There is no file {path}.", did_you_mean(path) or _GIVE)
     size = path.stat().st_size

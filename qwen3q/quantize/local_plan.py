@@ -74,7 +74,7 @@ def float_dtype(checkpoint: Checkpoint, name: str) -> str:
     stored = checkpoint.tensors[name].dtype
     if stored not in _FLOATS:
         raise UsageError(
-            f"{name} is stored as {stored}; only float checkpoints can be quantized.",
+            f"{name} is stored as {stored}; BF16, F16 and F32 weights can be quantized.",
             "Start from the original bf16 model.",
         )
     return _FLOATS[stored]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from types import SimpleNamespace
 
@@ -165,6 +166,9 @@ def test_names_that_lead_nowhere(demo, tmp_path):
     assert caught.value.hint == f"Did you mean {tmp_path / 'prose.txt'}?"
     with pytest.raises(UsageError, match="is a folder"):
         load_calibration(str(tmp_path), demo, options())
+    os.mkfifo(tmp_path / "pipe")  # as a shell's <(...) is
+    with pytest.raises(UsageError, match="is a pipe or device"):
+        load_calibration(str(tmp_path / "pipe"), demo, options())
     with pytest.raises(UsageError, match="no calibration set 'ballanced'"):
         load_calibration("ballanced", demo, options())
     with pytest.raises(UsageError, match="too short"):
