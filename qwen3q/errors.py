@@ -11,6 +11,10 @@ from contextlib import contextmanager
 
 REFETCH = "The download may be incomplete; fetch the file again."
 REFETCH_MODEL = "The download may be incomplete; fetch the model again."
+DAMAGED_MODEL = (
+    "Fetch the model again and compare its checksums; if they are the publisher's, the model "
+    "itself is broken."
+)
 UNREADABLE = "Check that it is a file and that you may read it."
 
 

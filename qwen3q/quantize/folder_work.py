@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -13,7 +14,7 @@ from qwen3q.checkpoint.reader import Checkpoint
 from qwen3q.checkpoint.shards import lay_out_shards
 from qwen3q.checkpoint.torch_io import dtype_name, read_tensor, tensor_bytes
 from qwen3q.checkpoint.writer import ShardWriter
-from qwen3q.errors import CheckpointError, DiskError, UsageError
+from qwen3q.errors import DAMAGED_MODEL, CheckpointError, DiskError, UsageError
 from qwen3q.files import partial_path
 from qwen3q.formats.folder import pack_linear, unpack_linear
 from qwen3q.formats.grid import QuantizedLinear
@@ -127,7 +128,8 @@ class FolderWork:
             notes, made_on: of a ``Unit``.
 
         Raises:
-            CheckpointError: a tensor is missing, is not in the plan, or has another form.
+            CheckpointError: a tensor is missing, is not in the plan, or has another form; or a
+                linear's error is not finite.
         """
         planned = {tensor.name: tensor for tensor in self._planned[unit]}
         hashes = {}
@@ -143,6 +145,13 @@ class FolderWork:
             hashes[name] = self._writer.write(name, tensor_bytes(data))
         for name in planned.keys() - hashes.keys():
             raise CheckpointError(f"{self.job.target.name}: tensor {name} was not made.")
+        for row in rows:
+            if not math.isfinite(row["error"]):
+                raise CheckpointError(
+                    f"{self.job.target.name}: the error of {row['name']} is no number: its weights "
+                    "are too large, or the activations that reach it.",
+                    DAMAGED_MODEL,
+                )
         self._writer.sync()
         self._journal.append(Unit(unit, hashes, tuple(rows), tuple(notes), made_on))
 

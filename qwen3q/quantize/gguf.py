@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from qwen3q.checkpoint.reader import Checkpoint, check_finite
 from qwen3q.checkpoint.safetensors import TensorInfo
 from qwen3q.checkpoint.writer import sync_folder
-from qwen3q.errors import CheckpointError, DiskError, LlamaError, UsageError
+from qwen3q.errors import DAMAGED_MODEL, CheckpointError, DiskError, LlamaError, UsageError
 from qwen3q.files import partial_path, require_free_space, reserve, sole_writer
 from qwen3q.formats.gguf_file import Value, encode_header, encode_metadata
 from qwen3q.formats.gguf_metadata import Provenance, check_runs_in_llama, gguf_metadata
@@ -42,6 +42,12 @@ SLAB_WEIGHTS = 1 << 19
 """Weights a thread takes at a time: 2 MiB as float32, about one core's second-level cache."""
 AHEAD_BYTES = 64 << 20
 """Source bytes of tensors begun before the oldest of them is done; keeps every thread busy."""
+
+LARGEST_WEIGHT = float(np.finfo(np.float16).max)
+"""F16 holds no more. Scales are float16, too, and of far larger weights ggml makes zeros: what it
+sums of their powers overflows. A model has none, unless a bit of it is damaged."""
+WIDE_TYPES = ("F32", "BF16")
+"""What holds all that a float32 does."""
 
 Importance = Mapping[str, NDArray[np.float32]]
 
@@ -280,7 +286,15 @@ def _quantize_slab(
     name, columns = slab.source.name, slab.source.shape[-1]
     weights = checkpoint.array(name).reshape(-1, columns)[slab.first : slab.last]
     wide = _float32(checkpoint.tensors[name], weights, buffers)
+    largest = max(float(wide.max()), -float(wide.min()))
+    if not math.isfinite(largest):
+        check_finite(name, wide, "F32", checkpoint.tensors[name].path)
     for output in slab.outputs:
+        if largest > LARGEST_WEIGHT and output.type.name not in WIDE_TYPES:
+            raise CheckpointError(
+                f"{name} has weights too large for {output.type.name}: {largest:.3g}.",
+                DAMAGED_MODEL,
+            )
         row_bytes = output.type.row_bytes(columns)
         out = _buffer(buffers, "out", len(wide) * row_bytes, np.uint8).reshape(len(wide), row_bytes)
         imatrix = importance.get(name) if output.type.is_quantized else None
@@ -295,7 +309,7 @@ def _quantize_slab(
 def _float32(
     info: TensorInfo, weights: NDArray[Any], buffers: threading.local
 ) -> NDArray[np.float32]:
-    """The weights as float32, in the thread's buffer unless they are float32; NaN refused."""
+    """The weights as float32, in the thread's buffer unless they are float32."""
     dtype = info.dtype
     if dtype == "F32":
         wide: NDArray[np.float32] = weights
@@ -310,8 +324,6 @@ def _float32(
                 f"{info.name} is stored as {dtype}; GGUF is written from BF16, F16 or F32 weights.",
                 "Start from the unquantized release of this model.",
             )
-    if not math.isfinite(wide.sum()):
-        check_finite(info.name, wide, "F32", info.path)
     return wide
 
 

@@ -75,6 +75,26 @@ def test_progress_counts_every_unit_of_every_folder(model: Path, tmp_path: Path)
         assert sums[f"checksums of {folder}"] == (len(listed), len(listed))
 
 
+@pytest.mark.parametrize("name", ["fp8", "int4", "gptq:int4"])
+def test_a_weight_so_large_that_errors_overflow_is_refused(
+    demo_folder: Path, tmp_path: Path, name: str
+) -> None:
+    """A damaged exponent, still finite: no artefact, and no report with a NaN."""
+    model = tiny_model(tmp_path / "Tiny", demo_folder)
+    weights = load_file(model / "model.safetensors")
+    damaged = "model.layers.0.mlp.down_proj.weight"
+    weights[damaged][3, 5] = 1e30
+    save_file(weights, model / "model.safetensors")
+    source, out = describe(str(model)), tmp_path / "out"
+    rows = random_rows(source.config.vocab_size)
+    with Checkpoint(model) as checkpoint:
+        jobs = driver.folder_jobs(source, checkpoint, [tiny_scheme(name)], out)
+        with pytest.raises(CheckpointError, match=f"the error of {damaged} is no number") as caught:
+            driver.quantize_folders(source, checkpoint, jobs, rows)
+    assert "checksums" in caught.value.hint
+    assert not out.exists()
+
+
 def test_overrides_keep_a_linear_as_it_is(model: Path, tmp_path: Path) -> None:
     scheme = parse_scheme("fp8", overrides=(Override("*.down_proj", keep_float=True),))
     make(model, tmp_path, scheme)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 
 from qwen3q.checkpoint.reader import Checkpoint
 from qwen3q.errors import CheckpointError, DiskError, UsageError
@@ -211,3 +213,33 @@ def test_killed_run_leaves_no_target(demo_folder, tmp_path):
     (file,) = tmp_path.iterdir()
     assert file.suffix == ".gguf"
     assert tensors(file)
+
+
+@pytest.mark.parametrize(
+    ("file_type", "size", "is_held"),
+    [
+        *((name, 1e30, False) for name in ("F16", "Q8_0", "Q6_K", "IQ4_XS", "Q4_K_M")),
+        ("F16", 7e4, False),
+        *((name, 1e30, True) for name in ("F32", "BF16")),
+        *((name, 6e4, True) for name in ("F16", "Q8_0", "Q6_K", "IQ4_XS", "Q4_K_M")),
+    ],
+)
+def test_a_weight_that_a_type_does_not_hold_is_refused(
+    demo_folder, tmp_path, file_type, size, is_held
+):
+    """One exponent is damaged. What is written, gguf-py reads as about that weight."""
+    folder = shutil.copytree(demo_folder, tmp_path / "damaged")
+    weights = load_file(folder / "model.safetensors")
+    damaged = "model.layers.2.mlp.down_proj.weight"
+    weights[damaged][5, 7] = size
+    save_file(weights, folder / "model.safetensors")
+    if not is_held:
+        with pytest.raises(CheckpointError, match=f"{damaged} has weights too large for") as caught:
+            write(folder, tmp_path, [file_type])
+        assert caught.value.hint
+        assert [path.name for path in tmp_path.iterdir()] == ["damaged"]
+        return
+    made = gguf.GGUFReader(write(folder, tmp_path, [file_type])[file_type])
+    [tensor] = [t for t in made.tensors if t.name == "blk.2.ffn_down.weight"]
+    read = gguf.dequantize(tensor.data, tensor.tensor_type).reshape(256, 768)
+    assert read[5, 7] == pytest.approx(size, rel=0.1)
