@@ -67,7 +67,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextmanager
-def sole_writer(target: Path, *, wait: bool = False) -> Iterator[None]:
+def sole_writer(target: Path, *, wait: bool = False, doing: str = "") -> Iterator[None]:
     """Within, no other process that asks for ``target`` in this way writes it.
 
     The lock is the system's on a file beside it, so it ends with the process, however that ends.
@@ -76,6 +76,7 @@ def sole_writer(target: Path, *, wait: bool = False) -> Iterator[None]:
 
     Args:
         wait: until the other process is done, instead of refusing.
+        doing: what the other process does, for the message; "writing ``target``" if empty.
 
     Raises:
         DiskError: another process writes it, or the folder can't be written.
@@ -86,7 +87,8 @@ def sole_writer(target: Path, *, wait: bool = False) -> Iterator[None]:
         file = _locked(lock, wait)
     except BlockingIOError:
         raise DiskError(
-            f"Another run is writing {target}.", "Wait until it ends, or choose another --out."
+            f"Another run is {doing or f'writing {target}'}.",
+            "Wait until it ends, or choose another --out.",
         ) from None
     except OSError as error:
         raise DiskError(f"Can't write {target}: {error.strerror}.") from None

@@ -6,7 +6,8 @@ All that a file states of it, but for the number of rows, is known before any te
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from qwen3q.calibrate.enough import rows_enough
 from qwen3q.calibrate.load import source_label
 from qwen3q.checkpoint.reader import Checkpoint
+from qwen3q.files import sole_writer
 from qwen3q.fingerprint import weights_fingerprint
 from qwen3q.formats.imatrix import ImportanceMatrix
 from qwen3q.models.config import Qwen3Config
@@ -59,6 +61,22 @@ def importance_prefix(config: Qwen3Config, text: CalibrationRecipe, out: Path) -
     """How the folders begin in which jobs with such a calibration keep importance under ``out``."""
     digest = hashlib.sha256(_asked_for(config, text).encode()).hexdigest()[:8]
     return out / f"{IMPORTANCE_PREFIX}{digest}-"
+
+
+@contextmanager
+def sole_calibration(source: ModelSource, text: CalibrationRecipe, out: Path) -> Iterator[None]:
+    """Within, no other run keeps importance of this model and such a calibration under ``out``, nor
+    removes it.
+
+    Raises:
+        DiskError: another run does.
+    """
+    assert source.folder is not None
+    prefix = importance_prefix(source.config, text, out)
+    with Checkpoint(source.folder) as checkpoint:
+        kept = prefix.with_name(prefix.name + weights_fingerprint(checkpoint))
+    with sole_writer(kept, doing=f"calibrating GGUF files of {source.title} in {out}"):
+        yield
 
 
 def kept_importance(source: ModelSource, text: CalibrationRecipe, out: Path) -> list[Path]:

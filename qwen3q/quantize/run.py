@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from qwen3q.quantize.footprint import Footprint
 from qwen3q.quantize.gguf import gguf_file_name, gguf_jobs, write_gguf
 from qwen3q.quantize.local_plan import plan_local
 from qwen3q.quantize.options import QuantizeOptions, extended, importance_text
-from qwen3q.quantize.own_matrix import kept_importance, own_matrix
+from qwen3q.quantize.own_matrix import kept_importance, own_matrix, sole_calibration
 from qwen3q.threads import available_threads, calm_openmp
 
 __all__ = [
@@ -151,13 +152,14 @@ def quantize_targets(
     file_types = check_targets(source, job, out, options, resume=resume)
     text = importance_text(job, options)
     run = _Run(source, job, out, options, devices, resume, progress)
-    if job.schemes or (file_types and text is not None):
-        made = _write_with_torch(run, file_types, text)
-    else:
-        made = _write_files(run, file_types)
-    if text is not None and resume:
-        for folder in kept_importance(source, text, out):
-            shutil.rmtree(folder, ignore_errors=True)
+    with sole_calibration(source, text, out) if text is not None else nullcontext():
+        if job.schemes or (file_types and text is not None):
+            made = _write_with_torch(run, file_types, text)
+        else:
+            made = _write_files(run, file_types)
+        if text is not None and resume:
+            for folder in kept_importance(source, text, out):
+                shutil.rmtree(folder, ignore_errors=True)
     made += [
         _kept_gguf(source, job, target, out, options)
         for target in job.targets

@@ -276,6 +276,41 @@ def test_importance_of_which_no_layer_fitted_is_not_said_to_be_kept(cli, tmp_pat
     assert not out.exists() or not list(out.iterdir())
 
 
+WAITS_IN_THE_FIRST_LAYER = """
+import sys
+from qwen3q.cli.app import main
+from qwen3q.quantize.importance import ImportanceStore
+
+def save(*words, real=ImportanceStore.save):
+    ImportanceStore.save = real
+    real(*words)
+    print("calibrating", flush=True)
+    sys.stdin.read()
+
+ImportanceStore.save = save
+main()
+"""
+
+
+def test_two_runs_never_share_what_they_keep_of_a_calibration(cli, tmp_path):
+    """One text and two types: the first to end would remove what the other still needs."""
+    words = ("--calibration", "balanced", *SHORT, "--out", str(tmp_path))
+    call = [sys.executable, "-c", WAITS_IN_THE_FIRST_LAYER, "quantize", "demo", "--to", "gguf:Q8_0"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen([*call, *words], stdin=pipe, stdout=pipe, text=True) as first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == "calibrating\n"
+        other = cli("quantize", "demo", "--to", "gguf:Q4_0", *words)
+        assert other.returncode == 1
+        assert f"Another run is calibrating GGUF files of Qwen3 demo in {tmp_path}" in other.stderr
+        assert cli("quantize", "demo", "--to", "gguf:Q5_0", "--out", tmp_path).returncode == 0
+        first.communicate("")
+    assert first.returncode == 0
+    assert cli("quantize", "demo", "--to", "gguf:Q4_0", *words).returncode == 0
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == [f"Qwen3-demo-{name}.gguf" for name in ("Q4_0", "Q5_0", "Q8_0")]
+
+
 KILLED_WHEN_BEGUN = """
 import os, signal
 from qwen3q.cli.app import main
