@@ -55,8 +55,13 @@ class Factor:
     damping: tuple[float, ...]
 
     def to(self, device: str | torch.device) -> Factor:
-        moved = (t.to(device) for t in (self.order, self.square, self.diagonal, self.plain))
-        return Factor(*moved, self.damping)
+        return replace(
+            self,
+            order=self.order.to(device),
+            square=self.square.to(device),
+            diagonal=self.diagonal.to(device),
+            plain=self.plain.to(device),
+        )
 
     def ordered(self, values: torch.Tensor) -> torch.Tensor:
         """``[batch, in, out]`` in this order."""
