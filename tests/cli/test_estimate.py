@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shlex
 import subprocess
 import sys
 
@@ -13,10 +15,14 @@ from qwen3q.cli.estimate_options import choose_gpus
 from qwen3q.errors import UsageError
 
 
-def qwen3q(*arguments: str) -> subprocess.CompletedProcess[str]:
+def qwen3q(*arguments: str, width: int | None = None) -> subprocess.CompletedProcess[str]:
+    env = {key: value for key, value in os.environ.items() if key != "COLUMNS"}
+    if width is not None:
+        env["COLUMNS"] = str(width)
     return subprocess.run(
-        [sys.executable, "-m", "qwen3q", *arguments], capture_output=True, text=True, check=False
-    )
+        [sys.executable, "-m", "qwen3q", *arguments],
+        capture_output=True, text=True, check=False, env=env,
+    )  # fmt: skip
 
 
 def json_of(*arguments: str) -> dict:
@@ -255,3 +261,39 @@ def test_neither_torch_nor_llama_cpp_is_imported() -> None:
         "sys.exit(len(heavy & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL).returncode == 0
+
+
+NARROW = {
+    "every quantization": ("estimate", "qwen3-235b-a22b"),
+    "on GPUs": ("estimate", "qwen3-235b-a22b", "--gpu", "8x H100"),
+    "one run": ("estimate", "qwen3-235b-a22b:Q4_K_M", "--gpu", "4x RTX PRO 6000 Blackwell"),
+    "what fits": ("fit", "--gpu", "4x RTX PRO 6000 Blackwell", "--all"),
+}
+
+
+@pytest.mark.parametrize("width", [60, 80, 100])
+@pytest.mark.parametrize("name", NARROW)
+def test_tables_keep_to_the_width_of_a_terminal(name: str, width: int) -> None:
+    """Nothing that the wide one tells is lost but units and the last digit of large figures."""
+    wide, narrow = qwen3q(*NARROW[name]), qwen3q(*NARROW[name], width=width)
+    assert wide.returncode == narrow.returncode == 0, narrow.stderr
+    assert max(map(len, wide.stdout.splitlines())) > 100
+    assert max(map(len, narrow.stdout.splitlines())) <= width
+    words = set(re.findall(r"[^\s()]+", wide.stdout)) - {"engine", "command", "file", "MB"}
+    told = set(re.findall(r"[^\s()]+", narrow.stdout))
+    assert {word for word in words - told if not re.fullmatch(r"\d{3,}\.\d\d", word)} == set()
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_a_folded_command_is_one_to_the_shell(width: int) -> None:
+    options = ("fit", "--gpu", "2x H100", "--all")
+    commands = [run["command"] for run in json_of(*options)["estimates"]]
+    assert any(len(command) > 80 for command in commands)
+    shown = qwen3q(*options, width=width).stdout.replace("\\\n", " ").splitlines()
+    typed = [shlex.join(shlex.split(line)) for line in shown if line.startswith("  qwen3q ")]
+    assert typed == commands
+
+
+def test_a_wide_terminal_and_a_file_get_the_same() -> None:
+    for arguments in NARROW.values():
+        assert qwen3q(*arguments, width=200).stdout == qwen3q(*arguments).stdout
