@@ -10,6 +10,7 @@ from qwen3q.cli.output import format_bytes, print_lines, stdout_width
 from qwen3q.cli.plain_tables import columns, folded_command, folded_lines, table_width
 from qwen3q.memory.estimate import Estimate, Verdict
 from qwen3q.memory.gpus import MIB, Gpu
+from qwen3q.memory.processor import on_processor
 from qwen3q.memory.settings import Engine, Settings, native_context
 from qwen3q.memory.tables import Row, size_classes, smallest_class
 
@@ -65,7 +66,8 @@ def show_table(
     contexts = [run.settings.context for run in rows[0].estimates]
     count = rows[0].estimates[0].settings.parallel
     sequences = "one sequence" if count == 1 else f"{count} sequences"
-    title = f"{model.title}: GiB of GPU memory, context and all, {sequences}"
+    memory = "memory" if on_processor(gpus) else "GPU memory"
+    title = f"{model.title}: GiB of {memory}, context and all, {sequences}"
     if gpus:
         title += f", on {gpu_names(gpus)} (+ fits, ~ just, - does not)"
     lines = []
@@ -196,8 +198,11 @@ def _with_commands(lines: list[str], commands: Sequence[str], room: int) -> list
 def _device_table(found: Estimate, room: int | None) -> list[str]:
     devices = found.devices
     head = [""] + [_device_title(device) for device in devices]
+    labels = _ROWS[found.engine]
+    if devices[0].gpu is not None and on_processor([devices[0].gpu]):
+        labels = (*labels[:3], "program, tokenizer")
     parts = zip(
-        _ROWS[found.engine],
+        labels,
         ([d.weights for d in devices], [d.kv for d in devices], [d.compute for d in devices],
          [d.overhead for d in devices]),
         strict=True,
