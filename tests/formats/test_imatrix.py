@@ -167,7 +167,7 @@ def test_a_file_states_of_the_matrix_what_llama_quantize_does(
 
 
 @pytest.mark.parametrize("older", [False, True])
-@pytest.mark.parametrize("text", ["/home/someone/wiki.txt", r"C:\\Users\\someone\\wiki.txt"])
+@pytest.mark.parametrize("text", ["/home/someone/wiki.txt", "C:\\Users\\someone\\wiki.txt"])
 def test_nobodys_folders_get_into_a_file(small, tmp_path, text, older):
     path = importance_file(tmp_path / "i.gguf", read_config(small), text=text)
     if older:
