@@ -94,14 +94,14 @@ budget: ContextVar[Budget] = ContextVar("budget")
 
 
 def check_operation(operator: str, left: Any, right: Any) -> None:
-    """Refuses an operation between two values whose result is too large."""
+    """Refuses an operation between two values whose result is too large, and charges what a
+    repetition holds."""
     if operator == "**" and (abs(left) > _MAX_BASE or abs(right) > _MAX_EXPONENT):
         raise SecurityError(f"{left} ** {right} is too large")
     if operator == "*":
         for thing, count in ((left, right), (right, left)):
             if hasattr(thing, "__len__") and isinstance(count, int):
-                each = 1 if isinstance(thing, str) else _PER_ITEM
-                budget.get().check(each * len(thing) * count)
+                budget.get().charge(budget.get().size_of(thing) * count)
     if operator == "%" and isinstance(left, str):
         budget.get().check(_printf_chars(left, right))
 
@@ -279,6 +279,6 @@ SHARING = frozenset({"copy", "count", "get", "index", "items", "keys", "values"}
 """Methods of lists and dictionaries; what they return is there already."""
 
 LEFT_OUT = (
-    "batch", "pprint", "slice", "striptags", "urlize", "wordwrap", "xmlattr", "truncate",
+    "batch", "pprint", "slice", "striptags", "urlize", "wordwrap", "xmlattr",
 )  # fmt: skip
 """Filters for web pages and tables, which no chat template needs."""
