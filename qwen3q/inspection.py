@@ -64,16 +64,17 @@ class Inspection:
 def inspect_model(name: str) -> Inspection:
     """Inspects a GGUF file, a model folder in any format, or a model by its name.
 
+    A folder's safetensors file stands for the folder.
+
     Raises:
         Qwen3qError: nothing there, or what is there is broken or no Qwen3.
     """
     path = Path(name)
     if path.is_file():
-        if path.suffix != ".gguf":
-            raise CheckpointError(
-                f"{path} is a file, but no .gguf.", "Give a model folder or a GGUF file."
-            )
-        return _inspect_gguf(path)
+        if path.suffix == ".gguf":
+            return _inspect_gguf(path)
+        folder = _folder_of(path)
+        return _inspect_folder(folder, folder.resolve().name)
     source = describe(name)
     if source.folder is not None:
         return _inspect_folder(source.folder, source.title)
@@ -86,6 +87,22 @@ def inspect_model(name: str) -> Inspection:
         for spec in model_tensors(source.config)
     )
     return Inspection(None, facts, asdict(source.config), stored)
+
+
+def _folder_of(path: Path) -> Path:
+    """The model folder that a safetensors file is a part of."""
+    folder = path.parent
+    if path.suffix != ".safetensors" or not (folder / "config.json").is_file():
+        raise CheckpointError(
+            f"{path} is neither a .gguf nor a .safetensors file beside a config.json.",
+            "Give a model folder or a GGUF file.",
+        )
+    with Checkpoint(folder) as checkpoint:
+        if path not in checkpoint.paths:
+            raise CheckpointError(
+                f"{path} is no part of the model in its folder.", f"Give the folder: {folder}."
+            )
+    return folder
 
 
 def _inspect_folder(folder: Path, title: str) -> Inspection:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from qwen3q.memory.gpus import Gpu
     from qwen3q.memory.settings import Engine, Settings
     from qwen3q.memory.source import Model
+    from qwen3q.memory.tables import Row
 
 
 def register(app: typer.Typer) -> None:
@@ -82,6 +84,7 @@ def estimate(
     """Memory and speed of a model before it is downloaded: per device, in the loader's names."""
     from qwen3q.memory.settings import DEFAULT_UBATCH, DEFAULT_UTILIZATION, Settings
     from qwen3q.memory.source import find_model, split_format
+    from qwen3q.memory.tables import CONTEXTS
 
     if quant is None:
         model, quant = split_format(model)
@@ -113,84 +116,86 @@ def estimate(
         yarn=yarn,
         utilization=DEFAULT_UTILIZATION if utilization is None else utilization,
     )
+    asked = _Asked(found, settings, kv, runner, gpus)
     if wanted is not None:
-        _one(found, wanted, settings, gpus, notes, kv, runner, json_output)
+        _one(asked, wanted, notes, json_output)
     else:
-        _table(found, settings, gpus, notes, kv, runner, context is not None, json_output)
+        contexts = list(CONTEXTS) if context is None else [settings.context]
+        _table(asked, contexts, notes, json_output)
 
 
-def _one(
-    model: Model,
-    fmt: str,
-    settings: Settings,
-    gpus: list[Gpu],
-    notes: list[str],
-    kv: str | None,
-    engine: Engine | None,
-    json_output: bool,
-) -> None:
-    from qwen3q.memory.advice import advise
-    from qwen3q.memory.tables import model_table
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What the options say.
 
-    def run(on: list[Gpu]) -> list[Estimate]:
-        rows = model_table(
-            model, [fmt], [settings.context], settings, on, kv=kv, engine=engine,
-            find_max_context=True,
+    Attributes:
+        kv: cache type; each engine's default if None.
+        engine: None for each format's own.
+        gpus: empty for one of unknown size.
+    """
+
+    model: Model
+    settings: Settings
+    kv: str | None
+    engine: Engine | None
+    gpus: list[Gpu]
+
+    def rows(
+        self, formats: list[str], contexts: list[int], on: list[Gpu], *, find_max_context: bool
+    ) -> list[Row]:
+        """The estimates, on ``gpus`` or others."""
+        from qwen3q.memory.tables import model_table
+
+        return model_table(
+            self.model, formats, contexts, self.settings, on, kv=self.kv, engine=self.engine,
+            find_max_context=find_max_context,
         )  # fmt: skip
-        return list(rows[0].estimates)
 
-    [found] = run(gpus)
-    advice = advise(model, found, gpus)
+
+def _one(asked: _Asked, fmt: str, notes: list[str], json_output: bool) -> None:
+    from qwen3q.memory.advice import advise
+
+    def run(on: list[Gpu]) -> Estimate:
+        [row] = asked.rows([fmt], [asked.settings.context], on, find_max_context=True)
+        [found] = row.estimates
+        return found
+
+    found = run(asked.gpus)
+    advice = advise(asked.model, found, asked.gpus)
     if json_output:
-        from qwen3q.memory.gpus import gpus as catalog
-        from qwen3q.memory.schema import estimate_json, gpus_json
+        from qwen3q.memory.schema import estimate_json
 
-        print_json(
-            {
-                "estimates": [estimate_json(found, advice)],
-                "gpus": gpus_json(model.config, run([]), catalog()),
-                "notes": notes,
-            }
-        )
+        _print_json(asked, [estimate_json(found, advice)], [run([])], notes)
         return
     from qwen3q.cli.estimate_text import show_estimate
 
-    show_estimate(model, found, advice, notes)
+    show_estimate(asked.model, found, advice, notes)
 
 
-def _table(
-    model: Model,
-    settings: Settings,
-    gpus: list[Gpu],
-    notes: list[str],
-    kv: str | None,
-    engine: Engine | None,
-    one_context: bool,
-    json_output: bool,
-) -> None:
-    from qwen3q.memory.tables import CONTEXTS, model_table
-
-    contexts = [settings.context] if one_context else list(CONTEXTS)
-    rows = model_table(
-        model, model.formats(), contexts, settings, gpus, kv=kv, engine=engine,
-        find_max_context=bool(gpus),
-    )  # fmt: skip
+def _table(asked: _Asked, contexts: list[int], notes: list[str], json_output: bool) -> None:
+    formats, gpus = asked.model.formats(), asked.gpus
+    rows = asked.rows(formats, contexts, gpus, find_max_context=bool(gpus))
     if json_output:
-        from qwen3q.memory.gpus import gpus as catalog
-        from qwen3q.memory.schema import estimate_json, gpus_json
+        from qwen3q.memory.schema import estimate_json
 
-        anywhere = rows if not gpus else model_table(
-            model, model.formats(), contexts, settings, [], kv=kv, engine=engine
-        )  # fmt: skip
-        runs = [run for row in anywhere for run in row.estimates]
-        print_json(
-            {
-                "estimates": [estimate_json(run) for row in rows for run in row.estimates],
-                "gpus": gpus_json(model.config, runs, catalog()),
-                "notes": notes,
-            }
-        )
+        anywhere = asked.rows(formats, contexts, [], find_max_context=False) if gpus else rows
+        estimates = [estimate_json(run) for row in rows for run in row.estimates]
+        _print_json(asked, estimates, [run for row in anywhere for run in row.estimates], notes)
         return
     from qwen3q.cli.estimate_text import show_table
 
-    show_table(model, rows, gpus, notes)
+    show_table(asked.model, rows, gpus, notes)
+
+
+def _print_json(
+    asked: _Asked, estimates: list[dict[str, Any]], anywhere: list[Estimate], notes: list[str]
+) -> None:
+    """
+    Args:
+        anywhere: the same runs on a GPU of unknown size, to hold against every GPU there is.
+    """
+    from qwen3q.memory.gpus import gpus as catalog
+    from qwen3q.memory.schema import gpus_json
+
+    gpus = gpus_json(asked.model.config, anywhere, catalog())
+    print_json({"estimates": estimates, "gpus": gpus, "notes": notes})

@@ -20,15 +20,23 @@ DEFAULT_CONTEXT = 8192
 MAX_GPUS = 64
 """Of one estimate: no Qwen3 needs more, and each costs time to compute."""
 
+_PROCESSOR = ("none", "cpu")
 _COUNT = re.compile(r"(\d{1,18})\s*[xX×]\s*(.*)")
 
 GpuOption = Annotated[
     list[str] | None,
-    typer.Option("--gpu", help='GPU by name, as "RTX 4090" or "2x RTX 4090"; auto for those here.'),
+    typer.Option(
+        "--gpu",
+        help='GPU by name, as "RTX 4090" or "2x RTX 4090"; auto for those here, '
+        "none for the processor alone.",
+    ),
 ]
 VramOption = Annotated[
     list[str] | None,
-    typer.Option("--vram", help="Free memory of a GPU, such as 24GiB; repeat for several."),
+    typer.Option(
+        "--vram",
+        help="Free memory of a GPU, such as 24GiB (of RAM with --gpu none); repeat for several.",
+    ),
 ]
 EngineOption = Annotated[
     str | None, typer.Option("--engine", help="llama.cpp, transformers or vllm.")
@@ -45,7 +53,8 @@ ParallelOption = Annotated[
 def choose_gpus(names: list[str] | None, vram: list[str] | None) -> tuple[list[Gpu], list[str]]:
     """The GPUs of ``--gpu`` and ``--vram``, and notes about them; none if neither is given.
 
-    ``--gpu NAME --vram AMOUNT`` is that part with another amount of free memory.
+    ``--gpu NAME --vram AMOUNT`` is that part with another amount of free memory; ``--gpu none`` is
+    the processor alone.
 
     Raises:
         UsageError: no such GPU or amount, or too many of them.
@@ -54,6 +63,8 @@ def choose_gpus(names: list[str] | None, vram: list[str] | None) -> tuple[list[G
 
     texts = vram or []
     amounts = [parse_bytes(text) for text in texts]
+    if names and any(name.strip().lower() in _PROCESSOR for name in names):
+        return _processor(names, texts, amounts)
     gpus: list[Gpu] = []
     notes: list[str] = []
     for name in names or []:
@@ -90,6 +101,16 @@ def choose_gpus(names: list[str] | None, vram: list[str] | None) -> tuple[list[G
         custom_gpu(amount, amount=_typed_amount(text))
         for amount, text in zip(amounts, texts, strict=True)
     ], notes
+
+
+def this_machine() -> tuple[list[Gpu], list[str]]:
+    """The GPUs that are here, or the processor where there is none, and notes about them."""
+    from qwen3q.memory.detect import has_gpus
+
+    if has_gpus():
+        return choose_gpus(["auto"], None)
+    gpus, notes = choose_gpus(["none"], None)
+    return gpus, ["No GPU was found here, so this is for the processor.", *notes]
 
 
 def parse_engine(name: str | None) -> Engine | None:
@@ -146,6 +167,28 @@ def parse_context(text: str) -> int:
             f"--context {text!r} is no number of tokens.", "Write it like 32768 or 32k."
         )
     return int(found[1]) * {"": 1, "k": 1024, "m": 1024 * 1024}[found[2]]
+
+
+def _processor(
+    names: Sequence[str], texts: Sequence[str], amounts: Sequence[int]
+) -> tuple[list[Gpu], list[str]]:
+    """A processor with the free RAM of ``--vram``, else of this machine."""
+    from qwen3q.memory.processor import processor, this_processor
+    from qwen3q.memory.speed import HOST_BANDWIDTH
+
+    if len(names) > 1 or len(amounts) > 1:
+        raise UsageError(
+            "--gpu none is the processor alone, with one amount of memory.",
+            "Leave the others out, or keep layers on the CPU beside a GPU: --gpu-layers.",
+        )
+    notes = []
+    if amounts:
+        part = processor(amounts[0], _typed_amount(texts[0]))
+    else:
+        part, note = this_processor()
+        notes.append(note)
+    notes.append(f"Speeds assume {HOST_BANDWIDTH / 1e9:.0f} GB/s of memory bandwidth.")
+    return [part], notes
 
 
 def _detected(notes: list[str]) -> list[Gpu]:

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from qwen3q.cli.output import format_bytes, print_lines
+from qwen3q.cli.output import format_bytes, print_lines, stdout_width
+from qwen3q.cli.plain_tables import columns, folded_command, folded_lines, table_width
 from qwen3q.memory.estimate import Estimate, Verdict
 from qwen3q.memory.gpus import MIB, Gpu
+from qwen3q.memory.processor import on_processor
 from qwen3q.memory.settings import Engine, Settings, native_context
 from qwen3q.memory.tables import Row, size_classes, smallest_class
 
@@ -39,9 +41,7 @@ def show_estimate(
     shape = f"context {settings.context:,}, KV {_kv(settings)}"
     if settings.parallel > 1:
         shape += f", {settings.parallel} sequences"
-    lines = [f"{title}  ({shape})", ""]
-    lines += _device_table(found)
-    lines += ["", *_verdict_lines(found), *_pool_lines(found)]
+    lines = ["", *_verdict_lines(found), *_pool_lines(found)]
     if found.verdict is not Verdict.NO:
         lines += _speed_lines(found)
     lines.append(
@@ -53,57 +53,94 @@ def show_estimate(
         lines += [f"  {a.text}: {a.options}  ({a.total / GIB:.2f} GiB)" for a in advice]
     elif found.verdict is Verdict.NO:
         lines += ["", "No change of cache, context, placement or quantization makes it fit."]
-    print_lines(lines)
+    room = stdout_width()
+    head = folded_lines([f"{title}  ({shape})", ""], room)
+    print_lines([*head, *_device_table(found, room), *folded_lines(lines, room)])
 
 
 def show_table(
     model: Model, rows: Sequence[Row], gpus: Sequence[Gpu], notes: Sequence[str]
 ) -> None:
     """Every quantization at several contexts."""
+    room = stdout_width()
     contexts = [run.settings.context for run in rows[0].estimates]
-    head = ["quantization", "engine", "bits", "file", *(_tokens(c) for c in contexts)]
-    head += ["longest", "tok/s"] if gpus else []
-    body = []
-    used: set[int] = set()
-    for row in rows:
-        first = row.estimates[0]
-        cells = [
-            row.weights.format,
-            first.engine.value,
-            f"{row.weights.bits_per_weight:.2f}",
-            format_bytes(row.weights.file_bytes),
-        ]
-        for run in row.estimates:
-            if run.verdict is not None:
-                cells.append(f"{run.total / GIB:.2f} {_MARKS[run.verdict]}")
-                continue
-            size = smallest_class(model, run)
-            cells.append(f"{run.total / GIB:.2f} ({size or '-'})")
-            used |= {size} if size else set()
-        if gpus:
-            fits = bool(first.max_context)
-            cells.append(f"{first.max_context:,}" if fits else "-")
-            cells.append(f"{first.speed.decode:.0f}" if fits and first.speed else "-")
-        body.append(cells)
     count = rows[0].estimates[0].settings.parallel
     sequences = "one sequence" if count == 1 else f"{count} sequences"
-    lines = [f"{model.title}: GiB of GPU memory, context and all, {sequences}"]
+    memory = "memory" if on_processor(gpus) else "GPU memory"
+    title = f"{model.title}: GiB of {memory}, context and all, {sequences}"
     if gpus:
-        lines[0] += f", on {gpu_names(gpus)} (+ fits, ~ just, - does not)"
-    lines += ["", *_columns([head, *body]), ""]
+        title += f", on {gpu_names(gpus)} (+ fits, ~ just, - does not)"
+    lines = []
     if not gpus:
         lines.append("(n): the smallest card, in GB, that holds it by itself:")
-        classes = size_classes()
-        for size in sorted(used):
-            names = [gpu.name.removeprefix("GeForce ") for gpu in classes[size]]
-            more = f" and {len(names) - _NAMES_PER_CLASS} more" if names[_NAMES_PER_CLASS:] else ""
-            lines.append(f"  {size:>3}  {', '.join(names[:_NAMES_PER_CLASS])}{more}")
+        lines += _size_lines(model, rows)
     spread = max(run.uncertainty for row in rows for run in row.estimates)
     lines.append(f"Uncertainty: up to {spread / GIB:.2f} GiB; --quant shows one run's parts.")
     beyond = [c for c in contexts if c > native_context(model.config)]
     if beyond:
         lines.append(f"Contexts from {_tokens(beyond[0])} on need YaRN.")
-    print_lines([*lines, *notes])
+    print_lines(
+        [
+            *folded_lines([title, ""], room),
+            *_format_table(model, rows, known=bool(gpus), room=room),
+            *folded_lines(["", *lines, *notes], room),
+        ]
+    )
+
+
+def _format_table(model: Model, rows: Sequence[Row], *, known: bool, room: int | None) -> list[str]:
+    """A line for each quantization; on a narrow terminal engines become headings over theirs.
+
+    Args:
+        known: that it is known what the runs are on, so there is a longest context.
+    """
+    contexts = [_tokens(run.settings.context) for run in rows[0].estimates]
+    more = ["longest", "tok/s"] if known else []
+    wide = [["quantization", "engine", "bits", "file", *contexts, *more]]
+    narrow = [["quantization", "bits", "GB", *contexts, *more]]
+    for engine, group in groupby(rows, key=lambda row: row.estimates[0].engine):
+        narrow.append([engine.value])
+        for row in group:
+            fmt, bits = row.weights.format, f"{row.weights.bits_per_weight:.2f}"
+            size = row.weights.file_bytes
+            marks = [_mark(model, run) for run in row.estimates]
+            totals = [run.total / GIB for run in row.estimates]
+            runs = [f"{total:.2f} {mark}" for total, mark in zip(totals, marks, strict=True)]
+            tail = _longest_and_speed(row.estimates[0]) if known else []
+            wide.append([fmt, engine.value, bits, format_bytes(size), *runs, *tail])
+            runs = [f"{_short(total)} {mark}" for total, mark in zip(totals, marks, strict=True)]
+            narrow.append([fmt, bits, _short(size / 1e9), *runs, *tail])
+    return columns(wide if room is None or table_width(wide) <= room else narrow, room)
+
+
+def _mark(model: Model, run: Estimate) -> str:
+    """Whether a run fits, or the smallest card that holds it."""
+    if run.verdict is not None:
+        return _MARKS[run.verdict]
+    return f"({smallest_class(model, run) or '-'})"
+
+
+def _longest_and_speed(run: Estimate) -> list[str]:
+    if not run.max_context:
+        return ["-", "-"]
+    return [f"{run.max_context:,}", f"{run.speed.decode:.0f}" if run.speed else "-"]
+
+
+def _short(value: float) -> str:
+    """Two digits after the point, but of at most five signs where that can be."""
+    return f"{value:.2f}" if value < 99.995 else f"{value:.1f}"
+
+
+def _size_lines(model: Model, rows: Sequence[Row]) -> list[str]:
+    """The cards of each size that a table names."""
+    classes = size_classes()
+    used = {smallest_class(model, run) for row in rows for run in row.estimates} - {None}
+    lines = []
+    for size in sorted(size for size in classes if size in used):
+        names = [gpu.name.removeprefix("GeForce ") for gpu in classes[size]]
+        more = f" and {len(names) - _NAMES_PER_CLASS} more" if names[_NAMES_PER_CLASS:] else ""
+        lines.append(f"  {size:>3}  {', '.join(names[:_NAMES_PER_CLASS])}{more}")
+    return lines
 
 
 def show_fits(
@@ -113,13 +150,13 @@ def show_fits(
     settings: Settings,
     notes: Sequence[str],
 ) -> None:
-    """What fits, best first."""
-    head = ["model", "quantization", "engine", "bits", "GiB", "", "tok/s", "command"]
-    body = []
+    """What fits, best first; commands below their lines where the terminal is narrow."""
+    room = stdout_width()
+    table = [["model", "quantization", "engine", "bits", "GiB", "", "tok/s"]]
     for fit in fits:
         run = fit.estimate
         assert run.verdict is not None
-        body.append(
+        table.append(
             [
                 fit.release.title,
                 run.weights.format,
@@ -128,26 +165,44 @@ def show_fits(
                 f"{run.total / GIB:.2f}",
                 _MARKS[run.verdict],
                 f"{run.speed.decode_full:.0f}" if run.speed else "",
-                fit.command,
             ]
         )
-    lines = [
+    left = (0, 1, 2, 7)
+    commands = ["command", *(fit.command for fit in fits)]
+    wide = [[*cells, command] for cells, command in zip(table, commands, strict=True)]
+    if room is None or table_width(wide) <= room:
+        body = columns(wide, room, left)
+    else:
+        body = _with_commands(columns(table, room, left, names=2), commands[1:], room)
+    title = (
         f"On {gpu_names(gpus)}, context {settings.context:,}: {total} choices fit, best expected "
-        f"quality first (+ fits, ~ just)",
-        "",
-        *_columns([head, *body], left=(0, 1, 2, 7)),
-        "",
+        f"quality first (+ fits, ~ just)"
+    )
+    about = (
         "tok/s: decode with the context full. Expected quality is a rule on size and bits, not a "
-        "measurement.",
-    ]
-    print_lines([*lines, *notes])
+        "measurement."
+    )
+    print_lines([*folded_lines([title, ""], room), *body, *folded_lines(["", about, *notes], room)])
 
 
-def _device_table(found: Estimate) -> list[str]:
+def _with_commands(lines: list[str], commands: Sequence[str], room: int) -> list[str]:
+    """Each command below its line of the table; below a whole table that has no line for each."""
+    folded = [folded_command(command, room, "  ") for command in commands]
+    if len(lines) > len(commands) + 1:
+        return [*lines, "", *(part for parts in folded for part in parts)]
+    head, *rest = lines
+    pairs = zip(rest, folded, strict=True)
+    return [head, *(part for line, command in pairs for part in (line, *command))]
+
+
+def _device_table(found: Estimate, room: int | None) -> list[str]:
     devices = found.devices
     head = [""] + [_device_title(device) for device in devices]
+    labels = _ROWS[found.engine]
+    if devices[0].gpu is not None and on_processor([devices[0].gpu]):
+        labels = (*labels[:3], "program, tokenizer")
     parts = zip(
-        _ROWS[found.engine],
+        labels,
         ([d.weights for d in devices], [d.kv for d in devices], [d.compute for d in devices],
          [d.overhead for d in devices]),
         strict=True,
@@ -158,7 +213,7 @@ def _device_table(found: Estimate) -> list[str]:
     if any(d.gpu is not None for d in devices):
         body.append(["usable", *(_mib(d.gpu.usable_bytes) if d.gpu else "" for d in devices)])
         body.append(["left", *(_mib(d.left) if d.left is not None else "" for d in devices)])
-    return [*_columns([head, *body]), "(MiB)"]
+    return [*columns([head, *body], room), "(MiB)"]
 
 
 def _device_title(device: DeviceMemory) -> str:
@@ -206,18 +261,6 @@ def _speed_lines(found: Estimate) -> list[str]:
     if speed.prefill is not None:
         text += f"; prefill about {speed.prefill:,.0f} tokens/s (±40%)"
     return [text + "."]
-
-
-def _columns(rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> list[str]:
-    """Columns as wide as their widest cell, aligned right but for ``left``."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return [
-        "  ".join(
-            cell.ljust(width) if i in left else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
 
 
 def _kv(settings: Settings) -> str:

@@ -1,4 +1,4 @@
-"""``qwen3q fit``: which Qwen3, in which quantization, is the best that these GPUs hold."""
+"""``qwen3q fit``: which Qwen3, in which quantization, is the best that this memory holds."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from qwen3q.cli.estimate_options import (
     choose_gpus,
     parse_context,
     parse_engine,
+    this_machine,
 )
 from qwen3q.cli.output import JsonFlag, print_json
 from qwen3q.errors import Qwen3qError, UsageError
@@ -48,15 +49,14 @@ def fit(
     every: Annotated[bool, typer.Option("--all", help="All that fits, not the best 20.")] = False,
     json_output: JsonFlag = False,
 ) -> None:
-    """Every model and quantization that fits, best expected quality first, with its command."""
+    """Every model and quantization that fits, best expected quality first, with its command.
+
+    Without --gpu and --vram it is about this machine: its GPUs, or its processor and RAM.
+    """
     from qwen3q.memory.fit import fitting, possible_runs
     from qwen3q.memory.settings import Settings
 
-    gpus, notes = choose_gpus(gpu, vram)
-    if not gpus:
-        raise UsageError(
-            "fit needs a GPU.", 'Name one, as in --gpu "RTX 3060 12GB", or give --vram 12GiB.'
-        )
+    gpus, notes = choose_gpus(gpu, vram) if gpu or vram else this_machine()
     _check_speed(min_speed, gpus)
     settings = Settings(context=_reachable(context), parallel=parallel)
     runner = parse_engine(engine)

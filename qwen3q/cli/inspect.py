@@ -16,7 +16,9 @@ def register(app: typer.Typer) -> None:
 
 
 def inspect(
-    model: Annotated[str, typer.Argument(help="Folder, GGUF file, Hub id, alias or demo.")],
+    model: Annotated[
+        str, typer.Argument(help="Folder or its file, GGUF file, Hub id, alias or demo.")
+    ],
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
     json_output: JsonFlag = False,
 ) -> None:

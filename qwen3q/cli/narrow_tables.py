@@ -30,7 +30,8 @@ def show_tables(tables: Iterable[tuple[str | None, Table]]) -> None:
     for name, cells in tables:
         title = name
         least = [_least_width(cells, column) for column in range(len(cells.heads))]
-        for columns in _side_by_side(least, cells.text_columns, console.width):
+        around = [width + _AROUND for width in least]
+        for columns in side_by_side(around, cells.text_columns, console.width - 1):
             drawn = Drawn(title=title, title_style="bold", title_justify="left")
             widths = _name_widths(cells, columns, least, console.width)
             for column in columns:
@@ -46,6 +47,21 @@ def show_tables(tables: Iterable[tuple[str | None, Table]]) -> None:
                 )
             console.print(drawn)
             title = None
+
+
+def side_by_side(widths: Sequence[int], names: int, room: int) -> list[list[int]]:
+    """Columns that go into each table of at most ``room`` letters, ``names`` into every one.
+
+    Args:
+        widths: of each column, with what stands between it and the next.
+    """
+    tables = [list(range(names))]
+    for column in range(names, len(widths)):
+        here = [*tables[-1], column]
+        if len(tables[-1]) > names and sum(widths[c] for c in here) > room:
+            tables.append(list(range(names)))
+        tables[-1].append(column)
+    return tables
 
 
 def folded(name: str, width: int) -> str:
@@ -83,14 +99,3 @@ def _name_widths(
 
 def _longest(cells: Table, column: int) -> int:
     return max(len(row[column]) for row in cells.rows)
-
-
-def _side_by_side(widths: Sequence[int], names: int, room: int) -> list[list[int]]:
-    """Columns that go into each table of at most ``room`` letters, ``names`` into every one."""
-    tables = [list(range(names))]
-    for column in range(names, len(widths)):
-        here = [*tables[-1], column]
-        if len(tables[-1]) > names and sum(widths[c] + _AROUND for c in here) + 1 > room:
-            tables.append(list(range(names)))
-        tables[-1].append(column)
-    return tables

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -60,6 +61,13 @@ def print_json(value: dict[str, Any]) -> None:
     """One JSON object on stdout, with control characters escaped."""
     text = json.dumps(value, indent=2, ensure_ascii=False)
     _write(CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n")
+
+
+def stdout_width() -> int | None:
+    """Letters of a line of results; None in a file or a pipe, which has no width."""
+    if not sys.stdout.isatty() and not os.environ.get("COLUMNS"):
+        return None
+    return shutil.get_terminal_size().columns
 
 
 def print_lines(lines: Sequence[str]) -> None:

@@ -50,15 +50,15 @@ def dequantize_4bit(tensors: Mapping[str, torch.Tensor], shape: tuple[int, ...])
         CheckpointError: the state does not describe the packed weights.
     """
     key = next(k for k in tensors if k.startswith("weight.quant_state.bitsandbytes__"))
-    packed, absmax = tensors["weight"].flatten(), tensors["weight.absmax"]
     try:
-        state = json.loads(bytes(tensors[key].tolist()))
+        packed, absmax = tensors["weight"].flatten(), tensors["weight.absmax"]
+        state = json.loads(bytes(tensors[key].flatten().tolist()))
         block = int(state["blocksize"])
         if absmax.dtype == torch.uint8:
             absmax = _nested_absmax(tensors, state)
         values = _pairs(tensors["weight.quant_map"].float())[packed.int()].view(-1, block)
         return values.mul_(absmax.float().view(-1, 1)).view(shape)
-    except (ValueError, KeyError, TypeError, RuntimeError, ZeroDivisionError):
+    except (ValueError, LookupError, TypeError, RuntimeError, ArithmeticError):
         raise CheckpointError(f"{key} does not describe the weights beside it.") from None
 
 
@@ -120,7 +120,7 @@ def _nested_absmax(tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]
     block = int(state["nested_blocksize"])
     if not (outer.numel() - 1) * block < values.numel() <= outer.numel() * block:
         raise ValueError("nested_blocksize does not fit nested_absmax")
-    scales = outer.repeat_interleave(block)[: values.numel()]
+    scales = outer.repeat_interleave(min(block, values.numel()))[: values.numel()]
     return values * scales + float(state["nested_offset"])
 
 

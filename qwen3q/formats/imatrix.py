@@ -6,6 +6,7 @@ A GGUF file in the layout of ``llama-imatrix`` (tools/imatrix): per tensor ``X.i
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
@@ -16,12 +17,14 @@ from numpy.typing import NDArray
 
 from qwen3q.errors import CheckpointError, ModelError
 from qwen3q.formats.gguf_file import GgufTensor, Value, ValueType, is_gguf, read_header
-from qwen3q.formats.imatrix_dat import read_dat
+from qwen3q.formats.imatrix_dat import StoredMatrix, read_dat
 from qwen3q.models.config import Qwen3Config
 from qwen3q.models.tensors import model_tensors
 from qwen3q.plan.gguf import gguf_name
 
 _SUMS, _COUNTS = ".in_sum2", ".counts"
+_LONGEST_STATED = 127
+"""Bytes of a text in ``llama_model_kv_override``."""
 _MAKE = "Make one with llama-imatrix, or use --calibration balanced."
 
 
@@ -33,23 +36,24 @@ class ImportanceMatrix:
         values: float32 ``[in]`` by checkpoint tensor name; linears it does not cover are absent.
         label: file or calibration set, for the metadata.
         entries: tensors it holds.
-        chunks: text chunks it was made from.
+        chunks: text chunks it was made from; None if not known.
         dataset: the text and how much of it was asked for, for the metadata; None if not known.
     """
 
     values: Mapping[str, NDArray[np.float32]]
     label: str
     entries: int
-    chunks: int
+    chunks: int | None
     dataset: str | None = None
 
     def metadata(self) -> dict[str, Value]:
-        """The keys that ``llama-quantize`` writes beside the weights."""
+        """The keys that ``llama-quantize`` writes beside the weights, without anyone's folders."""
         keys = {"file": Value(ValueType.STRING, self.label)}
         if self.dataset is not None:
             keys["dataset"] = Value(ValueType.STRING, self.dataset)
         keys["entries_count"] = Value(ValueType.U32, self.entries)
-        keys["chunks_count"] = Value(ValueType.U32, self.chunks)
+        if self.chunks is not None:
+            keys["chunks_count"] = Value(ValueType.U32, self.chunks)
         return {f"quantize.imatrix.{key}": value for key, value in keys.items()}
 
 
@@ -62,10 +66,10 @@ def read_imatrix(path: Path, config: Qwen3Config) -> ImportanceMatrix:
         CheckpointError: no importance matrix, or a damaged one.
         ModelError: it was made for another model.
     """
-    means, chunks = _read_gguf(path) if is_gguf(path) else _read_dat(path)
+    stored = _read_gguf(path) if is_gguf(path) else read_dat(path, _MAKE)
     values = {}
     for spec in model_tensors(config):
-        rows = means.get(gguf_name(spec))
+        rows = stored.means.get(gguf_name(spec))
         if rows is None:
             continue
         shape = (1 if spec.expert is None else config.num_experts, spec.shape[-1])
@@ -80,11 +84,19 @@ def read_imatrix(path: Path, config: Qwen3Config) -> ImportanceMatrix:
         raise ModelError(
             f"{path} covers no tensor of this model.", "It was made for another model."
         )
-    return ImportanceMatrix(values, path.name, len(means), chunks)
+    return ImportanceMatrix(
+        values, path.name, len(stored.means), stored.chunks or None, _stated(stored.text)
+    )
 
 
-def _read_gguf(path: Path) -> tuple[dict[str, NDArray[np.float32]], int]:
-    """Mean squares ``[experts, in]`` by llama.cpp's tensor name, and chunks of text."""
+def _stated(text: str) -> str | None:
+    """The name of a text without its folder, at most as long as ``llama-quantize`` keeps one."""
+    name = re.split(r"[/\\]", text)[-1]
+    return name.encode()[:_LONGEST_STATED].decode(errors="ignore") or None
+
+
+def _read_gguf(path: Path) -> StoredMatrix:
+    """Mean squares ``[experts, in]`` by llama.cpp's tensor name, and what they are of."""
     header = read_header(path)
     if header.metadata.get("general.type") != "imatrix":
         raise CheckpointError(f"{path} is no importance matrix.", _MAKE)
@@ -94,13 +106,11 @@ def _read_gguf(path: Path) -> tuple[dict[str, NDArray[np.float32]], int]:
         if name.endswith(_SUMS)
     }
     chunks = header.metadata.get("imatrix.chunk_count", 0)
-    return means, chunks if isinstance(chunks, int) else 0
-
-
-def _read_dat(path: Path) -> tuple[dict[str, NDArray[np.float32]], int]:
-    """The same of an older file, whose rows lie one after the other: ``[experts * in]``."""
-    stored = read_dat(path, _MAKE)
-    return stored.means, stored.chunks
+    texts = header.metadata.get("imatrix.datasets")
+    text = texts[0] if isinstance(texts, list) and texts else ""
+    return StoredMatrix(
+        means, chunks if isinstance(chunks, int) else 0, text if isinstance(text, str) else ""
+    )
 
 
 def _counts_of(name: str) -> str:

@@ -17,21 +17,25 @@ from numpy.typing import NDArray
 
 from qwen3q.errors import UNREADABLE, CheckpointError
 
+_MOST_TEXT = 1 << 16
+
 
 @dataclass(frozen=True, slots=True)
-class DatMatrix:
-    """What such a file holds.
+class StoredMatrix:
+    """What a file of either kind holds.
 
     Attributes:
-        means: float32 ``[experts * in]`` by llama.cpp's tensor name.
+        means: float32 ``[experts * in]`` or ``[experts, in]`` by llama.cpp's tensor name.
         chunks: text chunks it was made from; 0 if the file does not tell.
+        text: the name of their text; empty if the file does not tell.
     """
 
     means: dict[str, NDArray[np.float32]]
     chunks: int
+    text: str
 
 
-def read_dat(path: Path, hint: str) -> DatMatrix:
+def read_dat(path: Path, hint: str) -> StoredMatrix:
     """Reads a file that is no GGUF; every count is held against what is left of it.
 
     Args:
@@ -49,7 +53,7 @@ def read_dat(path: Path, hint: str) -> DatMatrix:
         raise CheckpointError(f"{path} is no importance matrix.", hint) from None
 
 
-def _parse(file: BinaryIO, size: int) -> DatMatrix:
+def _parse(file: BinaryIO, size: int) -> StoredMatrix:
     """
     Raises:
         ValueError: it does not hold what it says.
@@ -74,4 +78,12 @@ def _parse(file: BinaryIO, size: int) -> DatMatrix:
         if name in means or not np.isfinite(values).all():
             raise ValueError
         means[name] = np.divide(values, max(calls, 1), dtype=np.float32)
-    return DatMatrix(means, max(0, integer()) if file.tell() < size else 0)
+    chunks = max(0, integer()) if file.tell() < size else 0
+    return StoredMatrix(means, chunks, _text(file.read(_MOST_TEXT)))
+
+
+def _text(rest: bytes) -> str:
+    """The text's name after its length; empty where there is no whole one."""
+    name = rest[4 : 4 + int.from_bytes(rest[:4], "little")]
+    whole = len(rest) >= 4 and len(name) == int.from_bytes(rest[:4], "little")
+    return name.split(b"\0")[0].decode(errors="replace") if whole else ""

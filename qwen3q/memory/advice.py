@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from qwen3q.errors import UsageError
 from qwen3q.memory.estimate import Estimate, Verdict, default_engine, estimate
@@ -30,53 +31,63 @@ class Advice:
     total: int
 
 
+class _Change(NamedTuple):
+    """What to try; ``options`` are what to add to the command."""
+
+    text: str
+    options: str
+    weights: Weights
+    settings: Settings
+
+
 def advise(model: Model, found: Estimate, gpus: Sequence[Gpu]) -> list[Advice]:
     """Changes that make ``found`` fit, least costly first; empty if none does."""
     if found.verdict is not Verdict.NO:
         return []
-    tries: list[tuple[str, str, Weights, Settings]] = []
-    tries += _cache_tries(found)
-    tries += _context_tries(found)
-    tries += _offload_tries(model, found, gpus)
-    tries += _format_tries(model, found)
+    changes = [
+        *_cache_changes(found),
+        *_context_changes(found),
+        *_offload_changes(model, found, gpus),
+        *_format_changes(model, found),
+    ]
     advice = []
-    for text, options, weights, settings in tries:
-        after = _try(model, found.engine, weights, settings, gpus)
+    for change in changes:
+        after = _try(model, found.engine, change.weights, change.settings, gpus)
         if after is not None and after.verdict is not Verdict.NO:
-            advice.append(Advice(text, options, after.total))
+            advice.append(Advice(change.text, change.options, after.total))
     return advice
 
 
-def _cache_tries(found: Estimate) -> list[tuple[str, str, Weights, Settings]]:
+def _cache_changes(found: Estimate) -> list[_Change]:
     settings, weights = found.settings, found.weights
-    tries = []
+    changes = []
     if found.engine is Engine.LLAMA_CPP and not is_quantized(settings.type_k):
         if settings.flash_attention:
             smaller = replace(settings, type_k="q8_0", type_v="q8_0")
-            tries.append(("keep the cache in 8 bits", "--kv q8_0", weights, smaller))
+            changes.append(_Change("keep the cache in 8 bits", "--kv q8_0", weights, smaller))
         else:
             flash = replace(settings, flash_attention=True)
-            tries.append(("turn flash attention on", "without --no-flash-attn", weights, flash))
+            changes.append(
+                _Change("turn flash attention on", "without --no-flash-attn", weights, flash)
+            )
     if found.engine is Engine.VLLM and settings.type_k != "fp8":
         smaller = replace(settings, type_k="fp8", type_v="fp8")
-        tries.append(("keep the cache in FP8", "--kv fp8", weights, smaller))
+        changes.append(_Change("keep the cache in FP8", "--kv fp8", weights, smaller))
     if settings.parallel > 1:
         single = replace(settings, parallel=1)
-        tries.append(("serve one sequence at a time", "--parallel 1", weights, single))
-    return tries
+        changes.append(_Change("serve one sequence at a time", "--parallel 1", weights, single))
+    return changes
 
 
-def _context_tries(found: Estimate) -> list[tuple[str, str, Weights, Settings]]:
+def _context_changes(found: Estimate) -> list[_Change]:
     if not found.max_context:
         return []
     shorter = replace(found.settings, context=found.max_context, yarn=None)
     text = f"shorten the context to {found.max_context:,}"
-    return [(text, f"--context {found.max_context}", found.weights, shorter)]
+    return [_Change(text, f"--context {found.max_context}", found.weights, shorter)]
 
 
-def _offload_tries(
-    model: Model, found: Estimate, gpus: Sequence[Gpu]
-) -> list[tuple[str, str, Weights, Settings]]:
+def _offload_changes(model: Model, found: Estimate, gpus: Sequence[Gpu]) -> list[_Change]:
     """The fewest experts, else layers, on the CPU; found by bisection."""
     if found.engine is not Engine.LLAMA_CPP:
         return []
@@ -96,12 +107,12 @@ def _offload_tries(
         count = fewest(experts_off)
         if count is not None:
             text = f"keep the experts of {count} of {layers} layers on the CPU (slower)"
-            return [(text, f"--offload-experts {count}", weights, experts_off(count))]
+            return [_Change(text, f"--offload-experts {count}", weights, experts_off(count))]
     if settings.gpu_layers is None and not settings.cpu_experts:
         count = fewest(layers_off)
         if count is not None:
             text = f"keep {count} of {layers + 1} layers on the CPU (much slower)"
-            return [(text, f"--gpu-layers {layers + 1 - count}", weights, layers_off(count))]
+            return [_Change(text, f"--gpu-layers {layers + 1 - count}", weights, layers_off(count))]
     return []
 
 
@@ -119,7 +130,7 @@ def _fewest(fits: Callable[[int], bool], most: int) -> int | None:
     return high
 
 
-def _format_tries(model: Model, found: Estimate) -> list[tuple[str, str, Weights, Settings]]:
+def _format_changes(model: Model, found: Estimate) -> list[_Change]:
     """The largest smaller quantizations that the same engine runs."""
     if model.stored is not None:
         return []
@@ -134,19 +145,17 @@ def _format_tries(model: Model, found: Estimate) -> list[tuple[str, str, Weights
         if weights.total < found.weights.total:
             smaller.append(weights)
     smaller.sort(key=lambda weights: -weights.total)
-    fitting = []
+    changes = []
     for weights in smaller:
         text = f"quantize to {weights.format} ({weights.bits_per_weight:.2f} bits per weight)"
-        fitting.append((text, f"--quant {weights.format}", weights, found.settings))
-    return _first_fitting(fitting, found)
+        changes.append(_Change(text, f"--quant {weights.format}", weights, found.settings))
+    return _largest_fitting(changes, found)
 
 
-def _first_fitting(
-    tries: list[tuple[str, str, Weights, Settings]], found: Estimate
-) -> list[tuple[str, str, Weights, Settings]]:
-    """Those that the missing bytes allow, a few of them."""
+def _largest_fitting(smaller: list[_Change], found: Estimate) -> list[_Change]:
+    """Those that save the missing bytes, a few of them."""
     missing = -min(d.left for d in found.devices if d.left is not None)
-    enough = [t for t in tries if found.weights.total - t[2].total >= missing]
+    enough = [c for c in smaller if found.weights.total - c.weights.total >= missing]
     return enough[:_SMALLER_FIRST_TRIED]
 
 

@@ -28,13 +28,19 @@ def detect_gpus() -> list[Detected]:
     Raises:
         UsageError: none is found.
     """
-    found = _nvidia() or _amd() or _metal()
+    found = _found()
     if not found:
         raise UsageError(
             "No GPU was found through nvidia-smi, rocm-smi or Metal.",
-            'Name one, as in --gpu "RTX 4090", or give its memory: --vram 24GiB.',
+            'Name one, as in --gpu "RTX 4090", give its memory with --vram 24GiB, or take '
+            "--gpu none for the processor alone.",
         )
     return found
+
+
+def has_gpus() -> bool:
+    """Whether ``detect_gpus`` finds any."""
+    return bool(_found())
 
 
 def parse_nvidia_smi(text: str) -> list[Detected]:
@@ -82,6 +88,10 @@ def _detected(name: str, total: int, free: int, family: Family) -> Detected:
         tuple(value for value in known.uncertain if value not in ("memory", "usable")),
     )  # fmt: skip
     return Detected(gpu, free)
+
+
+def _found() -> list[Detected]:
+    return _nvidia() or _amd() or _metal()
 
 
 def _nvidia() -> list[Detected]:

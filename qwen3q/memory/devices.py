@@ -15,11 +15,13 @@ _CONTEXT = {
     Family.STRIX_HALO: (213, 150),
     Family.ARC: (300, 200),
     Family.APPLE: (100, 100),
+    Family.CPU: (60, 40),
     Family.UNKNOWN: (330, 130),
 }
 """MiB that the driver takes for a program's context, and by how much that varies.
 
-NVIDIA: between memory reported and memory seen free on five cards; ROCm: one machine (213 MiB).
+NVIDIA: between memory reported and memory seen free on five cards; ROCm: one machine (213 MiB). On
+a processor it is the program and its tokenizer: 39 MiB of llama-tokenize with 151,936 short tokens.
 """
 
 
@@ -29,7 +31,8 @@ class DeviceMemory:
 
     Attributes:
         name: as the loader calls it: ``CUDA0``, ``CPU``, ...
-        gpu: None for the CPU.
+        gpu: None for the CPU beside GPUs, and for a GPU of unknown size; of a run on a processor
+            alone the processor.
         overhead: what is outside the loader's buffers: the driver's context and scratch memory.
         uncertainty: by how much the total may be off.
     """

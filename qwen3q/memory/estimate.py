@@ -11,6 +11,7 @@ from qwen3q.memory import llamacpp
 from qwen3q.memory.devices import DeviceMemory
 from qwen3q.memory.gpus import Family, Gpu
 from qwen3q.memory.hf import transformers_memory
+from qwen3q.memory.processor import on_processor
 from qwen3q.memory.settings import (
     Engine,
     Settings,
@@ -40,8 +41,9 @@ class Estimate:
     """What one run takes.
 
     Attributes:
-        devices: GPUs in order, then the CPU where the engine uses it.
-        verdict: None where no GPU's size is known.
+        devices: GPUs in order, then the CPU where the engine uses it; of a run on a processor
+            alone just that.
+        verdict: None where no device's size is known.
         max_context: the longest context of one sequence that fits, 0 for none, None if unknown.
         pool: vLLM's cache on these GPUs.
         notes: what the reader should know about this run.
@@ -79,6 +81,11 @@ def default_engine(fmt: str) -> Engine:
     if fmt.startswith("gguf"):
         return Engine.LLAMA_CPP
     return Engine.TRANSFORMERS if fmt.startswith("bnb") else Engine.VLLM
+
+
+def only_engine(gpus: Sequence[Gpu]) -> Engine | None:
+    """The one engine that is estimated on these parts; None where each format has its own."""
+    return Engine.LLAMA_CPP if on_processor(gpus) else None
 
 
 def check_engine(config: Qwen3Config, fmt: str, engine: Engine) -> None:
@@ -126,7 +133,7 @@ def estimate(
     """Estimates one run.
 
     Args:
-        gpus: what it runs on; empty for one GPU of unknown size.
+        gpus: what it runs on, or a processor alone; empty for one GPU of unknown size.
         find_max_context: look for the longest context that fits.
 
     Raises:
@@ -137,6 +144,8 @@ def estimate(
         raise UsageError(
             "transformers is estimated on one GPU.", "For several take --engine vllm or llama.cpp."
         )
+    if on_processor(gpus):
+        _check_processor(engine, settings)
     check_settings(config, weights.format, settings, engine, len(gpus))
     devices = _devices(config, weights, engine, settings, gpus)
     max_context = None
@@ -207,6 +216,8 @@ def _devices(
     settings: Settings,
     gpus: Sequence[Gpu],
 ) -> list[DeviceMemory]:
+    if on_processor(gpus):
+        return [llamacpp.processor_memory(config, weights, settings, gpus[0])]
     if engine is Engine.LLAMA_CPP:
         return llamacpp.llama_memory(config, weights, settings, gpus or [None])
     if engine is Engine.VLLM:
@@ -220,6 +231,20 @@ def _verdict(devices: Sequence[DeviceMemory], engine: Engine, settings: Settings
         if verdict in verdicts:
             return verdict
     return Verdict.FITS
+
+
+def _check_processor(engine: Engine, settings: Settings) -> None:
+    """Refuses what a processor alone is not estimated for."""
+    if engine is not Engine.LLAMA_CPP:
+        raise UsageError(
+            f"{engine} is estimated on GPUs, not on a processor alone.",
+            "Take a format that llama.cpp runs: --quant gguf:Q4_K_M.",
+        )
+    if settings.gpu_layers:
+        raise UsageError(
+            f"--gpu-layers {settings.gpu_layers} needs a GPU, and there is none.",
+            "Leave it out, or name the GPU.",
+        )
 
 
 def _max_context(

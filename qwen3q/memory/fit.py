@@ -1,4 +1,4 @@
-"""Every model and quantization that fits given GPUs, best expected quality first."""
+"""Every model and quantization that fits given GPUs or a processor, best quality first."""
 
 from __future__ import annotations
 
@@ -6,10 +6,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from qwen3q.errors import UsageError
-from qwen3q.memory.estimate import Estimate, Verdict, default_engine, estimate, reads
+from qwen3q.memory.estimate import (
+    Estimate,
+    Verdict,
+    default_engine,
+    estimate,
+    only_engine,
+    reads,
+)
 from qwen3q.memory.gpus import Gpu
 from qwen3q.memory.quality import expected_quality
-from qwen3q.memory.settings import Engine, Settings, kv_types
+from qwen3q.memory.settings import Engine, Settings, check_kv, kv_types
 from qwen3q.memory.weights import FORMATS, release_weights
 from qwen3q.models.catalog import Release, catalog
 from qwen3q.plan.gguf_types import GGUF_PREFIX, file_type
@@ -37,11 +44,14 @@ def possible_runs(
 
     Args:
         kv: cache type, each engine's default if None.
-        engine: only what this engine runs.
+        engine: only what this engine runs; each format's own if None.
 
     Raises:
         UsageError: no model runs so on any GPU, with the reason of the first one.
     """
+    engine = engine or only_engine(gpus)
+    if engine is None:
+        check_kv(kv)
     runs: list[Run] = []
     refusal: UsageError | None = None
     for release in catalog():

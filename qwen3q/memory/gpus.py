@@ -49,13 +49,15 @@ class Family(StrEnum):
     STRIX_HALO = "strix-halo"
     ARC = "arc"
     APPLE = "apple"
+    CPU = "cpu"
     UNKNOWN = "unknown"
 
 
 _BACKENDS = {
     Family.NVIDIA: "CUDA", Family.PASCAL: "CUDA", Family.NVIDIA_UNIFIED: "CUDA",
     Family.RADEON: "ROCm", Family.INSTINCT: "ROCm", Family.STRIX_HALO: "ROCm",
-    Family.ARC: "SYCL", Family.APPLE: "Metal", Family.UNKNOWN: "GPU",
+    Family.ARC: "SYCL", Family.APPLE: "Metal", Family.CPU: "CPU",
+    Family.UNKNOWN: "GPU",
 }  # fmt: skip
 
 
@@ -67,7 +69,7 @@ _NICKNAMES = {
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One part with one memory size.
+    """One part with one memory size: a GPU, or a processor with the RAM of its machine.
 
     Attributes:
         memory_bytes: as the driver reports it; nominal where ``memory`` is uncertain.
@@ -192,7 +194,7 @@ def _without_size(gpu: Gpu) -> list[str]:
 
 def _suggestion(name: str) -> str:
     if "".join(_words(name)) in ("cpu", "none"):
-        return "A run on the processor is --gpu-layers 0: what it takes is in the column CPU."
+        return "A run on the processor alone is --gpu none, without another GPU or a count."
     aliases = _aliases()
     near = difflib.get_close_matches("".join(_words(name)), aliases, n=6, cutoff=0.55)
     names = list(dict.fromkeys(aliases[key].name for key in near))[:3]

@@ -7,6 +7,7 @@ A real load on several GPUs takes a little less than the dry run says: one input
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from itertools import accumulate, groupby
 
@@ -47,6 +48,19 @@ def llama_memory(
         gpus: in llama.cpp's order; None for one of unknown kind; empty to run on the CPU.
     """
     return _Run(config, weights, settings, tuple(gpus)).devices()
+
+
+def processor_memory(
+    config: Qwen3Config, weights: Weights, settings: Settings, processor: Gpu
+) -> DeviceMemory:
+    """What a run on a processor alone takes of its RAM, the program itself included."""
+    [cpu] = llama_memory(config, weights, settings, ())
+    return replace(
+        cpu,
+        gpu=processor,
+        overhead=context_bytes(processor),
+        uncertainty=cpu.uncertainty + context_spread(processor),
+    )
 
 
 def cache_tokens(settings: Settings) -> int:

@@ -9,7 +9,7 @@ from qwen3q.memory.advice import Advice
 from qwen3q.memory.devices import DeviceMemory
 from qwen3q.memory.estimate import Estimate, Verdict, on_single_gpus
 from qwen3q.memory.fit import Fit
-from qwen3q.memory.gpus import Gpu
+from qwen3q.memory.gpus import Family, Gpu
 from qwen3q.memory.settings import Engine
 from qwen3q.models.config import Qwen3Config
 
@@ -59,7 +59,7 @@ def device_json(device: DeviceMemory) -> dict[str, Any]:
     """One device of an estimate."""
     return {
         "name": device.name,
-        "gpu": device.gpu.name if device.gpu else None,
+        "gpu": device.gpu.name if device.gpu and device.gpu.family is not Family.CPU else None,
         "weights_bytes": device.weights,
         "kv_bytes": device.kv,
         "compute_bytes": device.compute,
@@ -72,7 +72,7 @@ def device_json(device: DeviceMemory) -> dict[str, Any]:
 
 
 def gpu_json(gpu: Gpu) -> dict[str, Any]:
-    """One part of the catalog."""
+    """One part of the catalog, or the processor."""
     return {
         "name": gpu.name,
         "class": gpu.kind,

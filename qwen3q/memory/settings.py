@@ -32,7 +32,7 @@ KV_TYPES = {
     Engine.VLLM: ("bf16", "f16", "fp8"),
     Engine.TRANSFORMERS: ("bf16", "f16", "f32"),
 }
-"""Cache types by engine, the default first."""
+"""Cache types by engine, the default first; llama.cpp, which has most, leads."""
 
 _ELEMENT_BYTES = {"f16": 2, "bf16": 2, "f32": 4, "fp8": 1}
 _KV_ALIASES = {
@@ -95,6 +95,22 @@ def kv_types(text: str | None, engine: Engine) -> tuple[str, str]:
             )
         found.append(name)
     return found[0], found[-1]
+
+
+def check_kv(text: str | None) -> None:
+    """Refuses cache types that no engine has, with those of llama.cpp, which has most.
+
+    Raises:
+        UsageError: names the nearest.
+    """
+    refusals = []
+    for engine in KV_TYPES:
+        try:
+            kv_types(text, engine)
+        except UsageError as error:
+            refusals.append(error)
+    if len(refusals) == len(KV_TYPES):
+        raise refusals[0]
 
 
 def check_settings(

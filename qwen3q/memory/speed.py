@@ -50,6 +50,10 @@ class Behaviour:
     rows: int
 
 
+_ENGINE_BAND = {Engine.LLAMA_CPP: 0.0, Engine.VLLM: 0.20, Engine.TRANSFORMERS: 0.50}
+_CPU_BAND = 0.40
+"""Error bands beside the family's: of other engines, and of hosts, whose memory is not known."""
+
 BEHAVIOUR = {
     Family.NVIDIA: Behaviour(0.90, 57e-6, 0.90, 57e-6, 1.15, 0.12, 0.08, 14),
     Family.PASCAL: Behaviour(0.42, 57e-6, 0.42, 57e-6, 0.8, 0.1, 0.30, 1),
@@ -59,11 +63,8 @@ BEHAVIOUR = {
     Family.STRIX_HALO: Behaviour(0.86, 90e-6, 0.54, 51e-6, 0.33, 0.07, 0.15, 12),
     Family.ARC: Behaviour(0.60, 100e-6, 0.45, 100e-6, 0.30, 0.07, 0.35, 0),
     Family.APPLE: Behaviour(0.72, 80e-6, 0.45, 100e-6, 0.65, 0.40, 0.20, 5),
+    Family.CPU: Behaviour(1.0, 0.0, 1.0, 0.0, 0.0, 0.0, _CPU_BAND, 4),
 }
-
-_ENGINE_BAND = {Engine.LLAMA_CPP: 0.0, Engine.VLLM: 0.20, Engine.TRANSFORMERS: 0.50}
-_CPU_BAND = 0.40
-"""Error bands beside the family's: of other engines, and of hosts, whose memory is not known."""
 
 _VLLM_SHARE = {"float": 0.90, "quantized": 0.72}
 _VLLM_LAYER_SECONDS = 25e-6

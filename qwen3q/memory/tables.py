@@ -13,10 +13,11 @@ from qwen3q.memory.estimate import (
     default_engine,
     estimate,
     on_single_gpus,
+    only_engine,
     reads,
 )
 from qwen3q.memory.gpus import Gpu, gpus
-from qwen3q.memory.settings import Engine, Settings, kv_types, reach
+from qwen3q.memory.settings import Engine, Settings, check_kv, kv_types, reach
 from qwen3q.memory.source import Model
 from qwen3q.memory.weights import Weights
 
@@ -46,15 +47,19 @@ def model_table(
     left out.
 
     Args:
-        on: the GPUs to run on; empty for one of unknown size.
+        on: the GPUs to run on, or a processor alone; empty for a GPU of unknown size.
         kv: cache type; each engine's default if None.
         engine: only what this engine runs; each format's own if None.
 
     Raises:
         UsageError: nothing is left, with the reason of the first one.
     """
-    if engine is not None and len(formats) > 1:
-        formats = [fmt for fmt in formats if reads(model.config, fmt, engine)]
+    if len(formats) > 1:
+        engine = engine or only_engine(on)
+        if engine is None:
+            check_kv(kv)
+        else:
+            formats = [fmt for fmt in formats if reads(model.config, fmt, engine)]
     most = reach(model.config, settings.yarn)
     reachable = [context for context in contexts if context <= most]
     rows = []

@@ -1,27 +1,19 @@
 """A model's own chat template, rendered as transformers renders it but without trusting it.
 
 Templates come with downloaded files, so they run in Jinja's immutable sandbox, see plain data
-only, and are bounded in length, in loop rounds and in what they produce. What a template pads,
-replaces or joins on the way is not bounded, so a hostile one can still take time and memory.
+only, and are bounded in length, in loop rounds, in time and in what they produce on the way.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from contextvars import ContextVar
-from datetime import datetime
 from typing import Any
 
 import jinja2
-from jinja2 import nodes
-from jinja2.exceptions import SecurityError
-from jinja2.ext import Extension
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-from jinja2.utils import Namespace
 
 from qwen3q.errors import ModelError
+from qwen3q.models.template_bounds import Budget, budget
+from qwen3q.models.template_sandbox import TemplateEnvironment
 
 NO_TEMPLATE = (
     "Quantize it again from a folder that has one: chat_template.jinja, or chat_template in "
@@ -31,12 +23,6 @@ NO_TEMPLATE = (
 
 MAX_TEMPLATE_CHARS = 1 << 19
 MAX_RENDERED_CHARS = 1 << 25
-MAX_STEPS = 1 << 18
-"""Loop rounds and macro calls per rendering."""
-_MAX_REPEAT = 1 << 20
-_MAX_EXPONENT = 64
-
-_steps: ContextVar[int] = ContextVar("steps")
 
 
 class ChatTemplate:
@@ -54,7 +40,7 @@ class ChatTemplate:
             )
         self.source = source
         try:
-            self._template = _environment().from_string(source)
+            self._template = TemplateEnvironment().from_string(source)
         except jinja2.TemplateSyntaxError as error:
             raise ModelError(
                 f"The chat template is no valid Jinja: line {error.lineno}: {error.message}."
@@ -94,7 +80,7 @@ class ChatTemplate:
                 "add_generation_prompt": add_generation_prompt,
             }
         )
-        token = _steps.set(0)
+        token = budget.set(Budget(data))
         try:
             return _bounded_join(self._template.generate(**data))
         except jinja2.TemplateError as error:
@@ -104,7 +90,7 @@ class ChatTemplate:
         except (RecursionError, MemoryError):
             raise ModelError("The chat template fails: it needs too much memory.") from None
         finally:
-            _steps.reset(token)
+            budget.reset(token)
 
 
 def _bounded_join(pieces: Iterable[str]) -> str:
@@ -117,109 +103,6 @@ def _bounded_join(pieces: Iterable[str]) -> str:
             )
         out.append(piece)
     return "".join(out)
-
-
-class _Environment(ImmutableSandboxedEnvironment):
-    """The sandbox, counting steps and refusing products that fill the memory at once."""
-
-    intercepted_binops = frozenset(["*", "**"])
-
-    def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
-        tree = super()._parse(source, name, filename)
-        self._count_steps(tree.find_all(nodes.For))
-        self._count_steps(tree.find_all(nodes.Macro))
-        self._count_steps(tree.find_all(nodes.CallBlock))
-        return tree
-
-    @staticmethod
-    def _count_steps(
-        body_nodes: Iterable[nodes.For | nodes.Macro | nodes.CallBlock],
-    ) -> None:
-        """Puts a call of ``count_step`` at the head of every body."""
-        for node in body_nodes:
-            counter = nodes.EnvironmentAttribute("count_step", lineno=node.lineno)
-            call = nodes.Call(counter, [], [], None, None, lineno=node.lineno)
-            node.body.insert(0, nodes.ExprStmt(call, lineno=node.lineno))
-
-    def count_step(self) -> None:
-        steps = _steps.get() + 1
-        if steps > MAX_STEPS:
-            raise jinja2.TemplateRuntimeError(f"it runs more than {MAX_STEPS} steps")
-        _steps.set(steps)
-
-    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        if operator == "**" and (abs(left) > _MAX_REPEAT or abs(right) > _MAX_EXPONENT):
-            raise SecurityError(f"{left} ** {right} is too large")
-        if operator == "*":
-            for thing, count in ((left, right), (right, left)):
-                if hasattr(thing, "__len__") and len(thing) * count > _MAX_REPEAT:
-                    raise SecurityError(f"a repetition of {count} is too long")
-        return super().call_binop(context, operator, left, right)
-
-
-class _Generation(Extension):
-    """``{% generation %}`` marks the assistant's tokens for training; here it is passed through."""
-
-    tags = {"generation"}  # noqa: RUF012
-
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-class _TemplateNamespace(Namespace):
-    """Jinja's ``namespace`` without underscored names, which would reach Python's internals."""
-
-    def __init__(*args: Any, **values: Any) -> None:
-        self, *rest = args
-        for name in dict(*rest, **values):
-            _refuse_private(name)
-        Namespace.__init__(self, *rest, **values)
-
-    def __setitem__(self, name: str, value: Any) -> None:
-        _refuse_private(name)
-        super().__setitem__(name, value)
-
-
-def _refuse_private(name: Any) -> None:
-    if isinstance(name, str) and name.startswith("_"):
-        raise SecurityError(f"a namespace may not hold {name!r}")
-
-
-def _environment() -> _Environment:
-    """As transformers' ``_compile_jinja_template`` sets it up."""
-    environment = _Environment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = _tojson
-    del environment.globals["lipsum"]
-    environment.globals |= {
-        "raise_exception": _raise_exception,
-        "strftime_now": _strftime_now,
-        "namespace": _TemplateNamespace,
-    }
-    return environment
-
-
-def _tojson(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """JSON without the HTML escapes of Jinja's own filter."""
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
-
-
-def _raise_exception(message: str) -> None:
-    raise jinja2.TemplateError(str(message).rstrip("."))
-
-
-def _strftime_now(format: str) -> str:
-    return datetime.now().strftime(format)
 
 
 def _plain(value: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from qwen3q.models.config import Qwen3Config
@@ -25,7 +25,9 @@ _TRANSFORMERS_NEEDS = {
     Layout.FP8: (),
     Layout.FLOAT: (),
 }
-_CASTS_NOTHING = (Layout.BNB_NF4, Layout.BNB_INT8, Layout.FP8)
+_PACKED_WORDS = (Layout.GPTQ, Layout.AWQ)
+_BITSANDBYTES = (Layout.BNB_NF4, Layout.BNB_INT8)
+_CASTS_NOTHING = (*_BITSANDBYTES, Layout.FP8)
 """Where transformers leaves float tensors in the dtypes that they are stored in."""
 
 
@@ -46,6 +48,21 @@ class Engines:
     notes: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class _Limit:
+    """One thing that some engine does not do, and which of them it rules out.
+
+    Attributes:
+        note: one sentence about it.
+        rules_out: fields of ``Engines``.
+        needs: the packages that transformers needs instead, if it reads the artefact with those.
+    """
+
+    note: str
+    rules_out: tuple[str, ...] = ()
+    needs: tuple[str, ...] | None = None
+
+
 def engines_for(
     scheme: Scheme, config: Qwen3Config, dtypes: Mapping[str, str] | None = None
 ) -> Engines:
@@ -54,60 +71,85 @@ def engines_for(
     Args:
         dtypes: what its float tensors are stored in, by name; the config's where absent.
     """
-    notes = []
-    vllm = scheme.layout not in (Layout.BNB_NF4, Layout.BNB_INT8)
-    transformers = _TRANSFORMERS_NEEDS.get(scheme.layout)
-    packed_words = scheme.layout in (Layout.GPTQ, Layout.AWQ)
-    gptqmodel = packed_words
-    asymmetric = scheme.layout is Layout.GPTQ and not scheme.symmetric
+    limits = [*_format_limits(scheme), *_model_limits(scheme, config, dtypes or {})]
+    ruled_out = {engine for limit in limits for engine in limit.rules_out}
+    needs = [limit.needs for limit in limits if limit.needs is not None]
+    vllm = scheme.layout not in _BITSANDBYTES and "vllm" not in ruled_out
+    transformers = needs[-1] if needs else _TRANSFORMERS_NEEDS.get(scheme.layout)
+    if "transformers" in ruled_out:
+        transformers = None
+    gptqmodel = scheme.layout in _PACKED_WORDS and "gptqmodel" not in ruled_out
+    notes = [limit.note for limit in limits]
+    if not vllm and transformers is None and not gptqmodel:
+        other = "leave --asym out" if _is_asymmetric_gptq(scheme) else "take int4 or gguf:Q4_K_M"
+        notes.append(f"So no engine that is known runs what will be written: {other}.")
+    return Engines(vllm, transformers, gptqmodel, tuple(notes))
+
+
+def _format_limits(scheme: Scheme) -> Iterator[_Limit]:
+    """Of a format, whatever the model."""
+    asymmetric = _is_asymmetric_gptq(scheme)
     if asymmetric:
-        vllm = gptqmodel = False
-        notes.append("vLLM and GPTQModel refuse asymmetric GPTQ; transformers reads dense models.")
-    if packed_words and scheme.bits == 4 and scheme.group_size == PER_CHANNEL:
-        notes.append(
+        yield _Limit(
+            "vLLM and GPTQModel refuse asymmetric GPTQ; transformers reads dense models.",
+            ("vllm", "gptqmodel"),
+        )
+    if scheme.layout in _PACKED_WORDS and scheme.bits == 4 and scheme.group_size == PER_CHANNEL:
+        yield _Limit(
             "On a CPU, transformers loads this format with one scale per output, and fails when it "
             "generates: take --group-size 128 there."
         )
     if scheme.layout is Layout.PACK_QUANTIZED and not scheme.symmetric:
-        notes.append(
+        yield _Limit(
             "Asymmetric zero points do not load in transformers 5 with compressed-tensors 0.19 "
             "and later."
         )
     if scheme.layout is Layout.GPTQ and scheme.overrides:
-        transformers = None
-        notes.append(
-            "transformers does not read GPTQ with exceptions by tensor"
-            + ("." if asymmetric else "; vLLM and gptqmodel do.")
+        others = "." if asymmetric else "; vLLM and gptqmodel do."
+        yield _Limit(
+            f"transformers does not read GPTQ with exceptions by tensor{others}",
+            ("transformers",),
         )
+
+
+def _model_limits(
+    scheme: Scheme, config: Qwen3Config, dtypes: Mapping[str, str]
+) -> Iterator[_Limit]:
+    """Of a format on a model of this shape, stored in these dtypes."""
     split = _split_matrix(scheme, config)
     if split:
-        vllm = False
-        notes.append(
+        yield _Limit(
             f"vLLM and SGLang make one matrix of {split[0]} and {split[1]}: give both the same "
-            "exception."
+            "exception.",
+            ("vllm",),
         )
-    if config.is_moe and packed_words:
-        transformers = None
-        notes.append(
+    if config.is_moe and scheme.layout in _PACKED_WORDS:
+        others = "." if _is_asymmetric_gptq(scheme) else ": load it with vLLM, SGLang or gptqmodel."
+        yield _Limit(
             "transformers leaves the experts of this format at random values and says nothing"
-            + ("." if asymmetric else ": load it with vLLM, SGLang or gptqmodel.")
+            + others,
+            ("transformers",),
         )
     if config.is_moe and scheme.layout is Layout.INT_QUANTIZED:
-        transformers = None
-        notes.append("transformers 5 does not load experts of this format: take vLLM, or int4.")
-    if config.is_moe and scheme.layout in (Layout.BNB_NF4, Layout.BNB_INT8):
-        transformers = ("bitsandbytes", "transformers<5")
-        notes.append("transformers 5 does not load experts of this format; transformers 4 does.")
-    if scheme.layout in _CASTS_NOTHING and _has_wide_norms(config, dtypes or {}):
-        transformers = None
-        notes.append(
-            "transformers 5 fails when it generates, as this model's norms are float32 and its "
-            "embeddings are not: quantize it --to bf16 first, and that folder to this format."
+        yield _Limit(
+            "transformers 5 does not load experts of this format: take vLLM, or int4.",
+            ("transformers",),
         )
-    if not vllm and transformers is None and not gptqmodel:
-        other = "leave --asym out" if asymmetric else "take int4 or gguf:Q4_K_M"
-        notes.append(f"So no engine that is known runs what will be written: {other}.")
-    return Engines(vllm, transformers, gptqmodel, tuple(notes))
+    if config.is_moe and scheme.layout in _BITSANDBYTES:
+        yield _Limit(
+            "transformers 5 does not load experts of this format; transformers 4 does.",
+            needs=("bitsandbytes", "transformers<5"),
+        )
+    if scheme.layout in _CASTS_NOTHING and _has_wide_norms(config, dtypes):
+        yield _Limit(
+            "transformers 5 fails when it generates, as this model's norms are float32 and its "
+            "embeddings are not: quantize it --to bf16 first, and that folder to this format.",
+            ("transformers",),
+        )
+
+
+def _is_asymmetric_gptq(scheme: Scheme) -> bool:
+    return scheme.layout is Layout.GPTQ and not scheme.symmetric
 
 
 def _has_wide_norms(config: Qwen3Config, dtypes: Mapping[str, str]) -> bool:

@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from qwen3q.cli.estimate_options import choose_gpus
 from qwen3q.errors import UsageError
+from qwen3q.llama.oracle import Load, dry_run, write_header
+from qwen3q.models.catalog import find_release
+from qwen3q.plan.gguf import plan_gguf
+from qwen3q.plan.gguf_types import file_type
 
 
-def qwen3q(*arguments: str) -> subprocess.CompletedProcess[str]:
+def qwen3q(*arguments: str, width: int | None = None) -> subprocess.CompletedProcess[str]:
+    env = {key: value for key, value in os.environ.items() if key != "COLUMNS"}
+    if width is not None:
+        env["COLUMNS"] = str(width)
     return subprocess.run(
-        [sys.executable, "-m", "qwen3q", *arguments], capture_output=True, text=True, check=False
-    )
+        [sys.executable, "-m", "qwen3q", *arguments],
+        capture_output=True, text=True, check=False, env=env,
+    )  # fmt: skip
 
 
 def json_of(*arguments: str) -> dict:
@@ -60,6 +71,57 @@ def test_a_table_of_every_quantization() -> None:
     assert "RTX 5060" in text
 
 
+def test_a_processor_takes_what_llama_cpp_says(tmp_path: Path) -> None:
+    """Its buffers without a GPU, from the file that the format's plan describes."""
+    release = find_release("qwen3-1.7b")
+    assert release is not None
+    header = tmp_path / "model.gguf"
+    write_header(header, release.config, plan_gguf("", release.config, file_type("Q4_K_M")))
+    truth = dry_run(header, Load(context=16384, type_k="q8_0", type_v="q8_0"))["CPU"]
+    [run] = json_of(
+        "estimate", "qwen3-1.7b:Q4_K_M", "--gpu", "none", "--vram", "16GiB", "--context", "16k",
+        "--kv", "q8_0",
+    )["estimates"]  # fmt: skip
+    logits = 4 * release.config.vocab_size
+    found = (run["weights_bytes"], run["kv_bytes"], run["compute_bytes"] - logits)
+    assert found == (truth.model, truth.context, truth.compute)
+    [cpu] = run["devices"]
+    assert (cpu["name"], cpu["gpu"], cpu["usable_bytes"]) == ("CPU", None, 16 << 30)
+    for spare, verdict in ((-1, "does not fit"), (0, "tight"), (run["uncertainty_bytes"], "fits")):
+        ram = f"{run['total_bytes'] + spare}B"
+        again = json_of(
+            "estimate", "qwen3-1.7b:Q4_K_M", "--gpu", "none", "--vram", ram, "--context", "16k",
+            "--kv", "q8_0",
+        )["estimates"][0]  # fmt: skip
+        assert again["verdict"] == verdict
+
+
+def test_what_fits_a_processor_is_run_by_llama_cpp_and_takes_less_than_the_ram() -> None:
+    runs = json_of("fit", "--gpu", "cpu", "--vram", "6GiB")["estimates"]
+    assert {run["engine"] for run in runs} == {"llama.cpp"}
+    assert all(run["total_bytes"] <= 6 << 30 for run in runs)
+    assert any(run["model"] == "Qwen3-8B" for run in runs)
+    table = qwen3q("estimate", "qwen3-8b", "--gpu", "none", "--vram", "6GiB").stdout
+    assert "6GiB of RAM" in table
+    assert "vllm" not in table
+
+
+def test_fit_alone_is_about_the_machine_it_runs_on(tmp_path: Path) -> None:
+    """Here without a GPU, as no driver's tool is found."""
+    done = subprocess.run(
+        [sys.executable, "-m", "qwen3q", "fit", "--json"],
+        capture_output=True, text=True, check=False, env={**os.environ, "PATH": str(tmp_path)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["notes"][0].startswith("No GPU was found here")
+    [part] = found["gpus"]
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert part["class"] == "processor"
+    assert 0 < part["usable_bytes"] < whole
+    assert all(run["total_bytes"] <= part["usable_bytes"] for run in found["estimates"])
+
+
 def test_two_gpus_and_several_sequences() -> None:
     found = json_of(
         "estimate", "qwen3-32b", "--quant", "gguf:Q6_K", "--gpu", "2x RTX 3090", "--parallel", "4"
@@ -84,7 +146,16 @@ def test_fit_in_json_and_text() -> None:
     ("arguments", "hint"),
     [
         (("estimate", "qwen3-8b", "--gpu", "RTX 4091"), "RTX 4090"),
-        (("estimate", "qwen3-8b", "--gpu", "CPU"), "--gpu-layers 0"),
+        (("estimate", "qwen3-8b", "--gpu", "2x CPU"), "--gpu none"),
+        (("estimate", "qwen3-8b", "--gpu", "4090", "--gpu", "none"), "--gpu-layers"),
+        (("fit", "--gpu", "none", "--vram", "8", "--vram", "8"), "Leave the others out"),
+        (("estimate", "qwen3-8b", "--gpu", "none", "--gpu-layers", "3"), "name the GPU"),
+        (("estimate", "qwen3-8b", "--gpu", "none", "--engine", "vllm"), "gguf:Q4_K_M"),
+        (("estimate", "qwen3-8b", "--gpu", "none", "--quant", "awq:int4"), "gguf:Q4_K_M"),
+        (("fit", "--gpu", "none", "--engine", "transformers"), "gguf:Q4_K_M"),
+        (("fit", "--gpu", "none", "--kv", "fp8"), "f16, bf16, f32, q8_0, q5_1"),
+        (("estimate", "qwen3-8b", "--kv", "q4_k"), "f16, bf16, f32, q8_0, q5_1"),
+        (("fit", "--vram", "24", "--kv", "q4_k"), "f16, bf16, f32, q8_0, q5_1"),
         (("estimate", "qwen3-8b", "--context", "200000"), "131072"),
         (("estimate", "qwen3-8b", "--quant", "gguf:Q4_K_M", "--kv", "q4_k"), "q4_1"),
         (("estimate", "qwen3-8b", "--quant", "gguf:Q4_KM"), "Q4_K_M"),
@@ -94,7 +165,6 @@ def test_fit_in_json_and_text() -> None:
         (("estimate", "qwen3-8b", "--context", "1mk"), "32k"),
         (("estimate", "qwen3-8b", "--yarn", "inf"), "up to 4"),
         (("estimate", "qwen3-30b-a3b", "--offload-experts", "some"), "all"),
-        (("fit",), "--vram"),
         (("estimate", "qwen3-8b", "--gpu", "99999999x RTX 4090"), '"2x RTX 4090"'),
         (("estimate", "qwen3-8b", "--quant", "gguf:Q4_K_M", "--gpu", "17x 4090"), "16 or fewer"),
         (("estimate", "qwen3-8b", "--quant", "awq:int4", "--gpu-layers", "10"), "gguf:Q4_K_M"),
@@ -255,3 +325,39 @@ def test_neither_torch_nor_llama_cpp_is_imported() -> None:
         "sys.exit(len(heavy & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL).returncode == 0
+
+
+NARROW = {
+    "every quantization": ("estimate", "qwen3-235b-a22b"),
+    "on GPUs": ("estimate", "qwen3-235b-a22b", "--gpu", "8x H100"),
+    "one run": ("estimate", "qwen3-235b-a22b:Q4_K_M", "--gpu", "4x RTX PRO 6000 Blackwell"),
+    "what fits": ("fit", "--gpu", "4x RTX PRO 6000 Blackwell", "--all"),
+}
+
+
+@pytest.mark.parametrize("width", [60, 80, 100])
+@pytest.mark.parametrize("name", NARROW)
+def test_tables_keep_to_the_width_of_a_terminal(name: str, width: int) -> None:
+    """Nothing that the wide one tells is lost but units and the last digit of large figures."""
+    wide, narrow = qwen3q(*NARROW[name]), qwen3q(*NARROW[name], width=width)
+    assert wide.returncode == narrow.returncode == 0, narrow.stderr
+    assert max(map(len, wide.stdout.splitlines())) > 100
+    assert max(map(len, narrow.stdout.splitlines())) <= width
+    words = set(re.findall(r"[^\s()]+", wide.stdout)) - {"engine", "command", "file", "MB"}
+    told = set(re.findall(r"[^\s()]+", narrow.stdout))
+    assert {word for word in words - told if not re.fullmatch(r"\d{3,}\.\d\d", word)} == set()
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_a_folded_command_is_one_to_the_shell(width: int) -> None:
+    options = ("fit", "--gpu", "2x H100", "--all")
+    commands = [run["command"] for run in json_of(*options)["estimates"]]
+    assert any(len(command) > 80 for command in commands)
+    shown = qwen3q(*options, width=width).stdout.replace("\\\n", " ").splitlines()
+    typed = [shlex.join(shlex.split(line)) for line in shown if line.startswith("  qwen3q ")]
+    assert typed == commands
+
+
+def test_a_wide_terminal_and_a_file_get_the_same() -> None:
+    for arguments in NARROW.values():
+        assert qwen3q(*arguments, width=200).stdout == qwen3q(*arguments).stdout

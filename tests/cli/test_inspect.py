@@ -8,12 +8,15 @@ import shutil
 import struct
 
 import pytest
+import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from qwen3q.evaluate.artefact import find_artefact
 from qwen3q.inspection import describe_format, inspect_model
 from qwen3q.memory.source import find_model
+from qwen3q.models.catalog import find_release
+from qwen3q.synthetic.checkpoint import reshape_config, write_checkpoint
 
 
 def test_release(cli):
@@ -81,6 +84,30 @@ def test_a_folder_is_told_as_it_is_stored(demo_folder, tmp_path):
         expected = {n: (s.get_dtype(), tuple(s.get_shape())) for n, s in slices.items()}
     assert {t.name: (t.type, t.shape) for t in found.tensors} == expected
     assert {kind for kind, _ in expected.values()} == {"BF16", "F32"}
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_a_file_of_a_folder_stands_for_it(cli, tmp_path, shards):
+    folder = tmp_path / "demo"
+    config = reshape_config(
+        find_release("qwen3-0.6b").config, num_hidden_layers=3, hidden_size=64, vocab_size=8192
+    )
+    write_checkpoint(config, folder, shards=shards)
+    whole = json.loads(cli("inspect", folder, "--json").stdout)
+    files = sorted(folder.glob("*.safetensors"))
+    assert len(files) == shards
+    for file in files:
+        assert json.loads(cli("inspect", file, "--json").stdout) == whole
+    stray = folder / "adapter.safetensors"
+    save_file({"x": torch.zeros(1)}, stray)
+    run = cli("inspect", stray)
+    assert run.returncode == 1
+    assert run.stderr.splitlines()[0].endswith("is no part of the model in its folder.")
+    assert str(folder) in run.stderr.splitlines()[1]
+    (folder / "config.json").unlink()
+    run = cli("inspect", files[0])
+    assert run.returncode == 1
+    assert "beside a config.json" in run.stderr
 
 
 def test_what_is_no_model(cli, tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 import transformers
@@ -53,6 +55,48 @@ def test_double_quantization_whose_blocks_do_not_fit_is_refused(block: int) -> N
     stored = {f"weight.{name}": value for name, value in state.as_dict(packed=True).items()}
     with pytest.raises(CheckpointError, match="does not describe the weights"):
         bitsandbytes.dequantize_4bit({**stored, "weight": packed}, (256, 192))
+
+
+def state_of(**changed: object) -> bytes:
+    plain = {"quant_type": "nf4", "blocksize": 64, "nested_blocksize": 256, "nested_offset": 0.1}
+    return json.dumps(plain | changed).encode()
+
+
+HOSTILE = {
+    "an endless block": {"state": state_of(blocksize=1e999)},
+    "a block beyond 64 bits": {"state": state_of(blocksize=10**30)},
+    "an endless inner block": {"state": state_of(nested_blocksize=1e999)},
+    "an inner block of a billion": {
+        "state": state_of(nested_blocksize=10**12), "nested_absmax": torch.ones(2)
+    },
+    "a large inner block that is one": {
+        "state": state_of(nested_blocksize=10**12, blocksize=63), "nested_absmax": torch.ones(1)
+    },
+    "deep JSON": {"state": b"[" * 100_000},
+    "no object": {"state": b"[]"},
+    "few values": {"quant_map": torch.ones(15)},
+    "few inner values": {"nested_quant_map": torch.ones(3)},
+    "no maxima": {"absmax": None},
+    "a number for a state": {
+        "quant_state.bitsandbytes__nf4": torch.tensor(1 << 40, dtype=torch.int64)
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_state_that_describes_nothing_is_one_sentence(name: str) -> None:
+    packed, state = functional.quantize_4bit(
+        torch.randn(64, 192), blocksize=64, quant_type="nf4", compress_statistics=True
+    )
+    stored = {f"weight.{key}": value for key, value in state.as_dict(packed=True).items()}
+    for key, value in HOSTILE[name].items():
+        if key == "state":
+            key = "quant_state.bitsandbytes__nf4"
+            value = torch.tensor(list(value), dtype=torch.uint8)
+        stored[f"weight.{key}"] = value
+    stored = {key: value for key, value in stored.items() if value is not None}
+    with pytest.raises(CheckpointError, match="does not describe the weights"):
+        bitsandbytes.dequantize_4bit({**stored, "weight": packed}, (64, 192))
 
 
 @pytest.mark.parametrize("name", ["bnb:nf4", "bnb:int8"])

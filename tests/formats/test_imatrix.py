@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,13 +42,20 @@ def small(tmp_path_factory, demo_folder) -> Path:
     )
 
 
-def importance_file(path: Path, config, *, unseen: tuple[str, int] | None = None) -> Path:
+def importance_file(
+    path: Path,
+    config,
+    *,
+    unseen: tuple[str, int] | None = None,
+    text: str | None = "text",
+    chunks: int = 5,
+) -> Path:
     """An importance matrix as llama-imatrix lays it out; ``unseen`` expert has count 0."""
     rng = np.random.default_rng(3)
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_type("imatrix")
-    writer.add_array("imatrix.datasets", ["text"])
-    writer.add_uint32("imatrix.chunk_count", 5)
+    writer.add_array("imatrix.datasets", [] if text is None else [text])
+    writer.add_uint32("imatrix.chunk_count", chunks)
     writer.add_uint32("imatrix.chunk_size", 512)
     for tensor in plan_gguf("m", config, FILE_TYPES["F16"]).tensors:
         if "blk" not in tensor.name or "norm" in tensor.name or "gate_inp" in tensor.name:
@@ -124,6 +132,51 @@ def test_blocks_equal_llamas_with_the_same_matrix(small, tmp_path):
     assert fields["quantize.imatrix.chunks_count"].contents() == 5
 
 
+@pytest.mark.peer
+@pytest.mark.parametrize(
+    ("older", "text", "chunks"), [(False, "wiki.txt", 5), (True, "wiki.txt", 5), (True, None, 0)]
+)
+def test_a_file_states_of_the_matrix_what_llama_quantize_does(
+    small, tmp_path, llama_tools, older, text, chunks
+):
+    config = read_config(small)
+    path = importance_file(tmp_path / "made.gguf", config, text=text, chunks=chunks)
+    if older:
+        path = older_file(tmp_path / "made.dat", path, text=text, chunks=chunks)
+    jobs = {}
+    for kind, imatrix in (("BF16", None), ("Q4_K_M", read_imatrix(path, config))):
+        with Checkpoint(small) as checkpoint:
+            [jobs[kind]] = gguf_jobs(
+                small, config, Provenance("m"), [FILE_TYPES[kind]], tmp_path, imatrix=imatrix
+            )
+            write_gguf(checkpoint, [jobs[kind]], threads=2, imatrix=imatrix)
+    call = ("--imatrix", path.name, jobs["BF16"].target, "theirs.gguf", "Q4_K_M", "2")
+    subprocess.run([llama_tools / "llama-quantize", *call], cwd=tmp_path, check=True)
+
+    def stated(file: Path) -> dict[str, tuple[object, object]]:
+        fields = gguf.GGUFReader(file).fields
+        return {
+            name: (field.types, field.contents())
+            for name, field in fields.items()
+            if name.startswith("quantize.imatrix.")
+        }
+
+    theirs = stated(tmp_path / "theirs.gguf")
+    assert stated(jobs["Q4_K_M"].target) == theirs
+    assert len(theirs) == (4 if text else 2)
+
+
+@pytest.mark.parametrize("older", [False, True])
+@pytest.mark.parametrize("text", ["/home/someone/wiki.txt", "C:\\Users\\someone\\wiki.txt"])
+def test_nobodys_folders_get_into_a_file(small, tmp_path, text, older):
+    path = importance_file(tmp_path / "i.gguf", read_config(small), text=text)
+    if older:
+        path = older_file(tmp_path / "i.dat", path, text=text)
+    stated = read_imatrix(path, read_config(small)).metadata()
+    assert stated["quantize.imatrix.dataset"].value == "wiki.txt"
+    assert stated["quantize.imatrix.file"].value == path.name
+
+
 def test_resuming_takes_no_file_of_an_older_matrix_for_whole(small, tmp_path):
     """Made anew under the same name from other text, a matrix has the same counts."""
     path = importance_file(tmp_path / "imatrix.gguf", read_config(small))
@@ -145,7 +198,7 @@ def test_unseen_expert_has_importance_one(small, tmp_path):
     assert not (values["model.layers.0.mlp.experts.2.gate_proj.weight"] == 1).any()
 
 
-def older_file(path: Path, matrix: Path) -> Path:
+def older_file(path: Path, matrix: Path, *, text: str | None = "text", chunks: int = 5) -> Path:
     """The same as llama.cpp's ``save_imatrix_legacy`` writes it (tools/imatrix/imatrix.cpp)."""
     stored = {t.name: t.data for t in gguf.GGUFReader(matrix).tensors}
     names = sorted(name.removesuffix(".counts") for name in stored if name.endswith(".counts"))
@@ -157,7 +210,9 @@ def older_file(path: Path, matrix: Path) -> Path:
         values = (seen * calls).astype("<f4")
         data += struct.pack("<i", len(name)) + name.encode()
         data += struct.pack("<ii", calls, values.size) + values.tobytes()
-    path.write_bytes(data + struct.pack("<ii", 5, 4) + b"text")
+    if text is not None:
+        data += struct.pack("<ii", chunks, len(text)) + text.encode()
+    path.write_bytes(data)
     return path
 
 
@@ -188,7 +243,10 @@ def test_a_damaged_older_file_is_refused(small, tmp_path):
         with pytest.raises(CheckpointError, match=r"damaged\.dat is no importance matrix"):
             read_imatrix(path, config)
     path.write_bytes(data[:whole_entries])
-    assert read_imatrix(path, config).chunks == 0
+    assert read_imatrix(path, config).chunks is None
+    for rest in (b"", b"\x04\0", b"\x09\0\0\0text", b"\xff\xff\xff\xfftext"):
+        path.write_bytes(data[:whole_entries] + struct.pack("<i", 5) + rest)
+        assert (read_imatrix(path, config).chunks, read_imatrix(path, config).dataset) == (5, None)
 
 
 @pytest.mark.parametrize("damage", ["sums", "counts", "none"])
