@@ -59,7 +59,7 @@ def markdown(rows: list[dict[str, Any]], found: list[Outcome]) -> str:
         "Groups of 128.",
         "qwen3q runs evenly spaced ones of these rows, as many as its recipe says are enough for "
         "the model:",
-        "32 tokens per input channel of the widest linear, 10 with recipe `fast`; `all` runs every "
+        "16 tokens per input channel of the widest linear, 8 with recipe `fast`; `all` runs every "
         "row. The",
         "peers run all they are given.",
         "LLM Compressor's `gptq:int4` and `awq:int4` are W4A16 folders, the only 4-bit layout it "

@@ -35,7 +35,26 @@ def read_gguf_model(path: Path) -> GgufModel:
         CheckpointError: a header is broken, or a tensor is missing or misshapen.
         ModelError: no Qwen3, or metadata that make no sense.
     """
-    headers = tuple(read_header(part) for part in split_paths(path))
+    return _held_against_metadata(path, _headers(path))
+
+
+def check_gguf(path: Path) -> None:
+    """Refuses a file that llama.cpp would end the process over; of other models than Qwen3 only
+    the headers are looked at.
+
+    Raises:
+        CheckpointError, ModelError: as ``read_gguf_model``.
+    """
+    headers = _headers(path)
+    if str(headers[0].metadata.get("general.architecture")) in MODEL_TYPES:
+        _held_against_metadata(path, headers)
+
+
+def _headers(path: Path) -> tuple[GgufHeader, ...]:
+    return tuple(read_header(part) for part in split_paths(path))
+
+
+def _held_against_metadata(path: Path, headers: tuple[GgufHeader, ...]) -> GgufModel:
     tensors = {name: (header.path, t) for header in headers for name, t in header.tensors.items()}
     tied = "output.weight" not in tensors
     config = gguf_config(headers[0].metadata, str(path), tied=tied)
@@ -49,17 +68,6 @@ def read_gguf_model(path: Path) -> GgufModel:
                 REFETCH,
             )
     return GgufModel(headers, config, tensors)
-
-
-def check_gguf(path: Path) -> None:
-    """Refuses a file that llama.cpp would end the process over; of other models than Qwen3 only
-    the header is looked at.
-
-    Raises:
-        CheckpointError, ModelError: as ``read_gguf_model``.
-    """
-    if str(read_header(path).metadata.get("general.architecture")) in MODEL_TYPES:
-        read_gguf_model(path)
 
 
 def _shapes(config: Qwen3Config) -> dict[str, tuple[int, ...]]:

@@ -36,7 +36,7 @@ class CalibrationRecipe(_Section):
     source: str = "balanced"
     samples: int | None = Field(default=None, ge=1)
     length: int = Field(default=512, ge=16)
-    tokens_per_channel: float | None = Field(default=32, gt=0)
+    tokens_per_channel: float | None = Field(default=16, gt=0)
     thinking: bool | None = None
 
 

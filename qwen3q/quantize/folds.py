@@ -21,7 +21,7 @@ from qwen3q.models.decoder import (
 from qwen3q.plan.schemes import Scheme
 from qwen3q.quantize.activations import Activations
 from qwen3q.quantize.awq import search_scales
-from qwen3q.quantize.gptq import factorize
+from qwen3q.quantize.gptq import factorize, shrinkage
 from qwen3q.quantize.limits import FITTED_OUTPUTS, SAMPLE_STRIDE, too_few
 from qwen3q.quantize.linears import SolveOptions
 from qwen3q.quantize.smooth import (
@@ -190,8 +190,11 @@ class _Search:
             hessian, tokens = self._sampled_inputs(portions, first.shape[1])
         if self.options.algorithm == "gptq":
             size = self.scheme.group_of(first.shape[1])
-            importance = factorize(hessian[None], size, self.options.damping).costs()
-            del hessian
+            store = self.layer.store
+            shrunk_by = [shrinkage(first.shape[1], store.rows * store.length)]
+            factor = factorize(hessian[None], size, self.options.damping, shrunk_by)
+            importance = factor.costs()
+            del hessian, factor
         else:
             importance = self.layer.sampled_moments[first.name].mean_squares[None]
         if self.scheme.activation_bits is None:

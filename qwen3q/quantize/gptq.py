@@ -10,7 +10,8 @@ Shapes are ``[batch, in, out]``: a batch is the experts of a layer, or one linea
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -19,6 +20,9 @@ from qwen3q.plan.schemes import Scheme
 from qwen3q.quantize.rtn import Grid, Rounded, search_range, stack_grids
 
 MAX_DAMPING = 1.0
+SHRINKAGE = 4
+"""Times channels over tokens: how far a Hessian is drawn towards a diagonal one."""
+MOST_SHRINKAGE = 1.0
 BLOCK = 128
 """Channels whose errors reach later blocks in one product (the paper's lazy batch)."""
 STRIP = 16
@@ -38,7 +42,8 @@ class Factor:
             what it is without reordering (GAR, arXiv 2505.14638).
         square: float32 ``[batch, in, in]``: above the diagonal the ordered Hessian, on and below
             it its Cholesky factor L.
-        diagonal: ``[batch, in]``, the Hessian's diagonal, damped.
+        diagonal: ``[batch, in]``, the Hessian's diagonal, shrunk and damped.
+        plain: ``[batch, in]``, the same without what was added.
         damping: share of the mean diagonal that was added, per batch entry; NaN where nothing up
             to ``MAX_DAMPING`` made it factor, and that entry's L is meaningless.
     """
@@ -46,11 +51,16 @@ class Factor:
     order: torch.Tensor
     square: torch.Tensor
     diagonal: torch.Tensor
+    plain: torch.Tensor
     damping: tuple[float, ...]
 
     def to(self, device: str | torch.device) -> Factor:
-        return Factor(
-            self.order.to(device), self.square.to(device), self.diagonal.to(device), self.damping
+        return replace(
+            self,
+            order=self.order.to(device),
+            square=self.square.to(device),
+            diagonal=self.diagonal.to(device),
+            plain=self.plain.to(device),
         )
 
     def ordered(self, values: torch.Tensor) -> torch.Tensor:
@@ -99,8 +109,14 @@ class Factor:
                 self.square[:, part, part].mT, values[:, part], upper=True
             )
 
+    def as_it_was(self) -> Factor:
+        """The same with the plain Hessian, but for channels that no token used: their curvature
+        stays above zero. L is still the damped Hessian's."""
+        least = 1e-6 * self.plain.mean(1, keepdim=True)
+        return replace(self, diagonal=self.plain.maximum(least))
+
     def block(self, start: int, stop: int) -> torch.Tensor:
-        """The Hessian among some neighbouring channels, ``[batch, stop - start, stop - start]``."""
+        """The damped Hessian among neighbours, ``[batch, stop - start, stop - start]``."""
         above = self.square[:, start:stop, start:stop].triu(1)
         return above + above.mT + torch.diag_embed(self.diagonal[:, start:stop])
 
@@ -114,42 +130,68 @@ class Factor:
         return slopes
 
     def squared_outputs(self, weights: torch.Tensor) -> torch.Tensor:
-        """Diagonal of ``W^T H W``, ``[batch, out]`` in the widest float there is: mean squared
-        outputs of ``weights`` ``[batch, in, out]``."""
+        """Diagonal of ``W^T H W`` with the plain Hessian, ``[batch, out]`` in the widest float
+        there is: mean squared outputs of ``weights`` ``[batch, in, out]``."""
         wide = widest_float(weights.device)
         total = weights.new_zeros(weights.shape[0], weights.shape[2], dtype=wide)
         for start in range(0, weights.shape[1], FACTOR_BLOCK):
             stop = min(start + FACTOR_BLOCK, weights.shape[1])
             part = weights[:, start:stop]
-            half = self.block(start, stop) @ part / 2
+            half = self.square[:, start:stop, start:stop].triu(1) @ part
+            half += self.plain[:, start:stop, None] / 2 * part
             if stop < weights.shape[1]:
                 half += self.square[:, start:stop, stop:] @ weights[:, stop:]
             total += half.mul_(part).sum(1, dtype=wide).mul_(2)
         return total
 
 
-def factorize(hessian: torch.Tensor, group_size: int, damping: float) -> Factor:
-    """Orders, damps and factors ``[batch, in, in]`` Hessians, in their own memory.
+def shrinkage(columns: int, tokens: int) -> float:
+    """How far a Hessian of so many channels, from so many tokens, is drawn towards a diagonal one.
+
+    A second moment of few tokens takes chance for correlation, and error feedback would rely on
+    it; drawn towards its diagonal it is closer to that of all text (Ledoit & Wolf, 2004; Schaefer
+    & Strimmer, 2005). How far was measured on held-out text: ``eval/reports/shrinkage.md``.
+    """
+    return min(SHRINKAGE * columns / max(tokens, 1), MOST_SHRINKAGE)
+
+
+def factorize(
+    hessian: torch.Tensor,
+    group_size: int,
+    damping: float,
+    shrunk_by: Sequence[float] | None = None,
+) -> Factor:
+    """Orders, shrinks, damps and factors ``[batch, in, in]`` Hessians, in their own memory.
 
     Damping starts at ``damping`` times the mean of the diagonal and grows tenfold until the
     Cholesky factorization succeeds.
+
+    Args:
+        shrunk_by: per batch entry, a share; that of the geometric mean of a channel's and the mean
+            diagonal entry is added to the channel's. So loud channels, which make up most of the
+            mean, don't drown the others. None for no shrinkage.
     """
     order = group_order(hessian.diagonal(dim1=1, dim2=2), group_size).flip(1)
     for matrix, channels in zip(hessian, order, strict=True):
         _reorder(matrix, channels)
-    diagonal = hessian.diagonal(dim1=1, dim2=2).clone()
+    plain = hessian.diagonal(dim1=1, dim2=2).clone()
+    diagonal = plain.clone()
+    if shrunk_by is not None:
+        shares = torch.tensor(shrunk_by, dtype=plain.dtype, device=plain.device)
+        diagonal += shares[:, None] * (plain * plain.mean(1, keepdim=True)).sqrt()
     used = tuple(
         _factor_one(matrix, values, damping)
         for matrix, values in zip(hessian, diagonal, strict=True)
     )
-    return Factor(order, hessian, diagonal, used)
+    return Factor(order, hessian, diagonal, plain, used)
 
 
 def unfactored(hessian: torch.Tensor) -> Factor:
     """Hessians in their own order and undamped, for algorithms that need no factor."""
     batch, columns, _ = hessian.shape
     order = torch.arange(columns, device=hessian.device).expand(batch, columns)
-    return Factor(order, hessian, hessian.diagonal(dim1=1, dim2=2).clone(), (0.0,) * batch)
+    diagonal = hessian.diagonal(dim1=1, dim2=2).clone()
+    return Factor(order, hessian, diagonal, diagonal, (0.0,) * batch)
 
 
 def _reorder(matrix: torch.Tensor, order: torch.Tensor) -> None:

@@ -14,7 +14,7 @@ import torch
 from qwen3q.errors import UsageError
 from qwen3q.formats.grid import QuantizedLinear
 from qwen3q.plan.schemes import Scheme
-from qwen3q.quantize.gptq import Factor, factorize, gptq, unfactored
+from qwen3q.quantize.gptq import Factor, factorize, gptq, shrinkage, unfactored
 from qwen3q.quantize.limits import SAMPLE_STRIDE, SOLVED_AT_ONCE, SOLVED_ON_ACCELERATOR
 from qwen3q.quantize.refine import refine
 from qwen3q.quantize.rtn import Rounded, round_to_nearest
@@ -26,7 +26,7 @@ ALGORITHMS = ("gptq", "awq", "rtn")
 
 _FEWEST_OUTPUTS = 64
 _MOST_SWEEPS = 8
-"""Of refinement after a fallback; of many output channels one is enough, of a dozen four."""
+"""Of refinement where an error is too large; of many outputs one is enough, of a dozen four."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +112,7 @@ class Problem:
             ``solve`` overwrites it, too.
         folded: ``[batch, in]`` scales that ``weights`` were multiplied by, for the comparison
             with plain round-to-nearest.
+        tokens: per batch entry, how many the mean is over.
         weak: per batch entry, why error feedback would not be trusted; empty if it is.
         rows: output channels of each of the stacked linears; one linear if empty.
     """
@@ -120,6 +121,7 @@ class Problem:
     hessian: torch.Tensor
     cross: torch.Tensor | None
     folded: torch.Tensor
+    tokens: tuple[int, ...]
     weak: tuple[str, ...]
     rows: tuple[int, ...] = ()
 
@@ -197,7 +199,8 @@ def solve(
     out, columns = problem.shape
     size = scheme.group_of(columns)
     if options.algorithm == "gptq":
-        factor = factorize(problem.hessian, size, options.damping)
+        shrunk_by = [shrinkage(columns, tokens) for tokens in problem.tokens]
+        factor = factorize(problem.hessian, size, options.damping, shrunk_by)
     else:
         factor = unfactored(problem.hessian)
     factors = {device: factor.to(device) for device in dict.fromkeys(devices)}
@@ -265,8 +268,10 @@ def _solve_part(
     plain = _plain(factor, weights, problem.folded, scheme).sub_(target)
     rtn_errors = factor.squared_outputs(plain)
     del weights, plain
-    linears = problem.linears(outputs)
-    made, errors = _no_worse(made, rtn_errors, fallbacks, linears, target, factor, scheme)
+    errors = factor.squared_outputs(made.values().sub_(target))
+    if options.algorithm == "gptq":
+        parts = problem.linears(outputs)
+        made, errors = _no_worse(made, errors, rtn_errors, parts, target, factor, scheme)
     return Solution(
         codes=factor.restored(made.codes).to(torch.uint8).mT.contiguous().to(home),
         scales=factor.restored_groups(made.scales).mT.contiguous().to(home),
@@ -302,36 +307,33 @@ def _gptq_where(
 
 def _no_worse(
     made: Rounded,
+    errors: torch.Tensor,
     rtn_errors: torch.Tensor,
-    fallbacks: tuple[str, ...],
     linears: Sequence[slice],
     target: torch.Tensor,
     factor: Factor,
     scheme: Scheme,
 ) -> tuple[Rounded, torch.Tensor]:
-    """Linears that fell back, none with more error than plain round-to-nearest, and the errors.
+    """Linears, none with more error than plain round-to-nearest, and their errors.
 
     Rounding weighted by the squares of few inputs may come out worse than plain rounding on these
-    inputs. As few output channels as that takes are refined: each that is fits inputs it never
-    sees.
+    inputs, and so may error feedback under a much shrunk Hessian. As few output channels as that
+    takes are refined: each that is fits inputs it never sees.
 
     Args:
-        rtn_errors: ``[batch, out]``, of plain round-to-nearest.
+        errors, rtn_errors: ``[batch, out]``, of these weights and of plain round-to-nearest.
         linears: where each linear's output channels lie.
     """
 
     def excess_of(errors: torch.Tensor) -> torch.Tensor:
-        above = torch.stack([(errors - rtn_errors)[:, part].sum(1) for part in linears], 1)
-        return torch.where(falls[:, None], above, 0)
+        return torch.stack([(errors - rtn_errors)[:, part].sum(1) for part in linears], 1)
 
-    falls = _falls(fallbacks, target)
-    errors = factor.squared_outputs(made.values().sub_(target))
     excess = excess_of(errors)
     if not bool((excess > 0).any()):
         return made, errors
-    refined = made
+    refined, exact = made, factor.as_it_was()
     for _ in range(_MOST_SWEEPS):
-        refined = refine(target, factor, refined, scheme, 1)
+        refined = refine(target, exact, refined, scheme, 1)
         refined_errors = factor.squared_outputs(refined.values().sub_(target))
         if not bool(((excess_of(refined_errors) > 0) & (excess > 0)).any()):
             break

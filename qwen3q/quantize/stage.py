@@ -203,6 +203,7 @@ class LayerWork:
             hessian=_batched([gram.hessian for gram in grams]),
             cross=_batched(crosses) if crosses else None,
             folded=torch.stack([self.folds.scales(names[0], width) for names in entries]),
+            tokens=tuple(gram.tokens for gram in grams),
             weak=tuple(weak) or ("",) * len(entries),
             rows=tuple(self.layer.specs[name].shape[0] for name in entries[0]),
         )

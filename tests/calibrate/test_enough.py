@@ -68,4 +68,4 @@ def test_recipes_say_how_much_is_enough(demo_folder: Path) -> None:
     counts = [
         rows_enough(config, text.tokens_per_channel, 512) for text in (fast, default, quality)
     ]
-    assert counts == [15, 48, MOST_ROWS]
+    assert counts == [12, 24, MOST_ROWS]

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from qwen3q.plan.schemes import Scheme, parse_scheme
-from qwen3q.quantize.gptq import factorize, gptq, group_order
+from qwen3q.quantize.gptq import factorize, gptq, group_order, shrinkage
 from qwen3q.quantize.rtn import Grid, round_to_nearest, search_range
-from tests.quantize.problems import hessian, output_error, weights
+from tests.quantize.problems import hessian, inputs, output_error, weights
 
 SCHEMES = ("gptq:int4", "gptq:int3", "awq:int4", "int4", "int8")
 
@@ -77,6 +77,25 @@ def test_uncorrelated_inputs_leave_nothing_to_make_up_for() -> None:
     assert torch.equal(found, nearest)
 
 
+def test_few_tokens_are_trusted_less() -> None:
+    """On tokens of uneven size, as a text's are, error counted on others than were rounded with."""
+    scheme, tokens = parse_scheme("gptq:int4", group_size=32), 640
+    errors = {True: 0.0, False: 0.0}
+    for seed in range(4):
+        generator = torch.Generator().manual_seed(seed)
+        x = inputs(20 * tokens, 128, seed)
+        x *= torch.exp(1.5 * torch.randn(len(x), 1, generator=generator))
+        few, all_others = ((part.T @ part / len(part))[None] for part in x.tensor_split([tokens]))
+        target = weights(128, 64, seed)
+        for shrunk in errors:
+            share = [shrinkage(128, tokens)] if shrunk else None
+            factor = factorize(few.clone(), 32, 0.01, share)
+            found = factor.restored(gptq(factor.ordered(target), factor, scheme).values())
+            errors[shrunk] += output_error(found, target, all_others)
+    assert errors[True] < 0.95 * errors[False]
+    assert shrinkage(128, 10**6) < 0.001
+
+
 def test_order_keeps_groups_together() -> None:
     diagonal = torch.rand(2, 96, generator=torch.Generator().manual_seed(3))
     order = group_order(diagonal, 32)
@@ -105,12 +124,16 @@ def test_solving_is_dividing_by_the_damped_hessian(
     monkeypatch.setattr("qwen3q.quantize.gptq.FACTOR_BLOCK", block)
     moments = torch.cat([hessian(600, 160, seed).double() for seed in range(2)])
     values = torch.cat([weights(160, 9, seed).double() for seed in range(2)])
-    factor = factorize(moments.clone(), 32, 0.01)
+    shares = [0.25, 0.0]
+    factor = factorize(moments.clone(), 32, 0.01, shares)
     found = factor.ordered(values)
     factor.solve(found)
-    damped = moments + 0.01 * torch.diag_embed(
-        moments.diagonal(dim1=1, dim2=2).mean(1, keepdim=True).expand(2, 160)
-    )
+    damped = moments.clone()
+    for matrix, share in zip(damped, shares, strict=True):
+        own = matrix.diagonal().clone()
+        mean = sum(own.tolist()) / 160
+        shrunk = own + share * (own * mean) ** 0.5
+        matrix.diagonal().copy_(shrunk + 0.01 * sum(shrunk.tolist()) / 160)
     assert torch.allclose(factor.restored(found), torch.linalg.solve(damped, values), rtol=1e-8)
 
 

@@ -19,6 +19,7 @@ def problem(weak: tuple[str, ...] = ("",)) -> Problem:
         hessian=hessian(800, 128),
         cross=torch.zeros_like(target),
         folded=torch.ones(1, 128),
+        tokens=(800,),
         weak=weak,
     )
 
@@ -34,7 +35,8 @@ def test_the_target_makes_up_for_inputs_that_drifted() -> None:
     scheme = parse_scheme("gptq:int8", group_size=32)
 
     def error(drift: torch.Tensor) -> float:
-        asked = Problem([weight.T], moments.float()[None], drift, torch.ones(1, 128), ("",))
+        ones, endless = torch.ones(1, 128), (10**9,)
+        asked = Problem([weight.T], moments.float()[None], drift, ones, endless, ("",))
         solved = solve(asked, scheme, SolveOptions(damping=1e-4), ["cpu"])
         rounded = solved.linear(0, slice(0, 40), scheme).dequantize().T.double()
         return float((own.double() @ rounded - wanted).square().sum())
@@ -52,7 +54,7 @@ def test_what_did_not_drift_needs_no_correction(outputs: int) -> None:
     crosses = (None, torch.zeros(1, 128, min(outputs, 128)))
     with_none, with_zero = (
         solve(
-            Problem([target[0].T], hessian(800, 128), cross, torch.ones(1, 128), ("",)),
+            Problem([target[0].T], hessian(800, 128), cross, torch.ones(1, 128), (800,), ("",)),
             scheme,
             SolveOptions(),
             ["cpu"],
@@ -63,11 +65,15 @@ def test_what_did_not_drift_needs_no_correction(outputs: int) -> None:
     assert torch.equal(with_none.scales, with_zero.scales)
 
 
-def test_reported_errors_are_those_of_the_codes() -> None:
+@pytest.mark.parametrize(
+    "options", [SolveOptions("rtn"), SolveOptions(damping=0.4)], ids=["rtn", "gptq"]
+)
+def test_reported_errors_are_those_of_the_codes(options: SolveOptions) -> None:
+    """On the plain Hessian, without what was added to it for error feedback."""
     scheme = parse_scheme("gptq:int4", group_size=32)
     asked = problem()
     moments = asked.hessian.clone()
-    solved = solve(asked, scheme, SolveOptions(algorithm="rtn"), ["cpu"])
+    solved = solve(asked, scheme, options, ["cpu"])
     values = solved.linear(0, slice(0, 40), scheme).dequantize().T[None]
     error = output_error(values, asked.target(slice(0, 40)), moments)
     assert float(solved.errors.sum()) == pytest.approx(error, rel=1e-4)
@@ -133,7 +139,7 @@ def test_a_fallback_of_few_outputs_is_refined_until_it_is_no_worse(
     if seed % 7 == 0:
         weight = weight.pow(3)
     moments = (x.T @ x / tokens)[None]
-    asked = Problem([weight], moments, None, torch.ones(1, 256), ("few tokens",))
+    asked = Problem([weight], moments, None, torch.ones(1, 256), (tokens,), ("few tokens",))
     solved = solve(asked, parse_scheme(scheme), SolveOptions(), ["cpu"])
     assert float(solved.errors.sum()) <= float(solved.rtn_errors.sum())
 
@@ -148,6 +154,7 @@ def test_a_fallback_is_never_worse_than_round_to_nearest() -> None:
         hessian=moments.clone(),
         cross=None,
         folded=folded,
+        tokens=(24,),
         weak=("only 24 calibration tokens are routed to it",),
         rows=(40, 20),
     )
