@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from qwen3q.devices import best_device, check_device
 from qwen3q.errors import MissingPackageError, UsageError
 from qwen3q.evaluate.artefact import Artefact
-from qwen3q.evaluate.sampling import FinishedFn, Prompt, ignore
+from qwen3q.evaluate.sampling import FinishedFn, GrownFn, Prompt, ignore, unwatched
 from qwen3q.progress import ProgressFn, silent
 from qwen3q.threads import calm_openmp, default_threads
 
@@ -95,6 +95,7 @@ class Backend(Protocol):
         max_tokens: int,
         stop_tokens: frozenset[int],
         finished: FinishedFn = ignore,
+        grown: GrownFn = unwatched,
     ) -> list[list[int]]:
         """Each prompt's continuation; a token of ``stop_tokens`` ends it and is not returned.
 
@@ -105,6 +106,7 @@ class Backend(Protocol):
 
         Args:
             finished: told of each continuation as soon as it is complete.
+            grown: told how far one is that goes on; of a server, by the pace of others.
         """
 
     def close(self) -> None:

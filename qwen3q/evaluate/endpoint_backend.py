@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from time import monotonic
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +20,7 @@ from qwen3q.evaluate.endpoint import Endpoint
 from qwen3q.evaluate.endpoint_generate import Answer, Generation, Request
 from qwen3q.evaluate.endpoint_http import MALFORMED, Client, EndpointError
 from qwen3q.evaluate.endpoint_scores import PromptScores
-from qwen3q.evaluate.sampling import FinishedFn, Prompt, ignore
+from qwen3q.evaluate.sampling import FinishedFn, GrownFn, Prompt, ignore, unwatched
 from qwen3q.evaluate.tokens import open_codec
 from qwen3q.progress import ProgressFn, silent
 
@@ -123,8 +124,12 @@ class EndpointBackend(Closing):
         max_tokens: int,
         stop_tokens: frozenset[int],
         finished: FinishedFn = ignore,
+        grown: GrownFn = unwatched,
     ) -> list[list[int]]:
         """As ``Backend.generate``; as many at a time as such a server works on side by side.
+
+        The server does not tell how far it is, so ``grown`` is told what the pace of the answer
+        that just ended makes of the others' time.
 
         Raises:
             EndpointError: the server takes no prompts of ours, or fails.
@@ -135,16 +140,24 @@ class EndpointBackend(Closing):
 
         client = self.endpoint.client()
 
-        def answer(prompt: Prompt) -> list[int]:
-            return self._answer(client, prompt, max_tokens, stop_tokens, way)
+        begun: dict[int, float] = {}
+
+        def answer(place: int) -> list[int]:
+            begun[place] = monotonic()
+            return self._answer(client, prompts[place], max_tokens, stop_tokens, way)
 
         made: list[list[int]] = [[] for _ in prompts]
         with _asking(client, way.side_by_side) as pool:
-            asked = {pool.submit(answer, prompt): place for place, prompt in enumerate(prompts)}
+            asked = {pool.submit(answer, place): place for place in range(len(prompts))}
             for done in as_completed(asked):
                 place = asked[done]
                 made[place] = done.result()
                 finished(place, made[place])
+                now = monotonic()
+                pace = len(made[place]) / max(now - begun.pop(place), 1e-9)
+                for other, since in tuple(begun.items()):
+                    most = prompts[other].limit(max_tokens) - 1
+                    grown(other, min(int(pace * (now - since)), most))
         return made
 
     def _answer(

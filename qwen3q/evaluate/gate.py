@@ -20,6 +20,7 @@ from qwen3q.evaluate.answers import Answers
 from qwen3q.evaluate.artefact import Artefact
 from qwen3q.evaluate.backends import BackendOptions, open_backend
 from qwen3q.evaluate.gate_flaws import Flaw, Mode, find_flaws
+from qwen3q.evaluate.reply_lengths import ReplyProgress
 from qwen3q.evaluate.sampling import GREEDY, Prompt, Sampling
 from qwen3q.evaluate.tasks import THINK_END, THINK_START, Task, is_correct
 from qwen3q.evaluate.tokens import TextCodec, open_codec
@@ -159,9 +160,15 @@ def answer(
     prompts = [Prompt(encoded[mode, i], asking.sampling(mode, i, n)) for mode, i, n in asked]
     missing = [number for number in range(len(asked)) if number not in kept.tokens]
 
+    earlier = {number: len(tokens) for number, tokens in kept.tokens.items()}
+    told = ReplyProgress(earlier, len(asked), asking.max_tokens, progress)
+
     def finished(place: int, tokens: list[int]) -> None:
         kept.add(missing[place], tokens)
-        progress(len(kept.tokens), len(asked), "questions")
+        told.finished(missing[place], len(tokens))
+
+    def grown(place: int, length: int) -> None:
+        told.grown(missing[place], length)
 
     if missing:
         longest = max(len(prompt.tokens) for prompt in prompts)
@@ -171,6 +178,7 @@ def answer(
                 asking.max_tokens,
                 codec.stop_tokens,
                 finished,
+                grown,
             )
     replies: dict[Mode, list[list[Reply]]] = {mode: [[] for _ in tasks] for mode in Mode}
     for number, (mode, i, _) in enumerate(asked):

@@ -14,7 +14,7 @@ from qwen3q.evaluate.artefact import Artefact
 from qwen3q.evaluate.backends import BackendOptions, LogitRows
 from qwen3q.evaluate.llama_slots import LlamaSlots, open_slots
 from qwen3q.evaluate.perplexity import scored_logits
-from qwen3q.evaluate.sampling import FinishedFn, Prompt, ignore
+from qwen3q.evaluate.sampling import FinishedFn, GrownFn, Prompt, ignore, unwatched
 from qwen3q.evaluate.side_by_side import continue_side_by_side
 from qwen3q.formats.gguf_file import read_header
 from qwen3q.llama.capi import VERSION, lib
@@ -66,11 +66,12 @@ class LlamaBackend(Closing):
         max_tokens: int,
         stop_tokens: frozenset[int],
         finished: FinishedFn = ignore,
+        grown: GrownFn = unwatched,
     ) -> list[list[int]]:
         if self._slots is None:
             options = self._options(context=self._context)
             self._slots = open_slots(self.model, options, len(prompts))
-        return continue_side_by_side(self._slots, prompts, max_tokens, stop_tokens, finished)
+        return continue_side_by_side(self._slots, prompts, max_tokens, stop_tokens, finished, grown)
 
     def close(self) -> None:
         if self._slots is not None:

@@ -72,6 +72,14 @@ def ignore(_number: int, _tokens: list[int]) -> None:
     """A ``FinishedFn`` that does nothing."""
 
 
+GrownFn = Callable[[int, int], None]
+"""Called with a prompt's place among those asked, and the tokens made for it so far."""
+
+
+def unwatched(_number: int, _length: int) -> None:
+    """A ``GrownFn`` that does nothing."""
+
+
 def uniforms(seed: int) -> Iterator[float]:
     """Numbers in [0, 1), as C++'s ``uniform_real_distribution<double>`` over ``mt19937`` has them.
 

@@ -13,7 +13,15 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from qwen3q.evaluate.sampling import FinishedFn, Prompt, choose, ignore, uniforms
+from qwen3q.evaluate.sampling import (
+    FinishedFn,
+    GrownFn,
+    Prompt,
+    choose,
+    ignore,
+    uniforms,
+    unwatched,
+)
 from qwen3q.prefix import common_prefix
 
 
@@ -66,6 +74,7 @@ def continue_side_by_side(
     max_tokens: int,
     stop_tokens: frozenset[int],
     finished: FinishedFn = ignore,
+    grown: GrownFn = unwatched,
 ) -> list[list[int]]:
     """As ``Backend.generate``, over ``slots``."""
     waiting = deque(enumerate(prompts))
@@ -75,7 +84,9 @@ def continue_side_by_side(
 
     def take(slot: int, answer: _Answer, logits: NDArray[np.float32]) -> None:
         running[slot] = answer
-        if not answer.goes_on(logits, stop_tokens):
+        if answer.goes_on(logits, stop_tokens):
+            grown(answer.number, len(answer.made))
+        else:
             made[answer.number] = answer.made
             del running[slot]
             free.add(slot)

@@ -20,7 +20,7 @@ from qwen3q.evaluate.artefact import Artefact
 from qwen3q.evaluate.backends import BackendOptions, LogitRows
 from qwen3q.evaluate.input_rounding import Rounding
 from qwen3q.evaluate.residence import PackedLayer, Residence, free_on, residence
-from qwen3q.evaluate.sampling import FinishedFn, Prompt, ignore
+from qwen3q.evaluate.sampling import FinishedFn, GrownFn, Prompt, ignore, unwatched
 from qwen3q.evaluate.side_by_side import continue_side_by_side, fitting_slots
 from qwen3q.evaluate.torch_generate import CachedModel, TorchSlots
 from qwen3q.evaluate.weights import WeightSource, open_weights
@@ -152,6 +152,7 @@ class TorchBackend(Closing):
         max_tokens: int,
         stop_tokens: frozenset[int],
         finished: FinishedFn = ignore,
+        grown: GrownFn = unwatched,
     ) -> list[list[int]]:
         longest = max((len(prompt.tokens) for prompt in prompts), default=0) + max_tokens
         model = self.cached_model()
@@ -159,7 +160,7 @@ class TorchBackend(Closing):
         count = fitting_slots(nbytes, free_on(self.device), min(len(prompts), _SIDE_BY_SIDE))
         if self._slots is None or self._slots.count != count:
             self._slots = TorchSlots(model, count)
-        return continue_side_by_side(self._slots, prompts, max_tokens, stop_tokens, finished)
+        return continue_side_by_side(self._slots, prompts, max_tokens, stop_tokens, finished, grown)
 
     def cached_model(self) -> CachedModel:
         """The whole model in memory, for decoding; loaded once.

@@ -66,3 +66,23 @@ def test_a_prompt_is_asked_for_no_more_than_its_own_limit(server, demo):
     limited = Prompt([700], ended=lambda made: False, max_tokens=7)
     assert list(map(len, backend.generate([limited, Prompt([701])], 30, frozenset()))) == [7, 30]
     assert sorted(body["max_tokens"] for _, body in server.requests[count:]) == [7, 30]
+
+
+def test_answers_that_go_on_are_told_of_when_others_end(server, demo):
+    """How far the held one is is not known, but that it is at work, and less than its limit is."""
+    others = threading.Semaphore(0)
+    grown: list[tuple[int, int]] = []
+
+    def hold_the_first(handler):
+        if handler.asked["prompt"] == [700]:
+            assert all(others.acquire(timeout=20) for _ in PROMPTS[1:])
+        return False
+
+    def tell(number, length):
+        grown.append((number, length))
+
+    backend = EndpointBackend(endpoint_artefact(server.url, demo), 64)
+    server.fault = hold_the_first
+    backend.generate(PROMPTS, 5, frozenset(), lambda *_: others.release(), tell)
+    assert sum(number == 0 for number, _ in grown) >= 8
+    assert all(0 <= length < 5 for _, length in grown)
