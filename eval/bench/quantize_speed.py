@@ -17,6 +17,7 @@ import json
 import tempfile
 import time
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ from qwen3q.threads import available_threads
 
 PEERS = ("gptqmodel", "llmcompressor", "autoawq")
 LIMIT_SECONDS = 3 * 3600.0
+_STAGES = ((Role.Q, Role.K, Role.V), (Role.O,), (Role.GATE, Role.UP), (Role.DOWN,))
+"""Linears that read one input."""
 TARGETS = {"gptq:int4": 4.0, "awq:int4": 8.0}
 """How many times faster than every peer it is to be."""
 
@@ -50,25 +53,32 @@ class Timed:
 
 
 def flops(config: Qwen3Config, rows: int, length: int, sweeps: int = 2) -> dict[str, float]:
-    """Floating-point operations that one dense model's GPTQ with smoothing needs, by part.
+    """Floating-point operations that GPTQ with smoothing needs, by part.
 
-    A product of ``[a, b]`` and ``[b, c]`` counts 2abc; of symmetric ones half is needed.
+    A product of ``[a, b]`` and ``[b, c]`` counts 2abc; of symmetric ones half is needed. Experts
+    get the share of the tokens that the router gives them on average.
     """
     tokens = rows * length
     forward = statistics = solver = 0.0
     for layer in range(config.num_hidden_layers):
-        shapes = {s.role: s.shape for s in layer_tensors(config, layer) if s.is_linear}
-        forward += 2 * 2 * tokens * sum(out * columns for out, columns in shapes.values())
         forward += 2 * 2 * tokens * length * config.q_size  # causal: half of scores and mixing
-        for roles in ((Role.Q, Role.K, Role.V), (Role.O,), (Role.GATE, Role.UP), (Role.DOWN,)):
-            columns = shapes[roles[0]][1]
-            out = sum(shapes[role][0] for role in roles)
-            square = columns * columns
-            statistics += tokens * (square + 2 * columns * min(out, columns))
-            statistics += 2 * tokens * out * columns if out < columns else 0
-            statistics += tokens / 4 * square  # the sample on which scales are searched
-            solver += 2 * columns**3 / 3  # two Cholesky factors
-            solver += square * out * (2 + 1 + 2 * sweeps + 3)
+        linears = [spec for spec in layer_tensors(config, layer) if spec.is_linear]
+        for expert, specs in groupby(linears, lambda spec: spec.expert):
+            shapes = {spec.role: spec.shape for spec in specs}
+            share = 1.0 if expert is None else config.num_experts_per_tok / config.num_experts
+            seen = tokens * share
+            forward += 2 * 2 * seen * sum(out * columns for out, columns in shapes.values())
+            for roles in _STAGES:
+                if roles[0] not in shapes:
+                    continue
+                columns = shapes[roles[0]][1]
+                out = sum(shapes[role][0] for role in roles)
+                square = columns * columns
+                statistics += seen * (square + 2 * columns * min(out, columns))
+                statistics += 2 * seen * out * columns if out < columns else 0
+                statistics += seen / 4 * square  # the sample on which scales are searched
+                solver += 2 * columns**3 / 3  # two Cholesky factors
+                solver += square * out * (2 + 1 + 2 * sweeps + 3)
     return {"forward passes": forward, "Hessians and drifts": statistics, "solver": solver}
 
 

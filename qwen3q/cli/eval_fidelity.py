@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -24,6 +24,11 @@ from qwen3q.cli.options import (
 )
 from qwen3q.cli.output import JsonFlag, format_bytes, note, print_json, progress_bar, stdout_console
 from qwen3q.counts import counted
+
+if TYPE_CHECKING:
+    from qwen3q.evaluate.hub_text import MeasuredText
+    from qwen3q.evaluate.measure import TextOptions
+    from qwen3q.evaluate.suites import Suite
 
 GATE_FAILED = 3
 """Exit code when ``--gate`` finds an artefact's answers worse than its float model's."""
@@ -170,7 +175,7 @@ def fidelity(
     from qwen3q.evaluate.hub_text import find_text
     from qwen3q.evaluate.measure import TextOptions
     from qwen3q.evaluate.speed_options import SpeedOptions
-    from qwen3q.evaluate.suites import Suite, read_suite
+    from qwen3q.evaluate.suites import read_suite
 
     if endpoint_model is not None and not any(map(is_url, artefacts)):
         raise UsageError(
@@ -179,28 +184,24 @@ def fidelity(
         )
     if backend not in list(BackendKind):
         raise UsageError(f"{backend!r} is no backend.", f"Known: {', '.join(BackendKind)}.")
-    timed = SpeedOptions((128, 512), 64, (0, 512), 5)
     if scored not in (None, *Scored):
         raise UsageError(f"--scored {scored} is unknown.", f"Known: {', '.join(Scored)}.")
-    measured = find_text(text)
-    its_own = TextOptions(
-        measured.context, measured.max_chunks, measured.parse_special, measured.scored
-    )
-    asked = read_suite(suite) if suite else Suite(its_own, None, None)
-    if suite and text:
-        context, max_chunks = context or asked.text.context, max_chunks or asked.text.max_chunks
-        asked = replace(asked, text=its_own)
-    tests = asked.speed or (timed if speed else None)
+    wanted = read_suite(suite) if suite else None
+    tests = wanted.speed if wanted else None
+    if speed and tests is None:
+        tests = SpeedOptions((128, 512), 64, (0, 512), 5)
     if contribute is not None and tests is None:
         raise UsageError(f"--contribute {contribute}: nothing is timed.", "Add --speed.")
+    measured = find_text(text)
+    form = _text_form(measured, wanted, given=text is not None)
     scored_text = TextOptions(
-        context or asked.text.context,
-        max_chunks or asked.text.max_chunks,
-        parse_special or asked.text.parse_special,
-        Scored(scored or asked.text.scored),
+        context or form.context,
+        max_chunks or form.max_chunks,
+        parse_special or form.parse_special,
+        Scored(scored or form.scored),
     )
     questions = gate_options(
-        asked.gate,
+        wanted.gate if wanted else None,
         gate,
         level=gate_level,
         each=gate_questions,
@@ -238,6 +239,22 @@ def fidelity(
     if gate and (worse := failed(report["gate"])):
         note(f"The gate failed: answers of {', '.join(worse)} got worse.")
         raise typer.Exit(GATE_FAILED)
+
+
+def _text_form(measured: MeasuredText, suite: Suite | None, *, given: bool) -> TextOptions:
+    """How a text is cut and scored where no option says so: as its set was published. A suite says
+    so of the built-in text; of others just how much is read, and how much at once."""
+    from qwen3q.evaluate.measure import TextOptions
+
+    form = TextOptions(
+        measured.context, measured.max_chunks, measured.parse_special, measured.scored
+    )
+    if suite is None:
+        return form
+    if not given:
+        return suite.text
+    most = suite.text.max_chunks or form.max_chunks
+    return replace(form, context=suite.text.context, max_chunks=most)
 
 
 def show_report(report: Mapping[str, Any], written: Sequence[Path]) -> None:
