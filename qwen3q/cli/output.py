@@ -94,23 +94,12 @@ def progress_bar(*, quiet: bool = False) -> Iterator[ProgressFn]:
     if quiet or not sys.stderr.isatty():
         yield silent
         return
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress
 
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f}%"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=stderr_console(), transient=True) as bars:
-        tasks: dict[str, Any] = {}
+    from qwen3q.cli.bars import COLUMNS, Bars
 
-        def report(done: int, total: int, label: str) -> None:
-            if label not in tasks:
-                tasks[label] = bars.add_task(label, total=total)
-            bars.update(tasks[label], completed=done, total=total)
-
-        yield report
+    with Progress(*COLUMNS, console=stderr_console(), transient=True) as progress:
+        yield Bars(progress)
 
 
 def format_bytes(nbytes: float) -> str:

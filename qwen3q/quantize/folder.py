@@ -130,7 +130,7 @@ def quantize_folders(
         calibration: needed by uniform schemes and by ``importance``.
         importance: how the path begins of the folder that mean squared inputs are collected in,
             for GGUF's importance matrix; fingerprints of model and rows are added to it.
-        progress: told units of work done and in all.
+        progress: told how far its parts are: checks, packing, layers, checksums.
 
     Raises:
         UsageError: a target exists, an unfinished run is there or differs, or no calibration.
@@ -159,15 +159,8 @@ def quantize_folders(
             for job, fingerprint in pending:
                 work = FolderWork(job, fingerprint, resume=run.resume, replace=run.replace)
                 works.append(stack.enter_context(work))
-            steps = _Steps(progress, sum(len(work.missing) for work in works))
-            with torch_threads(
-                worthwhile_threads(torch.get_num_threads(), source.config.hidden_size)
-            ):
-                for work in works:
-                    for unit in unsolved_units(work):
-                        pack_unit(work, unit, checkpoint)
-                        steps.step()
-            _solve_layers(source, checkpoint, works, rows, run.stream, store, steps)
+            _pack(source, checkpoint, works, progress)
+            _solve_layers(source, checkpoint, works, rows, run.stream, store, progress)
             spent = _spent(time.perf_counter() - started, predicted)
             inputs = _inputs(source, checkpoint, progress) if works else {}
             for work in works:
@@ -197,19 +190,6 @@ def predicted_peak(
     return predict_peak(config, schemes, workload_of(config, device, *rows), stream.memory_bytes)
 
 
-@dataclass(slots=True)
-class _Steps:
-    """Counts units of work for a progress bar."""
-
-    progress: ProgressFn
-    total: int
-    done: int = 0
-
-    def step(self) -> None:
-        self.done += 1
-        self.progress(self.done, self.total, "quantizing")
-
-
 def _pending(
     source: ModelSource,
     jobs: Sequence[FolderJob],
@@ -234,6 +214,20 @@ def _pending(
     return pending
 
 
+def _pack(
+    source: ModelSource, checkpoint: Checkpoint, works: Sequence[FolderWork], progress: ProgressFn
+) -> None:
+    """Makes what needs no solver."""
+    units = [(work, unit) for work in works for unit in unsolved_units(work)]
+    threads = worthwhile_threads(torch.get_num_threads(), source.config.hidden_size)
+    with torch_threads(threads):
+        for done, (work, unit) in enumerate(units):
+            progress(done, len(units), "packing")
+            pack_unit(work, unit, checkpoint)
+    if units:
+        progress(len(units), len(units), "packing")
+
+
 def _solve_layers(
     source: ModelSource,
     checkpoint: Checkpoint,
@@ -241,7 +235,7 @@ def _solve_layers(
     rows: Sequence[Sequence[int]],
     stream: StreamOptions,
     store: ImportanceStore | None,
-    steps: _Steps,
+    progress: ProgressFn,
 ) -> None:
     """Runs the layers that some scheme or the importance matrix still lacks."""
     layers = source.config.num_hidden_layers
@@ -273,7 +267,7 @@ def _solve_layers(
                 importance=store is not None,
                 start=start,
                 restore=restore,
-                progress=steps.progress,
+                progress=progress,
             )
         ) as streamed,
     ):
@@ -291,7 +285,6 @@ def _solve_layers(
                 work.finish_unit(unit, tensors.items(), report, solved.notes, made_on)
                 del tensors
                 layer.keep(scheme, solved)
-                steps.step()
 
 
 @contextmanager

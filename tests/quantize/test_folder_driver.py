@@ -66,8 +66,8 @@ def test_progress_counts_every_unit_of_every_folder(model: Path, tmp_path: Path)
         jobs = driver.folder_jobs(source, checkpoint, map(parse_scheme, ("fp8", "bf16")), tmp_path)
         driver.quantize_folders(source, checkpoint, jobs, progress=lambda *now: told.append(now))
     units = 2 * (source.config.num_hidden_layers + 1)
-    counted = [now for now in told if now[2] == "quantizing"]
-    assert counted == [(done, units, "quantizing") for done in range(1, units + 1)]
+    counted = [now for now in told if now[2] == "packing"]
+    assert counted == [(done, units, "packing") for done in range(units + 1)]
     sums = {label: (done, total) for done, total, label in told[len(counted) :]}
     assert sums.keys() == {f"checksums of {name}" for name in ("Tiny", "Tiny-FP8", "Tiny-BF16")}
     for folder in ("Tiny-FP8", "Tiny-BF16"):
