@@ -14,7 +14,6 @@ from qwen3q.models.source import DEMO, GGUF_SUFFIX, ModelSource, describe, resol
 from qwen3q.plan.gguf import plan_gguf
 from qwen3q.plan.gguf_types import FileType, file_type
 from qwen3q.progress import ProgressFn, silent
-from qwen3q.quantize.run import quantize_gguf
 
 DEMO_TYPE = "Q8_0"
 
@@ -61,6 +60,8 @@ def local_gguf(
         found = _made(folder, wanted)
         if found is not None:
             return found
+        from qwen3q.quantize.run import quantize_gguf
+
         return quantize_gguf(source, [wanted], folder, progress=progress)[0].path
 
 
