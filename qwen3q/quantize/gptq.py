@@ -116,7 +116,8 @@ class Factor:
         return replace(self, diagonal=self.plain.maximum(least))
 
     def block(self, start: int, stop: int) -> torch.Tensor:
-        """The damped Hessian among neighbours, ``[batch, stop - start, stop - start]``."""
+        """The Hessian with this diagonal among neighbours, ``[batch, stop - start, stop - start]``:
+        shrunk and damped, but for ``as_it_was``."""
         above = self.square[:, start:stop, start:stop].triu(1)
         return above + above.mT + torch.diag_embed(self.diagonal[:, start:stop])
 

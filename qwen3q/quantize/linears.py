@@ -318,7 +318,8 @@ def _no_worse(
     factor: Factor,
     scheme: Scheme,
 ) -> tuple[Rounded, torch.Tensor]:
-    """Linears, none with more error than plain round-to-nearest, and their errors.
+    """Linears, none with more error than plain round-to-nearest if sweeps can help it, and their
+    errors.
 
     Rounding weighted by the squares of few inputs may come out worse than plain rounding on these
     inputs, and so may error feedback under a much shrunk Hessian. As few output channels as that

@@ -32,7 +32,7 @@ def refine(
 
     Args:
         target: float32 ``[batch, in, out]``, in the factor's order.
-        factor: holds H, damped.
+        factor: holds H, with its ``diagonal``.
         sweeps: passes over all channels; 0 leaves all as it is.
     """
     columns = target.shape[1]
