@@ -196,11 +196,20 @@ class _Search:
             importance = factor.costs()
             del hessian, factor
         else:
-            importance = self.layer.sampled_moments[first.name].mean_squares[None]
+            importance = self._mean_squares(linears)[None]
         if self.scheme.activation_bits is None:
             tokens = None
         target = SmoothTarget(self._stacked(linears), importance.cpu(), tie, tokens)
         return self._searched(target, linears[0])
+
+    def _mean_squares(self, linears: tuple[str, ...]) -> torch.Tensor:
+        """Of the input ``[in]`` that linears share, over the tokens of all: an expert sees some."""
+        specs = [self.layer.specs[name] for name in linears]
+        moments = [self.layer.sampled_moments[spec.name] for spec in specs]
+        if specs[0].expert is None:
+            return moments[0].mean_squares
+        tokens = torch.tensor([float(seen.tokens) for seen in moments])
+        return tokens @ torch.stack([seen.mean_squares for seen in moments]) / tokens.sum()
 
     def _searched(self, target: SmoothTarget, linear: str) -> torch.Tensor | None:
         scheme = self.scheme.at(self.layer.specs[linear].name)

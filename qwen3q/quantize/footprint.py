@@ -13,6 +13,7 @@ from qwen3q.models.config import Qwen3Config
 from qwen3q.models.tensors import Role, TensorSpec, layer_tensors
 from qwen3q.quantize.limits import (
     EXPERT_TOKENS,
+    FEWEST_OUTPUTS,
     FITTED_OUTPUTS,
     SOLVED_AT_ONCE,
     experts_at_once,
@@ -188,7 +189,8 @@ def _stage(
     after = ready if linears[0].expert is not None else 0
     fitted = 4 * _FIT_COPIES * min(outputs, FITTED_OUTPUTS) * columns
     narrow = work.product_bytes * batch * size if outputs < columns else 0
-    solved = 4 * _SOLVE_COPIES * min(batch * size, work.threads * SOLVED_AT_ONCE)
+    part = max(SOLVED_AT_ONCE, FEWEST_OUTPUTS * batch * columns)
+    solved = 4 * _SOLVE_COPIES * min(batch * size, work.threads * part)
     return [
         Footprint(work.process, kept, 4 * max(s.numel for s in linears), hessian // batch, fitted,
                   stage=f"scales of {name}"),

@@ -116,7 +116,8 @@ class Factor:
         return replace(self, diagonal=self.plain.maximum(least))
 
     def block(self, start: int, stop: int) -> torch.Tensor:
-        """The damped Hessian among neighbours, ``[batch, stop - start, stop - start]``."""
+        """The Hessian with this diagonal among neighbours, ``[batch, stop - start, stop - start]``:
+        shrunk and damped, but for ``as_it_was``."""
         above = self.square[:, start:stop, start:stop].triu(1)
         return above + above.mT + torch.diag_embed(self.diagonal[:, start:stop])
 
@@ -131,7 +132,8 @@ class Factor:
 
     def squared_outputs(self, weights: torch.Tensor) -> torch.Tensor:
         """Diagonal of ``W^T H W`` with the plain Hessian, ``[batch, out]`` in the widest float
-        there is: mean squared outputs of ``weights`` ``[batch, in, out]``."""
+        there is: mean squared outputs of ``weights`` ``[batch, in, out]``. Not negative, as sums
+        that cancel in float32 would be."""
         wide = widest_float(weights.device)
         total = weights.new_zeros(weights.shape[0], weights.shape[2], dtype=wide)
         for start in range(0, weights.shape[1], FACTOR_BLOCK):
@@ -142,7 +144,7 @@ class Factor:
             if stop < weights.shape[1]:
                 half += self.square[:, start:stop, stop:] @ weights[:, stop:]
             total += half.mul_(part).sum(1, dtype=wide).mul_(2)
-        return total
+        return total.clamp_(min=0)
 
 
 def shrinkage(columns: int, tokens: int) -> float:

@@ -7,6 +7,8 @@ from qwen3q.models.config import Qwen3Config
 SOLVED_AT_ONCE = 1 << 21
 """Weights of one linear that a processor's thread solves at a time."""
 SOLVED_ON_ACCELERATOR = 1 << 26
+FEWEST_OUTPUTS = 64
+"""Output channels that are solved at a time at the least, of all experts side by side."""
 
 SAMPLE_STRIDE = 4
 """Every n-th portion of the calibration rows is enough to search scales on."""

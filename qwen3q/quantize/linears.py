@@ -15,7 +15,12 @@ from qwen3q.errors import UsageError
 from qwen3q.formats.grid import QuantizedLinear
 from qwen3q.plan.schemes import Scheme
 from qwen3q.quantize.gptq import Factor, factorize, gptq, shrinkage, unfactored
-from qwen3q.quantize.limits import SAMPLE_STRIDE, SOLVED_AT_ONCE, SOLVED_ON_ACCELERATOR
+from qwen3q.quantize.limits import (
+    FEWEST_OUTPUTS,
+    SAMPLE_STRIDE,
+    SOLVED_AT_ONCE,
+    SOLVED_ON_ACCELERATOR,
+)
 from qwen3q.quantize.refine import refine
 from qwen3q.quantize.rtn import Rounded, round_to_nearest
 from qwen3q.quantize.team import Team
@@ -24,7 +29,6 @@ Result = TypeVar("Result")
 
 ALGORITHMS = ("gptq", "awq", "rtn")
 
-_FEWEST_OUTPUTS = 64
 _MOST_SWEEPS = 8
 """Of refinement where an error is too large; of many outputs one is enough, of a dozen four."""
 
@@ -233,7 +237,7 @@ def _spread(
 ) -> list[Result]:
     """Runs about ``step`` of ``count`` columns at a time, by turns on several devices, or on one
     processor's team of threads."""
-    step = max(_FEWEST_OUTPUTS, step // _FEWEST_OUTPUTS * _FEWEST_OUTPUTS)
+    step = max(FEWEST_OUTPUTS, step // FEWEST_OUTPUTS * FEWEST_OUTPUTS)
     parts = [slice(start, min(start + step, count)) for start in range(0, count, step)]
     turns = [devices[number % len(devices)] for number in range(len(parts))]
     several = len(set(devices))
@@ -314,7 +318,8 @@ def _no_worse(
     factor: Factor,
     scheme: Scheme,
 ) -> tuple[Rounded, torch.Tensor]:
-    """Linears, none with more error than plain round-to-nearest, and their errors.
+    """Linears, none with more error than plain round-to-nearest if sweeps can help it, and their
+    errors.
 
     Rounding weighted by the squares of few inputs may come out worse than plain rounding on these
     inputs, and so may error feedback under a much shrunk Hessian. As few output channels as that

@@ -13,6 +13,13 @@ from qwen3q.plan.schemes import Scheme
 from qwen3q.quantize.gptq import BLOCK, Factor, round_in_turn
 from qwen3q.quantize.rtn import Grid, Rounded, round_scale
 
+_LEAST_CURVATURE = 2.0**-49
+"""Times the smallest scale it is still above 0 in float32."""
+_CURVATURE_NOISE = 1e-6
+"""Of a group's curvature if its inputs were uncorrelated: less is no more than rounding of sums."""
+_MOST_CHANGE = 0.5
+"""Of a scale in one sweep. Few tokens may want far more, and weights that suit no other token."""
+
 
 def refine(
     target: torch.Tensor,
@@ -25,7 +32,7 @@ def refine(
 
     Args:
         target: float32 ``[batch, in, out]``, in the factor's order.
-        factor: holds H, damped.
+        factor: holds H, with its ``diagonal``.
         sweeps: passes over all channels; 0 leaves all as it is.
     """
     columns = target.shape[1]
@@ -57,10 +64,14 @@ def _scale_change(
     scales: torch.Tensor,
     scheme: Scheme,
 ) -> torch.Tensor:
-    """The change of one group's scales ``[batch, out]`` that lowers the error most, or 0."""
+    """The change of one group's scales ``[batch, out]`` that lowers the error most, within
+    ``_MOST_CHANGE``, or 0."""
     gain = (steps * slope).sum(1)
-    curvature = (steps * (local @ steps)).sum(1).clamp_(min=1e-30)
-    change = round_scale(scales - gain / curvature, scheme) - scales
+    alone = (local.diagonal(dim1=1, dim2=2).unsqueeze(1) @ steps.square()).squeeze(1)
+    curvature = (steps * (local @ steps)).sum(1)
+    curvature = curvature.maximum(_CURVATURE_NOISE * alone).clamp_(min=1e-30)
+    most = _MOST_CHANGE * scales.abs()
+    change = round_scale(scales - (gain / curvature).clamp(-most, most), scheme) - scales
     return torch.where(change * (2 * gain + change * curvature) < 0, change, 0.0)
 
 
@@ -76,7 +87,7 @@ def _descend(
         What the block's weights changed by.
     """
     scales = grid.scales.unsqueeze(1)
-    curvatures = local.diagonal(dim1=1, dim2=2).unsqueeze(2)
+    curvatures = local.diagonal(dim1=1, dim2=2).unsqueeze(2).clamp(min=_LEAST_CURVATURE)
     best = steps - slope / (curvatures * scales)
     made, left = round_in_turn(best, steps, local / curvatures, grid)
     steps.copy_(made)

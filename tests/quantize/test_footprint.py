@@ -44,6 +44,15 @@ def test_more_tokens_and_schemes_take_more_up_to_the_budget() -> None:
     assert (more.weights, more.statistics, more.output) == (one.weights, one.statistics, one.output)
 
 
+def test_many_small_experts_are_solved_some_channels_of_all_at_a_time() -> None:
+    """What a thread works on is 64 output channels of every expert at the least."""
+    small = {"hidden_size": 256, "moe_intermediate_size": 128, "num_experts": 256}
+    config = replace(config_of("qwen3-30b-a3b"), **small)
+    peak = predict_peak(config, 1, WORK, PLENTY)
+    assert peak.stage == "solving up_proj"
+    assert peak.workspace >= 2 * 64 * 256 * 256 * 4 * 16
+
+
 def test_a_process_takes_what_is_predicted(demo_folder: Path, tmp_path: Path) -> None:
     shape = {
         "num_hidden_layers": 1,

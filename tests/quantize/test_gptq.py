@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from qwen3q.plan.schemes import Scheme, parse_scheme
-from qwen3q.quantize.gptq import factorize, gptq, group_order, shrinkage
+from qwen3q.quantize.gptq import factorize, gptq, group_order, shrinkage, unfactored
 from qwen3q.quantize.rtn import Grid, round_to_nearest, search_range
 from tests.quantize.problems import hessian, inputs, output_error, weights
 
@@ -169,3 +169,14 @@ def test_one_broken_entry_makes_a_hessian_hopeless() -> None:
     moments = hessian(400, 64)
     moments[0, 60, 3] = moments[0, 3, 60] = float("nan")
     assert math.isnan(factorize(moments, 32, 0.01).damping[0])
+
+
+def test_squared_outputs_that_cancel_are_not_negative() -> None:
+    """Weights at right angles to the only token: in float32 something is left."""
+    x = inputs(1, 256).double()
+    weight = weights(256, 60)[0].double()
+    weight -= x.T @ (x @ weight) / float(x.square().sum())
+    outputs = unfactored((x.T @ x).float()[None]).squared_outputs(weight.float()[None])
+    sizes = weight.square().sum(0) * float(x.square().sum())
+    assert (outputs >= 0).all()
+    assert (outputs[0] < 1e-6 * sizes).all()

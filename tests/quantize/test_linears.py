@@ -99,7 +99,7 @@ def test_other_algorithms_than_gptq_round_to_nearest(name: str, algorithm: str) 
 def test_parts_on_several_devices_equal_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     scheme = parse_scheme(name, group_size=32)
     alone = solve(problem(), scheme, SolveOptions(), ["cpu"])
-    monkeypatch.setattr(linears, "_FEWEST_OUTPUTS", 16)
+    monkeypatch.setattr(linears, "FEWEST_OUTPUTS", 16)
     monkeypatch.setattr(linears, "SOLVED_AT_ONCE", 16 * 128)
     parts = solve(problem(), scheme, SolveOptions(), ["cpu", "cpu:0"])
     assert parts.codes.shape == alone.codes.shape

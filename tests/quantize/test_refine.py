@@ -56,3 +56,26 @@ def test_no_sweeps_change_nothing() -> None:
     start = round_to_nearest(target, torch.ones(1, 64), scheme)
     same = refine(target, unfactored(moments), start, scheme, 0)
     assert torch.equal(same.values(), start.values())
+
+
+@pytest.mark.parametrize("name", ["gptq:int2", "int4", "awq:int4"])
+def test_steps_that_cancel_on_every_token_are_not_blown_up(name: str) -> None:
+    """Of equal inputs many a group's steps sum to 0: no scale changes its output."""
+    scheme = parse_scheme(name, group_size=32)
+    moments, target = torch.ones(1, 128, 128), weights(128, 400)
+    start = round_to_nearest(target, torch.ones(1, 128), scheme)
+    assert (start.steps.view(1, 4, 32, 400).sum(2) == 0).any()
+    refined = refine(target, unfactored(moments), start, scheme, 4)
+    assert float(refined.values().abs().max()) < 2 * float(target.abs().max())
+
+
+def test_zeros_and_inputs_near_zero_stay_numbers() -> None:
+    """A group of zeros has bfloat16's smallest scale, and its squared inputs are as small."""
+    scheme = parse_scheme("int4")
+    target = weights(128, 40)
+    target[:, :, ::3] = 0
+    factor = factorize(hessian(800, 128) * 1e-18, 128, 0.01)
+    ordered = factor.ordered(target)
+    refined = refine(ordered, factor, gptq(ordered, factor, scheme), scheme, 2)
+    assert torch.isfinite(refined.values()).all()
+    assert not refined.values()[:, :, ::3].any()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from qwen3q.checkpoint.reader import Checkpoint
 from qwen3q.errors import UsageError
@@ -226,6 +228,34 @@ def test_no_scales_are_fitted_to_experts_that_hardly_any_token_reaches(experts: 
         ratios[least] = float(sizes.max() / sizes.min())
     assert ratios[1] > 1.3
     assert ratios[1 << 20] < 1.05
+
+
+def test_scales_behind_a_router_are_the_same_whichever_expert_comes_first(
+    experts: Path, tmp_path: Path
+) -> None:
+    """AWQ's importance is that of all tokens; here the first expert sees none, then many."""
+    original = load_file(experts / "model.safetensors")
+    prefix, order = "model.layers.0.mlp.", [3, 1, 2, 0]
+    router = original[f"{prefix}gate.weight"]
+    router[0] = -8 * router[1:].sum(0)
+    original["model.embed_tokens.weight"] += 0.5 * router[1:].sum(0)
+    original["model.layers.0.post_attention_layernorm.weight"][::7] *= 8
+    moved = dict(original)
+    for name in original:
+        if name.startswith(f"{prefix}experts."):
+            expert, rest = name.removeprefix(f"{prefix}experts.").split(".", 1)
+            moved[name] = original[f"{prefix}experts.{order[int(expert)]}.{rest}"]
+    moved[f"{prefix}gate.weight"] = router[order]
+    norms, first_sees = [], []
+    for number, tensors in enumerate((original, moved)):
+        folder = Path(shutil.copytree(experts, tmp_path / str(number)))
+        save_file(tensors, folder / "model.safetensors")
+        layer, solved = solve(folder, scheme_of("awq:int4"), SolveOptions("awq"))
+        norms.append(solved.changed[layer.specs["post_attention_layernorm"].name])
+        name = layer.specs["mlp.experts.0.gate_proj"].name
+        first_sees.append(layer.sampled_moments[name].tokens)
+    assert first_sees[0] < 4 < first_sees[1]
+    assert torch.equal(*norms)
 
 
 def test_tokens_are_forced_where_the_router_nearly_sent_them() -> None:
