@@ -273,9 +273,8 @@ def _solve_part(
     rtn_errors = factor.squared_outputs(plain)
     del weights, plain
     errors = factor.squared_outputs(made.values().sub_(target))
-    if options.algorithm == "gptq":
-        parts = problem.linears(outputs)
-        made, errors = _no_worse(made, errors, rtn_errors, parts, target, factor, scheme)
+    parts = problem.linears(outputs)
+    made, errors = _no_worse(made, errors, rtn_errors, parts, target, factor, scheme)
     return Solution(
         codes=factor.restored(made.codes).to(torch.uint8).mT.contiguous().to(home),
         scales=factor.restored_groups(made.scales).mT.contiguous().to(home),
@@ -322,8 +321,9 @@ def _no_worse(
     errors.
 
     Rounding weighted by the squares of few inputs may come out worse than plain rounding on these
-    inputs, and so may error feedback under a much shrunk Hessian. As few output channels as that
-    takes are refined: each that is fits inputs it never sees.
+    inputs, and so may error feedback under a much shrunk Hessian, or weights whose scales were
+    folded for the sake of rounded inputs. As few output channels as that takes are refined: each
+    that is fits inputs it never sees.
 
     Args:
         errors, rtn_errors: ``[batch, out]``, of these weights and of plain round-to-nearest.
