@@ -172,7 +172,7 @@ def parse_context(text: str) -> int:
 def _processor(
     names: Sequence[str], texts: Sequence[str], amounts: Sequence[int]
 ) -> tuple[list[Gpu], list[str]]:
-    """A processor with the free RAM of ``--vram``, else of this machine."""
+    """A processor with the free RAM of ``--vram``, else this machine's."""
     from qwen3q.memory.processor import processor, this_processor
     from qwen3q.memory.speed import HOST_BANDWIDTH
 
@@ -181,13 +181,10 @@ def _processor(
             "--gpu none is the processor alone, with one amount of memory.",
             "Leave the others out, or keep layers on the CPU beside a GPU: --gpu-layers.",
         )
-    notes = []
     if amounts:
         part = processor(amounts[0], _typed_amount(texts[0]))
-    else:
-        part, note = this_processor()
-        notes.append(note)
-    notes.append(f"Speeds assume {HOST_BANDWIDTH / 1e9:.0f} GB/s of memory bandwidth.")
+        return [part], [f"Speeds assume {HOST_BANDWIDTH / 1e9:.0f} GB/s of memory bandwidth."]
+    part, notes = this_processor()
     return [part], notes
 
 

@@ -8,17 +8,11 @@ bound: each step of decoding reads the weights and the cache once.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
-from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from qwen3q.evaluate.speed_tests import Phase, Planned
+from qwen3q.memory.bandwidth import last_level_cache
 from qwen3q.memory.gpus import Gpu, match_gpu
 from qwen3q.memory.llamacpp import llama_memory, output_bytes
 from qwen3q.memory.settings import Engine, Settings
@@ -29,9 +23,6 @@ from qwen3q.models.config import Qwen3Config
 if TYPE_CHECKING:
     from qwen3q.memory.devices import DeviceMemory
 
-_READ_PASSES = 6
-_USUAL_CACHE = 64 << 20
-"""Last-level cache where the machine does not say."""
 _PREFILL_BAND = 0.40
 """Error band that ``qwen3q estimate`` states for prefill."""
 
@@ -122,35 +113,3 @@ class Estimator:
 def known_gpus(descriptions: Sequence[str]) -> tuple[Gpu | None, ...]:
     """The catalog's parts of these names, None for one that it lacks."""
     return tuple(match_gpu(description) for description in descriptions)
-
-
-def read_bandwidth(threads: int) -> float:
-    """Bytes per second that ``threads`` threads read memory with: the best of a few passes.
-
-    The data is more than the processor's cache holds, and each thread has its own part. Takes a
-    tenth of a second or two.
-    """
-    data = np.ones(2 * last_level_cache() // 8, np.int64)
-    parts = np.array_split(data, threads)
-
-    def largest(part: NDArray[np.int64]) -> int:
-        return int(part.max())
-
-    best = float("inf")
-    with ThreadPoolExecutor(threads) as pool:
-        for _ in range(_READ_PASSES):
-            started = perf_counter()
-            list(pool.map(largest, parts))
-            best = min(best, perf_counter() - started)
-    return data.nbytes / best
-
-
-@cache
-def last_level_cache() -> int:
-    """Bytes of the first processor's largest cache (Linux); a usual figure elsewhere."""
-    sizes = []
-    for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
-        text = path.read_text().strip()
-        if text.endswith("K") and text[:-1].isdigit():
-            sizes.append(int(text[:-1]) << 10)
-    return max(sizes, default=_USUAL_CACHE)

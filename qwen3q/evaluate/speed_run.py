@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from qwen3q.evaluate.artefact import Artefact
 from qwen3q.evaluate.nvml import GpuMeter
-from qwen3q.evaluate.predicted import Estimator, known_gpus, read_bandwidth
+from qwen3q.evaluate.predicted import Estimator, known_gpus
 from qwen3q.evaluate.speed_options import SpeedOptions
 from qwen3q.evaluate.speed_tests import SpeedTest, speed_row
+from qwen3q.memory.bandwidth import read_bandwidth
 from qwen3q.memory.source import find_model
 from qwen3q.process_memory import resident_bytes
 from qwen3q.progress import ProgressFn, silent

@@ -9,22 +9,26 @@ from qwen3q.errors import UsageError
 from qwen3q.memory.gpus import Family, Gpu
 from qwen3q.memory.speed import HOST_BANDWIDTH
 from qwen3q.process_memory import free_memory
+from qwen3q.threads import default_threads
+
+_DECODE_SHARE = 0.83
+"""Of the rate that all cores read memory with: llama.cpp's decode of seven files of five types,
+0.78 to 0.88 (``eval/reports/decode_speed.md``)."""
 
 
-def processor(free_bytes: int, amount: str = "") -> Gpu:
+def processor(free_bytes: int, amount: str = "", bandwidth: float = HOST_BANDWIDTH) -> Gpu:
     """A processor with so much free RAM, as the part that a run is held against.
 
     Args:
         amount: the memory as it was typed, for the name.
+        bandwidth: bytes per second that it decodes with.
     """
     label = amount or f"{free_bytes / (1 << 30):.2f} GiB"
-    return Gpu(
-        f"{label} of RAM", "processor", Family.CPU, free_bytes, free_bytes, HOST_BANDWIDTH, 0.0
-    )
+    return Gpu(f"{label} of RAM", "processor", Family.CPU, free_bytes, free_bytes, bandwidth, 0.0)
 
 
-def this_processor() -> tuple[Gpu, str]:
-    """This machine's, and a note on how much of its RAM is free.
+def this_processor() -> tuple[Gpu, list[str]]:
+    """This machine's, its memory's speed measured now, and notes on both.
 
     Raises:
         UsageError: the system does not tell.
@@ -36,10 +40,21 @@ def this_processor() -> tuple[Gpu, str]:
             "How much memory this machine has is not known.",
             "Give it: --gpu none --vram 16GiB.",
         ) from None
+    from qwen3q.memory.bandwidth import read_bandwidth
+
     free, whole = free_memory(), f"{total / (1 << 30):.2f} GiB"
+    threads = default_threads()
+    measured = read_bandwidth(threads)
+    part = processor(total if free is None else free, bandwidth=_DECODE_SHARE * measured)
     if free is None:
-        return processor(total), f"All {whole} of RAM count; how much is free is not known."
-    return processor(free), f"{free / (1 << 30):.2f} of {whole} of RAM are free now."
+        room = f"All {whole} of RAM count; how much is free is not known."
+    else:
+        room = f"{free / (1 << 30):.2f} of {whole} of RAM are free now."
+    return part, [
+        room,
+        f"Speeds are for its memory, read just now with {threads} threads: "
+        f"{measured / 1e9:.0f} GB/s.",
+    ]
 
 
 def on_processor(gpus: Sequence[Gpu]) -> bool:
