@@ -16,6 +16,7 @@ from qwen3q.cli.estimate_options import (
     choose_gpus,
     cpu_experts_of,
     engine_with,
+    is_here,
     parse_engine,
     parse_format,
     tokens_of,
@@ -82,7 +83,13 @@ def estimate(
     json_output: JsonFlag = False,
 ) -> None:
     """Memory and speed of a model before it is downloaded: per device, in the loader's names."""
-    from qwen3q.memory.settings import DEFAULT_UBATCH, DEFAULT_UTILIZATION, Settings
+    from qwen3q.memory.processor import decode_bandwidth
+    from qwen3q.memory.settings import (
+        DEFAULT_UBATCH,
+        DEFAULT_UTILIZATION,
+        HOST_BANDWIDTH,
+        Settings,
+    )
     from qwen3q.memory.source import find_model, split_format
     from qwen3q.memory.tables import CONTEXTS
 
@@ -106,15 +113,21 @@ def estimate(
         [option for option, value in given.items() if value is not None],
         wanted, parse_engine(engine),
     )  # fmt: skip
+    cpu_experts = cpu_experts_of(offload_experts, found)
+    host_bandwidth = HOST_BANDWIDTH
+    if is_here(gpu) and (cpu_experts or gpu_layers is not None):
+        host_bandwidth, measured = decode_bandwidth()
+        notes.append(measured)
     settings = Settings(
         context=tokens_of(context, found),
         parallel=parallel,
         ubatch=DEFAULT_UBATCH if ubatch is None else ubatch,
         flash_attention=not no_flash_attn,
         gpu_layers=gpu_layers,
-        cpu_experts=cpu_experts_of(offload_experts, found),
+        cpu_experts=cpu_experts,
         yarn=yarn,
         utilization=DEFAULT_UTILIZATION if utilization is None else utilization,
+        host_bandwidth=host_bandwidth,
     )
     asked = _Asked(found, settings, kv, runner, gpus)
     if wanted is not None:

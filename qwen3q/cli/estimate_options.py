@@ -68,7 +68,7 @@ def choose_gpus(names: list[str] | None, vram: list[str] | None) -> tuple[list[G
     gpus: list[Gpu] = []
     notes: list[str] = []
     for name in names or []:
-        if name.strip().lower() == "auto":
+        if _is_auto(name):
             gpus += _detected(notes)
             continue
         count, part = _count(name)
@@ -101,6 +101,15 @@ def choose_gpus(names: list[str] | None, vram: list[str] | None) -> tuple[list[G
         custom_gpu(amount, amount=_typed_amount(text))
         for amount, text in zip(amounts, texts, strict=True)
     ], notes
+
+
+def is_here(names: list[str] | None) -> bool:
+    """Whether ``--gpu`` asks for GPUs of this machine."""
+    return any(map(_is_auto, names or []))
+
+
+def _is_auto(name: str) -> bool:
+    return name.strip().lower() == "auto"
 
 
 def this_machine() -> tuple[list[Gpu], list[str]]:
@@ -174,7 +183,7 @@ def _processor(
 ) -> tuple[list[Gpu], list[str]]:
     """A processor with the free RAM of ``--vram``, else this machine's."""
     from qwen3q.memory.processor import processor, this_processor
-    from qwen3q.memory.speed import HOST_BANDWIDTH
+    from qwen3q.memory.settings import HOST_BANDWIDTH
 
     if len(names) > 1 or len(amounts) > 1:
         raise UsageError(

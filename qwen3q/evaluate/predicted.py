@@ -15,6 +15,7 @@ from qwen3q.evaluate.speed_tests import Phase, Planned
 from qwen3q.memory.bandwidth import last_level_cache
 from qwen3q.memory.gpus import Gpu, match_gpu
 from qwen3q.memory.llamacpp import llama_memory, output_bytes
+from qwen3q.memory.processor import DECODE_SHARE
 from qwen3q.memory.settings import Engine, Settings
 from qwen3q.memory.speed import cache_read_bytes, decode_seconds, predict_speed, read_bytes
 from qwen3q.memory.weights import Weights
@@ -50,7 +51,11 @@ class Estimator:
 
     def settings(self, planned: Planned) -> Settings:
         return Settings(
-            planned.context, planned.batch, ubatch=self.ubatch, gpu_layers=self.gpu_layers
+            planned.context,
+            planned.batch,
+            ubatch=self.ubatch,
+            gpu_layers=self.gpu_layers,
+            host_bandwidth=DECODE_SHARE * self.read_bandwidth,
         )
 
     def memory(self, planned: Planned) -> list[DeviceMemory]:

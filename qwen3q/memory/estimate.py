@@ -20,7 +20,7 @@ from qwen3q.memory.settings import (
     native_context,
     needed_yarn,
 )
-from qwen3q.memory.speed import HOST_BANDWIDTH, Speed, predict_speed
+from qwen3q.memory.speed import Speed, predict_speed
 from qwen3q.memory.vllm import KvPool, kv_pool, vllm_memory
 from qwen3q.memory.weights import Weights
 from qwen3q.models.config import Qwen3Config
@@ -299,6 +299,6 @@ def _notes(
     if known and cpu.gpu is None and (settings.cpu_experts or settings.gpu_layers is not None):
         notes.append(
             f"The CPU holds {cpu.total / (1 << 30):.1f} GiB; its part of the speed assumes "
-            f"{HOST_BANDWIDTH / 1e9:.0f} GB/s of memory bandwidth."
+            f"{settings.host_bandwidth / 1e9:.0f} GB/s of memory bandwidth."
         )
     return notes

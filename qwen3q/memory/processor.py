@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
+from qwen3q.counts import counted
 from qwen3q.errors import UsageError
 from qwen3q.memory.gpus import Family, Gpu
-from qwen3q.memory.speed import HOST_BANDWIDTH
+from qwen3q.memory.settings import HOST_BANDWIDTH
 from qwen3q.process_memory import free_memory
 from qwen3q.threads import default_threads
 
-_DECODE_SHARE = 0.83
+DECODE_SHARE = 0.83
 """Of the rate that all cores read memory with: llama.cpp's decode of seven files of five types,
 0.78 to 0.88 (``eval/reports/decode_speed.md``)."""
 
@@ -40,21 +41,30 @@ def this_processor() -> tuple[Gpu, list[str]]:
             "How much memory this machine has is not known.",
             "Give it: --gpu none --vram 16GiB.",
         ) from None
-    from qwen3q.memory.bandwidth import read_bandwidth
-
     free, whole = free_memory(), f"{total / (1 << 30):.2f} GiB"
-    threads = default_threads()
-    measured = read_bandwidth(threads)
-    part = processor(total if free is None else free, bandwidth=_DECODE_SHARE * measured)
+    bandwidth, measured = decode_bandwidth()
+    part = processor(total if free is None else free, bandwidth=bandwidth)
     if free is None:
         room = f"All {whole} of RAM count; how much is free is not known."
     else:
         room = f"{free / (1 << 30):.2f} of {whole} of RAM are free now."
-    return part, [
-        room,
-        f"Speeds are for its memory, read just now with {threads} threads: "
-        f"{measured / 1e9:.0f} GB/s.",
-    ]
+    return part, [room, measured]
+
+
+def decode_bandwidth() -> tuple[float, str]:
+    """Bytes per second that this machine's cores decode with, and a note of how that was found.
+
+    Takes a fifth of a second or two.
+    """
+    from qwen3q.memory.bandwidth import read_bandwidth
+
+    threads = default_threads()
+    read = read_bandwidth(threads)
+    found = DECODE_SHARE * read
+    return found, (
+        f"Memory was read just now at {read / 1e9:.0f} GB/s by {counted(threads, 'thread')}; "
+        f"decoding on the CPU is taken to reach {found / 1e9:.0f} GB/s."
+    )
 
 
 def on_processor(gpus: Sequence[Gpu]) -> bool:

@@ -13,6 +13,8 @@ from qwen3q.plan.gguf_types import GGML_TYPES
 
 DEFAULT_UBATCH = 512
 DEFAULT_UTILIZATION = 0.9
+HOST_BANDWIDTH = 55e9
+"""Bytes per second that a CPU reads weights with: DDR5 in two channels, four measured rows."""
 LLAMA_MAX_SEQUENCES = 256
 """Sequences that one context of llama.cpp holds (``llama_max_parallel_sequences``)."""
 LLAMA_MAX_GPUS = 16
@@ -54,6 +56,7 @@ class Settings:
         cpu_experts: layers whose experts stay on the CPU (``--n-cpu-moe``), from the first on.
         yarn: YaRN factor, None for the model's own.
         utilization: share of each GPU that vLLM may take.
+        host_bandwidth: bytes per second that the CPU beside GPUs decodes its part with.
     """
 
     context: int
@@ -66,6 +69,7 @@ class Settings:
     cpu_experts: int = 0
     yarn: float | None = None
     utilization: float = DEFAULT_UTILIZATION
+    host_bandwidth: float = HOST_BANDWIDTH
 
     def at(self, context: int) -> Settings:
         """The same run with another context."""

@@ -20,9 +20,6 @@ from qwen3q.models.config import Qwen3Config
 SHORT_DEPTH = 256
 """Tokens in the cache where "decode speed" is not said to be at a depth."""
 
-HOST_BANDWIDTH = 55e9
-"""Bytes per second that a CPU reads weights with: DDR5 in two channels, four measured rows."""
-
 _PROMPT = 512
 _PREFILL_LAYER_SECONDS = 250e-6
 _PREFILL_LAYER_BANDWIDTH = 900e9
@@ -171,13 +168,13 @@ def _layer_split_seconds(
     cache = cache_read_bytes(config, settings, depth)
     all_cache = sum(d.kv for d in devices)
     on_cpu = _cpu_read(config, weights, devices)
-    seconds = on_cpu / HOST_BANDWIDTH
+    seconds = on_cpu / settings.host_bandwidth
     on_gpus = sum(d.weights for d in devices if d.gpu is not None)
     layers = config.num_hidden_layers
     for device in devices:
         kv = cache * device.kv / all_cache
         if device.gpu is None:
-            seconds += kv / HOST_BANDWIDTH
+            seconds += kv / settings.host_bandwidth
             continue
         constants = BEHAVIOUR[device.gpu.family]
         share = constants.moe_bandwidth_share if config.is_moe else constants.bandwidth_share

@@ -122,6 +122,34 @@ def test_fit_alone_is_about_the_machine_it_runs_on(tmp_path: Path) -> None:
     assert all(run["total_bytes"] <= part["usable_bytes"] for run in found["estimates"])
 
 
+def test_what_gpus_here_leave_to_the_processor_is_at_its_memorys_speed(tmp_path: Path) -> None:
+    """The GPU is one that a stand-in for the driver's tool tells of."""
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho 'NVIDIA GeForce RTX 3060, 12288, 12000'\n")
+    tool.chmod(0o755)
+    env = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+
+    def notes(*arguments: str) -> list[str]:
+        done = subprocess.run(
+            [sys.executable, "-m", "qwen3q", "estimate", "qwen3-30b-a3b:Q4_K_M", "--json",
+             *arguments],
+            capture_output=True, text=True, check=False, env=env,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        found = json.loads(done.stdout)
+        return found["notes"] + found["estimates"][0]["notes"]
+
+    def rate(found: list[str], words: str) -> str:
+        [[number]] = [re.findall(rf"{words} (\d+) GB/s", note) for note in found if words in note]
+        return number
+
+    here = notes("--gpu", "auto", "--offload-experts", "all")
+    assert rate(here, "part of the speed assumes") == rate(here, "taken to reach")
+    elsewhere = notes("--gpu", "RTX 3060 12GB", "--offload-experts", "all")
+    assert rate(elsewhere, "part of the speed assumes") == "55"
+    assert not any("was read just now" in note for note in notes("--gpu", "auto"))
+
+
 def test_two_gpus_and_several_sequences() -> None:
     found = json_of(
         "estimate", "qwen3-32b", "--quant", "gguf:Q6_K", "--gpu", "2x RTX 3090", "--parallel", "4"
